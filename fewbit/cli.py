@@ -1,0 +1,154 @@
+"""The command line.
+
+Exit codes: 0 the verdict is pass or warn, 1 the verdict is fail, 2 there is a problem.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
+
+from fewbit import show
+from fewbit.client import Client, Progress
+from fewbit.errors import FewbitError
+from fewbit.follow import bar, follow
+from fewbit.report import Report
+from fewbit.resources import Job, Model
+
+app = typer.Typer(
+    help="Quantize PyTorch models to int8, and read why each layer is as it is.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+FAILED, PROBLEM = 1, 2
+
+Url = Annotated[str | None, typer.Option("--url", envvar="FEWBIT_URL", help="Where the service is.")]
+Key = Annotated[str | None, typer.Option("--key", envvar="FEWBIT_KEY", help="Your API key.", show_envvar=True)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+@app.command()
+def quantize(  # typer reads the signature
+    model: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="An exported program (.pt2).")],
+    evaluate: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Arrays to measure on (.npz): inputs and labels.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="dynamic, or analyze to only look.")] = "dynamic",
+    exclude: Annotated[list[str] | None, typer.Option(help="Layers to leave float, by pattern. Repeatable.")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="Fail if accuracy drops by more than this (0.01).")] = None,
+    folder: Annotated[Path, typer.Option("--out", file_okay=False, help="Where the artifacts go.")] = Path(),
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a model, quantize it, show the report, and save the artifacts."""
+    with problems(), Client(url, key) as client:
+        with bar(err) as bars:
+            sent = client.upload_model(model, progress=_upload_bar(bars, model))
+            data = client.upload_dataset(evaluate, progress=_upload_bar(bars, evaluate)) if evaluate else None
+        client.inspected(sent)
+        spec: dict[str, Any] = {"model": sent.id, "method": method}
+        spec |= {"layers": [{"match": pattern, "quantize": False} for pattern in exclude or ()]}
+        spec |= {"evaluation": {"dataset": data.id}} if data else {}
+        spec |= {"gates": {"max_drop": {"accuracy": max_drop}}} if max_drop is not None else {}
+        job = follow(client, client.create_job(spec), err, model.name)
+        report = client.report(job)
+        _print_report(report, as_json, model.name)
+        _save_artifacts(client, report, model.stem, folder)
+    raise typer.Exit(FAILED if report.verdict == "fail" else 0)
+
+
+@app.command("report")
+def report_(job: str, as_json: AsJson = False, url: Url = None, key: Key = None) -> None:
+    """Show a job's report; waits for it if the job is still running."""
+    with problems(), Client(url, key) as client:
+        report = client.report(job)
+        _print_report(report, as_json)
+    raise typer.Exit(FAILED if report.verdict == "fail" else 0)
+
+
+@app.command()
+def models(as_json: AsJson = False, url: Url = None, key: Key = None) -> None:
+    """List the uploaded models."""
+    with problems(), Client(url, key) as client:
+        _print_models(list(client.models()), as_json)
+
+
+@app.command()
+def jobs(as_json: AsJson = False, url: Url = None, key: Key = None) -> None:
+    """List the jobs."""
+    with problems(), Client(url, key) as client:
+        _print_jobs(list(client.jobs()), as_json)
+
+
+@contextmanager
+def problems() -> Iterator[None]:
+    """Say what was wrong, where and what to do, instead of a traceback."""
+    try:
+        yield
+    except FewbitError as error:
+        err.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(PROBLEM) from error
+
+
+def _upload_bar(bars: Bars, path: Path) -> Progress:
+    task = bars.add_task(path.name, total=None, stage="upload")
+    return lambda sent, size: bars.update(task, completed=sent, total=size)
+
+
+def _save_artifacts(client: Client, report: Report, stem: str, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for artifact in report.artifacts:
+        path = client.download(report.job, artifact.name, folder / f"{stem}.int8{_suffix(artifact.name)}")
+        err.print(f"saved {path}", highlight=False)
+
+
+def _suffix(name: str) -> str:
+    return "".join(Path(name).suffixes)
+
+
+def _print_report(report: Report, as_json: bool, title: str | None = None) -> None:
+    if as_json:
+        _print_json(report.model_dump_json(indent=2))
+    else:
+        show.show(report, out, title)
+
+
+def _print_models(listed: list[Model], as_json: bool) -> None:
+    if as_json:
+        _print_json("[" + ",".join(model.model_dump_json() for model in listed) + "]")
+        return
+    table = Table("model", "name", "size", "status", "layers", box=SIMPLE_HEAD)
+    for model in listed:
+        status = model.error.title if model.error else model.status
+        table.add_row(model.id, Text(model.name or ""), show.kilobytes(model.size), status, str(len(model.layers)))
+    out.print(table)
+
+
+def _print_jobs(listed: list[Job], as_json: bool) -> None:
+    if as_json:
+        _print_json("[" + ",".join(job.model_dump_json() for job in listed) + "]")
+        return
+    table = Table("job", "model", "method", "status", "created", box=SIMPLE_HEAD)
+    for job in listed:
+        status = f"{job.status}: {job.error.title}" if job.error else job.status
+        table.add_row(job.id, job.spec.model, job.spec.method, status, f"{job.created_at:%Y-%m-%d %H:%M}")
+    out.print(table)
+
+
+def _print_json(text: str) -> None:
+    sys.stdout.write(text + "\n")

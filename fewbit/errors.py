@@ -1,0 +1,95 @@
+"""What the client raises.
+
+Exception
+└── FewbitError     a problem: what was wrong, where, and what to do about it
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import httpx2
+from pydantic import ValidationError
+
+from fewbit.problems import PROBLEMS, JobProblem, Problem
+
+_PASSING = frozenset({"model-not-ready", "idempotency-in-progress", "too-many-requests", "service-unavailable"})
+
+
+class FewbitError(Exception):
+    """The service said no, a job or model ended in a problem, or nobody answered. ``str()`` is for a person."""
+
+    def __init__(
+        self,
+        problem: Problem | JobProblem,
+        *,
+        where: str = "",
+        remedy: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(problem, where)
+        self.problem = problem
+        self.slug = problem.type.rsplit("/", 1)[-1]
+        self.where = where
+        self.retry_after = retry_after
+        kind = PROBLEMS.get(self.slug)
+        self.remedy = remedy or (kind.remedy if kind else "")
+
+    @classmethod
+    def of(cls, slug: str, detail: str, *, where: str = "", remedy: str | None = None) -> Self:
+        """A problem this side noticed, in the words of the catalogue."""
+        kind = PROBLEMS[slug]
+        problem = Problem(type=f"/problems/{slug}", title=kind.title, status=kind.status, detail=detail, request_id="")
+        return cls(problem, where=where, remedy=remedy)
+
+    @property
+    def passes(self) -> bool:
+        """Whether the same request may succeed later, unchanged."""
+        return self.slug in _PASSING
+
+    def __str__(self) -> str:
+        fields = getattr(self.problem, "errors", ())
+        lines = [f"{self.problem.title}.", self.problem.detail]
+        lines += [f"  {error.pointer or '/'}: {error.message} ({error.code})" for error in fields]
+        lines += [f"Where: {self.where}"] if self.where else []
+        lines += [f"What to do: {self.remedy}"] if self.remedy else []
+        return "\n".join(line for line in lines if line)
+
+
+def from_response(response: httpx2.Response) -> FewbitError:
+    """The problem an answer carries. A job that failed is raised as the problem it failed with."""
+    where = f"{response.request.method} {response.request.url.path}"
+    try:
+        body: dict[str, Any] = response.json()
+        problem = Problem.model_validate(body)
+    except (ValueError, ValidationError):
+        return FewbitError(_foreign(response), where=where)
+    if error := (body.get("job") or {}).get("error"):
+        return FewbitError(JobProblem.model_validate(error), where=where)
+    asked = f" (request {problem.request_id})" if problem.request_id else ""
+    return FewbitError(problem, where=where + asked, retry_after=retry_after(response))
+
+
+def retry_after(response: httpx2.Response) -> float | None:
+    """Seconds the service asks to wait, if it does."""
+    value = response.headers.get("Retry-After", "")
+    return float(value) if value.isdigit() else None
+
+
+def unreachable(url: httpx2.URL, error: Exception) -> FewbitError:
+    """Nobody answered."""
+    detail = f"{url} does not answer: {error or type(error).__name__}."
+    remedy = "Check the address (FEWBIT_URL, --url) and that the service runs: `make up` starts one on this machine."
+    return FewbitError.of("service-unavailable", detail, remedy=remedy)
+
+
+def _foreign(response: httpx2.Response) -> Problem:
+    """An answer that is no problem+json comes from something in between, or from something that is not Fewbit."""
+    slug = "service-unavailable" if response.status_code in (502, 503, 504) else "about:blank"
+    return Problem(
+        type=f"/problems/{slug}",
+        title=f"{response.status_code} {response.reason_phrase}, and not in the words of Fewbit",
+        status=response.status_code,
+        detail=response.text[:300].strip(),
+        request_id=response.headers.get("X-Request-Id", ""),
+    )

@@ -1,0 +1,68 @@
+"""The kinds of artifact: how each is written, and how it is loaded again by someone who has torch and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export.graph_signature import ConstantArgument, InputKind
+from torch.utils import _pytree as pytree
+
+from workers.engine.portable import save_pt2
+from workers.engine.program import Program
+from workers.engine.quantize import QuantizedLayer
+from workers.engine.torchscript import save_torchscript
+
+Run = Callable[[Sequence[Tensor]], list[Any]]
+"""Flat inputs to flat outputs."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind. ``int8_op``: the operator a quantized layer calls in it."""
+
+    name: str
+    file: str
+    int8_op: str
+    save: Callable[[Program, Sequence[QuantizedLayer], Path], None]
+    load: Callable[[Path], Run]
+
+
+def load_torchscript(path: Path) -> Run:
+    module = torch.jit.load(path)  # type: ignore[no-untyped-call]
+    return lambda inputs: pytree.tree_leaves(module(*inputs))
+
+
+def load_pt2(path: Path) -> Run:
+    with path.open("rb") as file:
+        exported = torch.export.load(file)
+    module = exported.module(check_guards=False)
+    specs = [spec for spec in exported.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
+    in_spec = exported.call_spec.in_spec
+
+    def run(inputs: Sequence[Tensor]) -> list[Any]:
+        given = iter(inputs)
+        leaves = [spec.arg.value if isinstance(spec.arg, ConstantArgument) else next(given) for spec in specs]
+        arguments, keywords = pytree.tree_unflatten(leaves, in_spec)
+        return pytree.tree_leaves(module(*arguments, **keywords))
+
+    return run
+
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            "torchscript",
+            "model.ts.pt",
+            "quantized::linear_with_input_q_dq_qweight_dq_output_fp32",
+            save_torchscript,
+            load_torchscript,
+        ),
+        Kind("pt2", "model.pt2", "aten::linear", save_pt2, load_pt2),
+    )
+}

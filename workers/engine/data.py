@@ -1,0 +1,144 @@
+"""Data for the model: a dataset read batch by batch, or inputs made from the signature when there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewbit.resources import InputSignature
+from workers.engine.errors import EngineError
+from workers.engine.task import Task
+
+Array = np.ndarray[Any, Any]
+
+DEFAULT_BATCH_SIZE = 32
+SYNTHETIC_SAMPLES = 64
+SYNTHETIC_DYNAMIC_SIZE = 16  # for a dynamic dimension that is not the batch
+SYNTHETIC_INTEGERS = 2  # exclusive upper bound: 0 and 1 are valid token ids everywhere
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``inputs`` in the order of the program's inputs, first axis = sample. Of the last one, padded to the size the
+    model needs, only the first ``count`` samples are real."""
+
+    inputs: tuple[Tensor, ...]
+    start: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Data:
+    """Named arrays of equal length; ``labels`` int64 [samples] or None; ``kind`` as the report says it."""
+
+    arrays: tuple[Array, ...]
+    dtypes: tuple[torch.dtype, ...]
+    labels: Array | None
+    samples: int
+    batch_size: int
+    kind: Literal["real", "synthetic"]
+    fixed_batch: bool
+
+    def batches(self) -> Iterator[Batch]:
+        for start in range(0, self.samples, self.batch_size):
+            count = min(self.batch_size, self.samples - start)
+            rows = np.arange(start, start + (self.batch_size if self.fixed_batch else count))
+            rows = np.minimum(rows, self.samples - 1)
+            inputs = (torch.from_numpy(array[rows]) for array in self.arrays)
+            yield Batch(tuple(map(Tensor.to, inputs, self.dtypes)), start, count)
+
+
+def read_evaluation(task: Task, folder: Path, inputs: tuple[InputSignature, ...]) -> Data:
+    """The task's evaluation data; synthetic when it names none."""
+    wanted = task.spec.evaluation
+    path = folder / task.evaluation if task.evaluation else None
+    batch_size, limit = (wanted.batch_size, wanted.samples) if wanted else (DEFAULT_BATCH_SIZE, None)
+    return read_data(path, inputs, batch_size, limit, task.spec.seed)
+
+
+def read_data(
+    path: Path | None, inputs: tuple[InputSignature, ...], batch_size: int, limit: int | None, seed: int
+) -> Data:
+    """The dataset at ``path``, at most ``limit`` samples of it; synthetic data without one."""
+    size, fixed = batch_of(inputs, batch_size)
+    if path is None:
+        return _synthetic(inputs, size, fixed, seed)
+    named = _read_arrays(path)
+    labels = named.pop("labels", None)
+    arrays = tuple(_array_for(each, named, inputs) for each in inputs)
+    samples = min(len(array) for array in arrays) if arrays else 0
+    samples = min(samples, limit) if limit else samples
+    if not samples:
+        raise EngineError("calibration-failed", "the dataset holds no samples")
+    labels = labels[:samples].astype(np.int64) if labels is not None and labels.dtype.kind in "iub" else None
+    return Data(arrays, _dtypes(inputs), labels, samples, size, "real", fixed)
+
+
+def batch_of(inputs: tuple[InputSignature, ...], wanted: int) -> tuple[int, bool]:
+    """(batch size, whether every batch must have exactly that size), as the model's first dimensions allow."""
+    fixed = [each.shape[0] for each in inputs if each.shape and isinstance(each.shape[0], int)]
+    if fixed:
+        return int(fixed[0]), True
+    bounds = [each.dynamic[str(each.shape[0])] for each in inputs if each.shape]
+    low = max((lower for lower, _ in bounds), default=1)
+    high = min((upper for _, upper in bounds if upper is not None), default=wanted)
+    size = max(min(wanted, high), low, 1)
+    return size, low > 1  # a least batch above one: pad the last
+
+
+def _array_for(signature: InputSignature, named: dict[str, Array], inputs: tuple[InputSignature, ...]) -> Array:
+    if signature.name in named:
+        return named[signature.name]
+    if len(inputs) == 1 and len(named) == 1:
+        return next(iter(named.values()))
+    raise EngineError(
+        "calibration-failed", f"the dataset has no array named {signature.name!r}; it has {sorted(named)}"
+    )
+
+
+def _dtypes(inputs: tuple[InputSignature, ...]) -> tuple[torch.dtype, ...]:
+    """What the model takes. NumPy knows no bfloat16: those inputs are kept as float32 and rounded here."""
+    return tuple(getattr(torch, each.dtype) for each in inputs)
+
+
+def _read_arrays(path: Path) -> dict[str, Array]:
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    return _read_safetensors(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, Array]:
+    from safetensors.numpy import load_file
+
+    return dict(load_file(path))
+
+
+def _synthetic(inputs: tuple[InputSignature, ...], size: int, fixed: bool, seed: int) -> Data:
+    samples = max(size, SYNTHETIC_SAMPLES // size * size)
+    generator = np.random.default_rng(seed)
+    arrays = tuple(_random(each, samples, generator) for each in inputs)
+    return Data(arrays, _dtypes(inputs), None, samples, size, "synthetic", fixed)
+
+
+def _random(signature: InputSignature, samples: int, generator: np.random.Generator) -> Array:
+    shape = [samples, *(_size(signature, each) for each in signature.shape[1:])]
+    if signature.dtype.startswith(("float", "bfloat")):
+        dtype = "float32" if signature.dtype == "bfloat16" else signature.dtype
+        return generator.standard_normal(shape).astype(dtype)
+    if signature.dtype == "bool":
+        return np.ones(shape, dtype=bool)
+    return generator.integers(0, SYNTHETIC_INTEGERS, shape).astype(signature.dtype)
+
+
+def _size(signature: InputSignature, dimension: int | str) -> int:
+    if isinstance(dimension, int):
+        return dimension
+    low, high = signature.dynamic[dimension]
+    return max(low, min(SYNTHETIC_DYNAMIC_SIZE, high or SYNTHETIC_DYNAMIC_SIZE))

@@ -1,0 +1,35 @@
+"""What the converting process hands to the verifying one: everything it knows, and no model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from fewbit.report import Coverage, Finding, LayerReport, Product
+from fewbit.resources import InputSignature
+from workers.engine.kernels import Call
+
+
+class Draft(BaseModel):
+    """``rows`` lack only the kernel that ran. ``finite``: whether the float output is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    inputs: tuple[InputSignature, ...]
+    rows: tuple[LayerReport, ...]
+    products: tuple[Product, ...]
+    calls: tuple[Call, ...]
+    coverage: Coverage
+    findings: tuple[Finding, ...]
+    artifacts: tuple[str, ...]
+    finite: bool
+    timings_s: dict[str, float]
+    peak_memory_bytes: int
+
+    @classmethod
+    def read(cls, folder: Path) -> Draft:
+        return cls.model_validate_json((folder / "draft.json").read_bytes())
+
+    def write(self, folder: Path) -> None:
+        (folder / "draft.json").write_text(self.model_dump_json())

@@ -1,0 +1,137 @@
+"""Findings: what a person should know beyond the layer table. Each code has a page under ``docs/reasons/``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from fewbit.report import Finding, Latency, LayerReport
+from fewbit.spec import JobSpec
+from workers.engine.program import Program, layer_path
+from workers.engine.quantize import QuantizedLayer
+
+ZEROED_TOO_MANY = 0.5  # share of a layer's weights that round to zero
+LEAST_OWN_SQNR_DB = 15.0
+WORTH_SPEEDING_UP_MS = 1.0  # below this a batch is all call overhead, which int8 cannot win back
+
+
+def conversion_findings(
+    program: Program, rows: Sequence[LayerReport], quantized: Sequence[QuantizedLayer], spec: JobSpec
+) -> tuple[Finding, ...]:
+    """All that is known before anything is measured."""
+    full_range = [each.layer.name for each in quantized if not each.activation.reduced]
+    return (
+        *program_findings(program),
+        *layer_findings(rows, spec),
+        *((full_range_activations(full_range),) if full_range else ()),
+    )
+
+
+def program_findings(program: Program) -> Iterator[Finding]:
+    """What the graph itself says."""
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten.dropout.default and node.args[2]:
+            yield Finding(
+                severity="warning",
+                code="train-mode",
+                layer=layer_path(node)[0],
+                message="Dropout is active in the graph: the model was exported in train mode, and answers at random.",
+                remedy="Call model.eval() before torch.export.export.",
+            )
+            return
+
+
+def layer_findings(rows: Sequence[LayerReport], spec: JobSpec) -> Iterator[Finding]:
+    """What the layer table says."""
+    for row in rows:
+        if row.quantized and row.weights is not None and row.weights.zeroed_ratio > ZEROED_TOO_MANY:
+            yield Finding(
+                severity="warning",
+                code="outlier",
+                layer=row.name,
+                message=f"{row.weights.zeroed_ratio:.0%} of the weights round to zero: a few large ones set the scale.",
+                remedy="Quantize this layer per channel, or clip its range.",
+                patch=_with_rule(spec, {"match": row.name, "weights": {"granularity": "per_channel", "range": "mse"}}),
+            )
+        own = row.error.output_sqnr_db if row.error is not None else None
+        if row.quantized and own is not None and own < LEAST_OWN_SQNR_DB:
+            yield Finding(
+                severity="warning",
+                code="low-sqnr",
+                layer=row.name,
+                message=f"The layer's int8 output is only {own} dB from its float output on the same input.",
+                remedy="Leave this layer float.",
+                patch=_with_rule(spec, {"match": row.name, "quantize": False}),
+            )
+        if row.reason is not None and row.reason.code == "nan-inf":
+            yield Finding(
+                severity="error", code="nan-inf", layer=row.name, message=row.reason.message, remedy=row.reason.remedy
+            )
+    fastpath = [row.name for row in rows if row.eager.reason is not None and row.eager.reason.code == "fastpath"]
+    if fastpath:
+        yield Finding(
+            severity="info",
+            code="fastpath",
+            layer=fastpath[0],
+            message=f"Plain quantize_dynamic would swap {len(fastpath)} layers inside nn.TransformerEncoderLayer, and "
+            "the model would then fail in eval under no_grad. The graph route is not affected.",
+        )
+
+
+def _with_rule(spec: JobSpec, rule: dict[str, object]) -> dict[str, object]:
+    """A merge patch that adds ``rule``: RFC 7396 replaces arrays whole, so the rules already there go with it."""
+    return {"layers": [*(each.model_dump(exclude_none=True) for each in spec.layers), rule]}
+
+
+def synthetic_data() -> Finding:
+    return Finding(
+        severity="info",
+        code="synthetic-data",
+        message="No evaluation dataset was given. Closeness was measured on inputs made from the model's signature: "
+        "these numbers are weak, and say nothing about accuracy.",
+        remedy="POST /datasets with real samples, and name them in evaluation.dataset.",
+    )
+
+
+def full_range_activations(names: Sequence[str]) -> Finding:
+    return Finding(
+        severity="info",
+        code="saturation",
+        message=f"{len(names)} layers use all eight bits of their activations, because this worker's CPU has VNNI. "
+        "On a CPU without VNNI the same TorchScript artifact would saturate.",
+        remedy="Quantize on a worker whose CPU is like the one that will serve the model.",
+    )
+
+
+def latency_findings(latency: Latency) -> Iterator[Finding]:
+    """Artifacts slower than float. The .pt2 is portable by design, not fast."""
+    measured = latency.artifacts.get("torchscript")
+    if measured is None or measured.speedup >= 1:
+        return
+    small = latency.before_ms.p50 < WORTH_SPEEDING_UP_MS
+    yield Finding(
+        severity="info" if small else "warning",
+        code="slower-than-float",
+        message=f"The TorchScript artifact takes {1 / measured.speedup:.2f} times as long as float"
+        + (": at under a millisecond a batch, call overhead outweighs the arithmetic." if small else "."),
+        remedy="Serve larger batches, or exclude the smallest layers.",
+    )
+
+
+def not_finite() -> Finding:
+    return Finding(
+        severity="error",
+        code="nan-inf",
+        message="The float model itself returns NaN or infinity on this data.",
+        remedy="Check the inputs' preprocessing and the model's weights.",
+    )
+
+
+def metric_not_applicable(shape: Sequence[int]) -> Finding:
+    return Finding(
+        severity="warning",
+        code="metric-not-applicable",
+        message=f"accuracy needs one row of class scores a label; the model's output has shape {list(shape)}.",
+        remedy="Return the class scores first, or drop `labels` from the dataset.",
+    )

@@ -1,0 +1,92 @@
+"""Which kernel each layer really ran on: the profiler's record of one forward pass, matched call by call."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.profiler import ProfilerActivity, profile
+
+from workers.engine.layers import Layer
+from workers.engine.program import Program
+
+OPERATOR_SPACES = ("aten::", "quantized::")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the graph to an operator that layers use; ``layer`` is None for other nodes of that operator."""
+
+    operator: str
+    layer: str | None
+
+
+def layer_calls(program: Program, layers: Iterable[Layer]) -> tuple[Call, ...]:
+    """The calls a forward pass makes, in order."""
+    names = {use.node: layer.name for layer in layers if layer.kind != "nested" for use in layer.uses}
+    operators = {_operator(node) for node in names}
+    return tuple(
+        Call(_operator(node), names.get(node))
+        for node in program.graph.nodes
+        if node.op == "call_function" and node.users and _operator(node) in operators
+    )
+
+
+def executed_kernels(
+    calls: Sequence[Call], quantized: frozenset[str], int8_op: str, forward: Callable[[], Any]
+) -> dict[str, str]:
+    """Layer name to kernel. A layer is left out when the pass made another number of calls than the graph says."""
+    wanted: dict[str, list[str | None]] = defaultdict(list)
+    for call in calls:
+        wanted[int8_op if call.layer in quantized else call.operator].append(call.layer)
+    seen = _profiled(forward, frozenset(wanted))
+    return {
+        layer: kernel
+        for operator, layers in wanted.items()
+        if len(layers) == len(seen[operator])
+        for layer, kernel in zip(layers, seen[operator], strict=True)
+        if layer is not None
+    }
+
+
+def _profiled(forward: Callable[[], Any], operators: frozenset[str]) -> dict[str, list[str]]:
+    """For each operator, in order, the kernel below each of its outermost calls."""
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as record:
+        forward()
+    seen: dict[str, list[str]] = defaultdict(list)
+    for event in sorted(record.events(), key=lambda each: each.time_range.start):
+        if event.name in operators and not _inside_operator(event):
+            seen[event.name].append(_kernel(event))
+    return seen
+
+
+def _inside_operator(event: Any) -> bool:
+    parent = event.cpu_parent
+    while parent is not None:
+        if parent.name.startswith(OPERATOR_SPACES):
+            return True
+        parent = parent.cpu_parent
+    return False
+
+
+def _kernel(event: Any) -> str:
+    """The operator that did the work: a quantized one itself, else the one below ``event`` that took most time."""
+    if event.name.startswith("quantized::"):
+        return str(event.name)
+    below = [event]
+    for each in below:
+        below.extend(child for child in each.cpu_children if _computes(child.name))
+    return str(max(below, key=lambda each: each.self_cpu_time_total).name)
+
+
+def _computes(name: str) -> bool:
+    return name.startswith((*OPERATOR_SPACES, "mkldnn::")) and not name.startswith(("aten::empty", "aten::resize"))
+
+
+def _operator(node: fx.Node) -> str:
+    target = node.target
+    return f"{target.namespace}::{target._opname}" if isinstance(target, torch._ops.OpOverload) else str(target)

@@ -1,0 +1,50 @@
+"""Latency: the float program and the artifacts in turn, in one process, so that a drifting clock hits all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fewbit.report import ArtifactLatency, Latency, Percentiles
+
+WARM_UP = 3  # TorchScript profiles its first runs and optimizes on the next
+LEAST_ROUNDS, MOST_ROUNDS = 7, 60
+BUDGET_S = 0.5
+
+
+def measure_latency(
+    before: Callable[[], Any], artifacts: dict[str, Callable[[], Any]], threads: int, batch: int
+) -> Latency:
+    """Rounds of one call each, until the budget is spent. ``speedup`` is the median over rounds of float/artifact."""
+    everyone = {"": before, **artifacts}
+    for call in everyone.values():
+        for _ in range(WARM_UP):
+            call()
+    times: dict[str, list[float]] = {name: [] for name in everyone}
+    deadline = time.perf_counter() + BUDGET_S
+    while len(times[""]) < LEAST_ROUNDS or (time.perf_counter() < deadline and len(times[""]) < MOST_ROUNDS):
+        for name, call in everyone.items():
+            started = time.perf_counter()
+            call()
+            times[name].append((time.perf_counter() - started) * 1e3)
+    p50, p95 = _percentiles(times[""])
+    return Latency(
+        threads=threads,
+        batch=batch,
+        before_ms=Percentiles(p50=p50, p95=p95),
+        artifacts={name: _artifact(times[name], times[""]) for name in artifacts},
+    )
+
+
+def _artifact(times: list[float], before: list[float]) -> ArtifactLatency:
+    p50, p95 = _percentiles(times)
+    speedup = float(np.median(np.array(before) / np.array(times)))
+    return ArtifactLatency(p50=p50, p95=p95, speedup=round(speedup, 3))
+
+
+def _percentiles(times: list[float]) -> tuple[float, float]:
+    p50, p95 = np.percentile(times, (50, 95))
+    return round(float(p50), 4), round(float(p95), 4)

@@ -1,0 +1,102 @@
+"""The story of a job, in two processes.
+
+``convert`` opens the upload: load, find the layers, plan, quantize, run the float model, write the artifacts.
+``verify`` starts fresh and never sees the upload before every artifact has been loaded and run in it: it measures
+what will be delivered, says which kernels ran, times int8 against float, and writes the report.
+
+A folder goes in (``task.json``, the model, the data), and the same folder comes out (``report.json``, ``out/``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from workers.engine.artifacts import KINDS
+from workers.engine.data import read_evaluation
+from workers.engine.draft import Draft
+from workers.engine.findings import conversion_findings
+from workers.engine.int8 import has_vnni
+from workers.engine.kernels import layer_calls
+from workers.engine.layers import find_layers
+from workers.engine.machine import peak_memory_bytes
+from workers.engine.observe import int8_outputs, observe
+from workers.engine.plan import plan
+from workers.engine.program import load, signature
+from workers.engine.quantize import quantize
+from workers.engine.stopwatch import Progress, Stopwatch
+from workers.engine.table import coverage, model_layers, product_rows, report_rows
+from workers.engine.task import Inspection, Task
+from workers.engine.verification import measure_artifacts, measure_latency_of, report_of, run_artifacts
+
+__all__ = ["Progress", "convert", "inspect", "verify"]
+
+
+def inspect(folder: Path) -> Inspection:
+    """One look at an upload, ``folder/model``: its inputs and its layer table. Raises ``EngineError``."""
+    program = load(folder / "model")
+    layers, _ = find_layers(program)
+    return Inspection(format="pt2", inputs=signature(program), layers=model_layers(layers))
+
+
+def convert(folder: Path, progress: Progress) -> None:
+    """From the upload to artifacts in ``out/`` and a draft of the report. Raises ``EngineError``."""
+    task = Task.read(folder)
+    watch = Stopwatch(progress)
+    _prepare(task)
+
+    with watch("load"):
+        program = load(folder / task.model_file)
+        inputs = signature(program)
+        data = read_evaluation(task, folder, inputs)
+    with watch("plan"):
+        layers, products = find_layers(program)
+        planned = plan(layers, task.spec)
+    with watch("quantize") as advance:
+        quantized = quantize(planned, has_vnni(), advance)
+    with watch("observe") as advance:
+        seen = observe(program, layers, quantized, data, folder / "float.npy", advance)
+        np.save(folder / "expected.npy", int8_outputs(program, quantized, next(data.batches())))
+    with watch("package"):
+        kinds = () if task.spec.method == "analyze" else task.spec.artifacts
+        (folder / "out").mkdir()
+        for kind in kinds:
+            KINDS[kind].save(program, quantized, folder / "out" / KINDS[kind].file)
+
+    rows = report_rows(planned, quantized, seen)
+    Draft(
+        inputs=inputs,
+        rows=rows,
+        products=product_rows(products),
+        calls=layer_calls(program, layers),
+        coverage=coverage(program, planned, rows, seen),
+        findings=conversion_findings(program, rows, quantized, task.spec),
+        artifacts=kinds,
+        finite=seen.finite,
+        timings_s=watch.seconds,
+        peak_memory_bytes=peak_memory_bytes(),
+    ).write(folder)
+
+
+def verify(folder: Path, progress: Progress) -> None:
+    """From artifacts to measurements and ``report.json``. Raises ``EngineError('verification-failed')`` when an
+    artifact does not give what the engine computed: it is then not delivered."""
+    task, draft = Task.read(folder), Draft.read(folder)
+    watch = Stopwatch(progress)
+    _prepare(task)
+
+    with watch("verify") as advance:
+        data = read_evaluation(task, folder, draft.inputs)
+        runs = run_artifacts(draft.artifacts, folder)
+        measured = measure_artifacts(runs, draft, data, folder, advance)
+    with watch("latency"):
+        latency = measure_latency_of(runs, task, data, folder)
+    report = report_of(task, draft, data, measured, latency, folder, watch.seconds)
+    (folder / "report.json").write_text(report.model_dump_json())
+
+
+def _prepare(task: Task) -> None:
+    torch.set_num_threads(task.threads)
+    torch.manual_seed(task.spec.seed)

@@ -1,0 +1,42 @@
+"""What the fork server does before the first job: import everything, and go once through every path.
+
+One thread throughout: a process that has run a second thread cannot be forked safely.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fewbit.report import ReportModel
+from fewbit.spec import JobSpec
+from workers.engine.pipeline import convert, inspect, verify
+from workers.engine.task import Task
+
+
+def preload() -> None:
+    """Takes some seconds; afterwards a fork starts work at once."""
+    torch.set_num_threads(1)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    exported = torch.export.export(model, (torch.zeros(2, 8),), dynamic_shapes=({0: batch},))
+    with tempfile.TemporaryDirectory(prefix="fewbit-preload-") as name:
+        folder = Path(name)
+        torch.export.save(exported, folder / "model")
+        inspect(folder)
+        Task(
+            job="preload",
+            model=ReportModel(id="preload", sha256="", format="pt2"),
+            model_size=(folder / "model").stat().st_size,
+            spec=JobSpec(model="preload"),
+            threads=1,
+        ).write(folder)
+        convert(folder, _ignore)
+        verify(folder, _ignore)
+
+
+def _ignore(_stage: str, _share: float) -> None:
+    """Nobody watches the warm-up."""

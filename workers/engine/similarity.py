@@ -1,0 +1,146 @@
+"""How close int8 is to float: SQNR, cosine, largest error, top-1 agreement, and what labels say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from fewbit.report import SQNR_CAP_DB, Flip, Metric, OutputSimilarity
+
+Array = np.ndarray[Any, Any]
+
+Z95 = 1.959963984540054
+
+
+@dataclass
+class Comparison:
+    """Float rows against int8 rows, added batch by batch. Classes are read off rows of two or more scores."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+    cosines: list[float] = field(default_factory=list)
+    max_abs_error: float = 0.0
+    finite: bool = True
+    shape: tuple[int, ...] = ()
+    before: list[Array] = field(default_factory=list)
+    after: list[Array] = field(default_factory=list)
+
+    def add(self, reference: Array, measured: Array) -> None:
+        self.shape = reference.shape
+        flat, other = _flat(reference), _flat(measured)
+        difference = flat - other
+        self.finite = self.finite and bool(np.isfinite(other).all())
+        self.signal += float(np.square(flat).sum())
+        self.noise += float(np.square(difference).sum())
+        self.cosines.extend(_cosines(flat, other))
+        self.max_abs_error = max(self.max_abs_error, float(np.abs(difference).max(initial=0.0)))
+        if reference.ndim >= 2 and reference.shape[-1] >= 2:
+            self.before.append(reference.argmax(-1))
+            self.after.append(measured.argmax(-1))
+
+    @property
+    def similarity(self) -> OutputSimilarity:
+        return OutputSimilarity(
+            sqnr_db=round(self._sqnr_db(), 2),
+            cosine=_finite(float(np.mean(self.cosines)) if self.cosines else 1.0),
+            max_abs_error=_finite(self.max_abs_error),
+            top1_agreement=float((self.classes[0] == self.classes[1]).mean()) if self._has_classes else None,
+        )
+
+    @property
+    def classes(self) -> tuple[Array, Array]:
+        """Predicted classes before and after, one a row; empty when the output holds no scores."""
+        if not self.before:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        return np.concatenate(self.before), np.concatenate(self.after)
+
+    @property
+    def _has_classes(self) -> bool:
+        return bool(self.before) and self.before[0].ndim == 1
+
+    def flips(self, labels: Array | None) -> tuple[Flip, ...]:
+        """Samples whose class changed, for outputs of one score row a sample."""
+        if not self._has_classes:
+            return ()
+        before, after = self.classes
+        return tuple(
+            Flip(
+                sample=int(index),
+                before=int(before[index]),
+                after=int(after[index]),
+                label=int(labels[index]) if labels is not None else None,
+            )
+            for index in np.flatnonzero(before != after)
+        )
+
+    def _sqnr_db(self) -> float:
+        if not self.finite or not np.isfinite(self.noise):
+            return -SQNR_CAP_DB
+        if self.noise == 0.0:
+            return SQNR_CAP_DB
+        return float(np.clip(10 * np.log10(max(self.signal, 1e-300) / self.noise), -SQNR_CAP_DB, SQNR_CAP_DB))
+
+
+def accuracy_metric(comparison: Comparison, labels: Array) -> Metric | None:
+    """Top-1 accuracy on the labels, paired. None when the classes do not line up with the labels."""
+    before, after = comparison.classes
+    if before.shape != labels.shape or not before.size:
+        return None
+    right_before, right_after = (before == labels).ravel(), (after == labels).ravel()
+    lost = int((right_before & ~right_after).sum())
+    gained = int((~right_before & right_after).sum())
+    delta = (gained - lost) / right_before.size
+    low, high = paired_interval(lost, gained, right_before.size)
+    p_value = mcnemar(lost, gained)
+    return Metric(
+        name="accuracy",
+        before=float(right_before.mean()),
+        after=float(right_after.mean()),
+        delta=delta,
+        ci95=(low, high),
+        p_value=p_value,
+        note=_in_words(low, high, right_before.size),
+    )
+
+
+def paired_interval(lost: int, gained: int, samples: int) -> tuple[float, float]:
+    """95 % interval of the paired difference of two proportions (Bonett and Price 2012, adjusted Wald).
+
+    Unlike a bootstrap it stays honest when no sample changed: the interval is then not zero wide.
+    """
+    down, up = (lost + 1) / (samples + 2), (gained + 1) / (samples + 2)
+    spread = Z95 * float(np.sqrt(max(down + up - (up - down) ** 2, 0.0) / (samples + 2)))
+    return max(-1.0, up - down - spread), min(1.0, up - down + spread)
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """Exact two-sided p-value of McNemar's test (McNemar 1947): do as many samples turn right as turn wrong?"""
+    changed = lost + gained
+    return float(stats.binomtest(lost, changed, 0.5).pvalue) if changed else 1.0
+
+
+def _in_words(low: float, high: float, samples: int) -> str:
+    if low <= 0 <= high:
+        return f"not distinguishable from zero with {samples} samples"
+    return f"a {'loss' if high < 0 else 'gain'} beyond chance with {samples} samples"
+
+
+def _flat(rows: Array) -> Array:
+    return rows.reshape(len(rows), -1).astype(np.float64)
+
+
+def _cosines(one: Array, other: Array) -> list[float]:
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    dots = (one * other).sum(axis=1)
+    cosines = np.divide(dots, lengths, out=np.ones_like(dots), where=lengths > 0)
+    return [float(each) for each in np.nan_to_num(np.clip(cosines, -1, 1), nan=0.0)]
+
+
+def _finite(value: float) -> float:
+    if np.isnan(value):
+        return 0.0
+    largest = float(np.finfo(np.float32).max)
+    return float(np.clip(value, -largest, largest))

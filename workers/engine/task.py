@@ -1,0 +1,43 @@
+"""What the engine is asked to do: one file, ``task.json``, in the folder it works in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from fewbit.report import ReportModel
+from fewbit.resources import InputSignature, ModelFormat, ModelLayer
+from fewbit.spec import JobSpec
+
+
+class Task(BaseModel):
+    """One job. File names are relative to the folder; ``model_size`` is in bytes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job: str
+    model: ReportModel
+    model_file: str = "model"
+    model_size: int
+    spec: JobSpec
+    calibration: str | None = None
+    evaluation: str | None = None
+    threads: int
+
+    @classmethod
+    def read(cls, folder: Path) -> Task:
+        return cls.model_validate_json((folder / "task.json").read_bytes())
+
+    def write(self, folder: Path) -> None:
+        (folder / "task.json").write_text(self.model_dump_json())
+
+
+class Inspection(BaseModel):
+    """What one look at an upload tells: its format, its forward arguments, its layer table."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: ModelFormat
+    inputs: tuple[InputSignature, ...]
+    layers: tuple[ModelLayer, ...]

@@ -1,0 +1,219 @@
+"""Measuring what will be delivered: each artifact loaded here, by itself, and run on the evaluation data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewbit.report import (
+    Accuracy,
+    Finding,
+    Latency,
+    LayerReport,
+    Metric,
+    Report,
+    ReportArtifact,
+    Size,
+)
+from workers.engine import findings
+from workers.engine.artifacts import KINDS, Run, load_pt2
+from workers.engine.data import Batch, Data
+from workers.engine.draft import Draft
+from workers.engine.errors import EngineError
+from workers.engine.gates import check_gates, verdict
+from workers.engine.kernels import executed_kernels
+from workers.engine.latency import measure_latency
+from workers.engine.machine import peak_memory_bytes, provenance
+from workers.engine.observe import output_rows
+from workers.engine.run import primary_output
+from workers.engine.similarity import Comparison, accuracy_metric
+from workers.engine.task import Task
+
+AGREEMENT_DB = 35.0  # an artifact this far from the engine's own int8 result computes something else
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One artifact: its output against float, and the kernel each layer ran on."""
+
+    comparison: Comparison
+    executed: dict[str, str]
+
+
+def run_artifacts(kinds: tuple[str, ...], folder: Path) -> dict[str, Run]:
+    """Load every artifact the way its user will. Raises ``EngineError('verification-failed')``."""
+    runs = {}
+    for kind in kinds:
+        path = folder / "out" / KINDS[kind].file
+        try:
+            runs[kind] = KINDS[kind].load(path)
+        except Exception as error:  # whatever it is, this file must not be delivered
+            raise EngineError("verification-failed", f"{path.name} does not load: {_first_line(error)}") from error
+    return runs
+
+
+def measure_artifacts(
+    runs: Mapping[str, Run], draft: Draft, data: Data, folder: Path, advance: Callable[[float], None]
+) -> dict[str, Measured]:
+    """Run each artifact over all of ``data``, hold it against the engine's int8 result, and profile one batch."""
+    measured = {}
+    quantized = frozenset(row.name for row in draft.rows if row.quantized)
+    expected = np.load(folder / "expected.npy")
+    reference = np.load(folder / "float.npy", mmap_mode="r")
+    first = next(data.batches())
+    for index, (kind, run) in enumerate(runs.items()):
+        comparison = Comparison()
+        row = 0
+        for batch in data.batches():
+            rows = _rows(kind, run, batch)
+            if batch.start == 0 and draft.finite:
+                _require_agreement(kind, expected, rows)
+            comparison.add(np.asarray(reference[row : row + len(rows)]), rows)
+            row += len(rows)
+            advance((index + (batch.start + batch.count) / data.samples) / len(runs))
+        executed = executed_kernels(draft.calls, quantized, KINDS[kind].int8_op, _forward(run, first.inputs))
+        measured[kind] = Measured(comparison, executed)
+    return measured
+
+
+def measure_latency_of(runs: Mapping[str, Run], task: Task, data: Data, folder: Path) -> Latency | None:
+    """Every artifact against the float program, which this process opens only now."""
+    if not runs:
+        return None
+    batch = next(data.batches())
+    before = load_pt2(folder / task.model_file)
+    calls = {kind: _forward(run, batch.inputs) for kind, run in runs.items()}
+    return measure_latency(_forward(before, batch.inputs), calls, task.threads, len(batch.inputs[0]))
+
+
+def report_of(
+    task: Task,
+    draft: Draft,
+    data: Data,
+    measured: Mapping[str, Measured],
+    latency: Latency | None,
+    folder: Path,
+    seconds: dict[str, float],
+) -> Report:
+    """Put together everything that was measured."""
+    artifacts = tuple(_artifact(kind, each, folder) for kind, each in measured.items())
+    size = _size(task.model_size, artifacts)
+    accuracy, accuracy_findings = _accuracy(data, measured)
+    noted = (*draft.findings, *accuracy_findings, *_measured_findings(draft, data, latency))
+    gates = check_gates(task.spec.gates, draft.coverage, size, accuracy, latency)
+    return Report(
+        job=task.job,
+        model=task.model,
+        spec=task.spec,
+        verdict=verdict(gates, noted),
+        gates=gates,
+        coverage=draft.coverage,
+        size=size,
+        accuracy=accuracy,
+        latency=latency,
+        layers=_with_kernels(draft.rows, measured),
+        products=draft.products,
+        findings=noted,
+        artifacts=artifacts,
+        provenance=provenance(
+            task.threads, task.spec.seed, draft.timings_s | seconds, max(draft.peak_memory_bytes, peak_memory_bytes())
+        ),
+    )
+
+
+def _rows(kind: str, run: Run, batch: Batch) -> np.ndarray[Any, Any]:
+    try:
+        with torch.no_grad():
+            return output_rows(primary_output(run(batch.inputs)), batch)
+    except EngineError:
+        raise
+    except Exception as error:
+        last = batch.start + batch.count - 1
+        message = f"{KINDS[kind].file} fails on samples {batch.start} to {last}: {_first_line(error)}"
+        raise EngineError("verification-failed", message) from error
+
+
+def _require_agreement(kind: str, expected: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> None:
+    against = Comparison()
+    against.add(expected, rows)
+    if against.similarity.sqnr_db < AGREEMENT_DB:
+        raise EngineError(
+            "verification-failed",
+            f"{KINDS[kind].file} is {against.similarity.sqnr_db} dB from what the engine computed for the same int8 "
+            f"weights; at least {AGREEMENT_DB} dB was expected.",
+        )
+
+
+def _accuracy(data: Data, measured: Mapping[str, Measured]) -> tuple[Accuracy | None, tuple[Finding, ...]]:
+    """Of the first artifact that speaks for the job: TorchScript where there is one, for it runs the int8 kernels."""
+    if not measured:
+        return None, ()
+    kind = "torchscript" if "torchscript" in measured else next(iter(measured))
+    comparison = measured[kind].comparison
+    metric: Metric | None = None
+    noted: tuple[Finding, ...] = ()
+    if data.labels is not None:
+        metric = accuracy_metric(comparison, data.labels)
+        noted = () if metric else (findings.metric_not_applicable(comparison.shape),)
+    return Accuracy(
+        artifact=KINDS[kind].file,
+        samples=data.samples,
+        batch_size=data.batch_size,
+        labelled=metric is not None,
+        kind=data.kind,
+        metrics=(metric,) if metric else (),
+        output=comparison.similarity,
+        flips=comparison.flips(data.labels if metric else None),
+    ), noted
+
+
+def _measured_findings(draft: Draft, data: Data, latency: Latency | None) -> tuple[Finding, ...]:
+    return (
+        *((findings.synthetic_data(),) if data.kind == "synthetic" else ()),
+        *((findings.not_finite(),) if not draft.finite else ()),
+        *(findings.latency_findings(latency) if latency else ()),
+    )
+
+
+def _with_kernels(rows: tuple[LayerReport, ...], measured: Mapping[str, Measured]) -> tuple[LayerReport, ...]:
+    kind = "torchscript" if "torchscript" in measured else next(iter(measured), None)
+    executed = measured[kind].executed if kind else {}
+    return tuple(row.model_copy(update={"executed": executed.get(row.name)}) for row in rows)
+
+
+def _artifact(kind: str, measured: Measured, folder: Path) -> ReportArtifact:
+    path = folder / "out" / KINDS[kind].file
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return ReportArtifact(
+        name=path.name,
+        kind=kind,
+        size=path.stat().st_size,
+        sha256=digest,
+        verified=True,
+        output=measured.comparison.similarity,
+    )
+
+
+def _size(before: int, artifacts: tuple[ReportArtifact, ...]) -> Size:
+    after = min((each.size for each in artifacts), default=None)
+    return Size(before=before, after=after, ratio=round(after / before, 4) if after is not None else None)
+
+
+def _forward(run: Run, inputs: tuple[Tensor, ...]) -> Callable[[], object]:
+    def forward() -> object:
+        with torch.no_grad():
+            return run(inputs)
+
+    return forward
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
