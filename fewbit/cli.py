@@ -65,7 +65,9 @@ def quantize(  # typer reads the signature
         spec |= {"layers": [{"match": pattern, "quantize": False} for pattern in exclude or ()]}
         spec |= {"evaluation": {"dataset": data.id}} if data else {}
         spec |= {"gates": {"max_drop": {"accuracy": max_drop}}} if max_drop is not None else {}
-        job = follow(client, client.create_job(spec), err, model.name)
+        job = client.create_job(spec)
+        err.print(f"{job.id}: it goes on without us; `fewbit report {job.id}` shows what came of it.", highlight=False)
+        follow(client, job, err, model.name)
         report = client.report(job)
         _print_report(report, as_json, model.name)
         _save_artifacts(client, report, model.stem, folder)

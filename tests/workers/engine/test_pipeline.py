@@ -1,0 +1,151 @@
+"""Whole jobs: what the spec asks for, what the report says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.workers.engine import models
+from tests.workers.engine.runs import export, run_engine
+from tests.workers.uploads import with_program
+from workers.engine.errors import EngineError
+from workers.engine.pipeline import inspect
+from workers.engine.program import load
+
+X = np.random.default_rng(0).normal(size=(70, 64)).astype(np.float32)
+LABELS = np.random.default_rng(1).integers(0, 10, 70)
+EXAMPLE = (torch.randn(2, 64),)
+
+
+def test_the_reported_accuracy_is_what_the_artifact_gives(tmp_path: Path) -> None:
+    run = run_engine(tmp_path, models.mlp(), EXAMPLE, {"x": X, "labels": LABELS})
+    accuracy = run.report.accuracy
+    assert accuracy is not None
+    module = torch.jit.load(run.artifact("model.ts.pt"))
+    with torch.no_grad():
+        after = torch.cat([module(part) for part in torch.from_numpy(X).split(accuracy.batch_size)]).argmax(1).numpy()
+        before = torch.export.load(tmp_path / "model.pt2").module()(torch.from_numpy(X)).argmax(1).numpy()
+    assert accuracy.kind == "real"
+    assert accuracy.metrics[0].after == float((after == LABELS).mean())
+    assert accuracy.metrics[0].before == float((before == LABELS).mean())
+    assert {flip.sample for flip in accuracy.flips} == set(np.flatnonzero(before != after).tolist())
+
+
+def test_analyze_quantizes_nothing_and_says_so_for_each_layer(tmp_path: Path) -> None:
+    run = run_engine(tmp_path, models.mlp(), EXAMPLE, method="analyze")
+    assert run.report.coverage.reasons == {"analyze-only": 3}
+    assert not run.report.artifacts
+    assert run.report.size.after is None
+    assert run.report.layers[0].reason is not None
+    assert run.report.layers[0].reason.patch == {"method": "dynamic"}
+    assert all(row.weights is not None for row in run.report.layers)
+
+
+def test_later_rules_win_and_excluded_layers_name_their_rule(tmp_path: Path) -> None:
+    rules = [{"match": "*", "quantize": False}, {"match": "2", "quantize": True}]
+    run = run_engine(tmp_path, models.mlp(), EXAMPLE, layers=rules, artifacts=["torchscript"])
+    assert [row.quantized for row in run.report.layers] == [False, True, False]
+    assert run.layer("0").reason is not None
+    assert run.layer("0").reason.code == "excluded-by-user"
+    assert run.layer("0").executed == "aten::addmm"
+    assert run.report.coverage.layers.model_dump() == {"quantized": 1, "total": 3}
+
+
+def test_granularity_and_range_follow_the_layers_rule(tmp_path: Path) -> None:
+    rules = [{"match": "0", "weights": {"granularity": "per_tensor", "range": {"clip": [-0.05, 0.05]}}}]
+    run = run_engine(tmp_path, models.mlp(), EXAMPLE, layers=rules, artifacts=["torchscript"])
+    assert run.layer("0").scheme is not None
+    assert run.layer("0").scheme.weights.granularity == "per_tensor"
+    assert run.layer("0").weights is not None
+    assert run.layer("0").weights.saturated_ratio > 0
+    assert run.layer("2").scheme is not None
+    assert run.layer("2").scheme.weights.granularity == "per_channel"
+
+
+def test_a_gate_that_is_not_met_fails_the_verdict_not_the_job(tmp_path: Path) -> None:
+    gates = {"min_coverage": 1.0, "max_size_ratio": 0.01, "max_drop": {"accuracy": 0.5}}
+    run = run_engine(tmp_path, models.mlp(), EXAMPLE, {"x": X, "labels": LABELS}, gates=gates)
+    assert run.report.verdict == "fail"
+    met = {gate.gate: gate.met for gate in run.report.gates}
+    assert met == {"min_coverage": True, "max_size_ratio": False, "max_drop.accuracy": True}
+
+
+def test_an_outlier_under_one_scale_is_found_and_its_patch_cures_it(tmp_path: Path) -> None:
+    model = models.mlp()
+    with torch.no_grad():
+        model[2].weight[0, 0] = 100.0
+    spec = {"weights": {"granularity": "per_tensor"}, "artifacts": ["torchscript"]}
+    (tmp_path / "sick").mkdir()
+    run = run_engine(tmp_path / "sick", model, EXAMPLE, **spec)
+    finding = next(each for each in run.report.findings if each.code == "outlier")
+    assert (finding.layer, finding.severity) == ("2", "warning")
+    assert finding.patch is not None
+    (tmp_path / "cured").mkdir()
+    cured = run_engine(tmp_path / "cured", model, EXAMPLE, **(spec | finding.patch))
+    assert "outlier" not in {each.code for each in cured.report.findings}
+    assert cured.report.accuracy is not None
+    assert run.report.accuracy is not None
+    assert cured.report.accuracy.output.sqnr_db > run.report.accuracy.output.sqnr_db
+
+
+def test_a_nan_weight_leaves_its_layer_float_and_is_an_error(tmp_path: Path) -> None:
+    model = models.mlp()
+    with torch.no_grad():
+        model[0].weight[0, 0] = float("nan")
+    run = run_engine(tmp_path, model, EXAMPLE)
+    assert run.report.verdict == "warn"
+    assert not run.layer("0").quantized
+    assert ("nan-inf", "0") in {(each.code, each.layer) for each in run.report.findings}
+    json.loads((tmp_path / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in the report"))
+
+
+def test_dropout_left_on_is_said(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(64, 32), nn.Dropout(0.5), nn.Linear(32, 10)).train()
+    exported = torch.export.export(model, EXAMPLE)
+    assert any(node.target is torch.ops.aten.dropout.default for node in exported.graph.nodes)
+    model.eval = lambda: model  # type: ignore[method-assign]  # the mistake a user makes
+    with pytest.raises(EngineError, match="dB from what the engine computed"):
+        run_engine(tmp_path, model, EXAMPLE)
+
+
+def test_without_data_the_numbers_are_called_synthetic(tmp_path: Path) -> None:
+    run = run_engine(tmp_path, models.mlp(), EXAMPLE)
+    assert run.report.accuracy is not None
+    assert run.report.accuracy.kind == "synthetic"
+    assert not run.report.accuracy.metrics
+    assert "synthetic-data" in {each.code for each in run.report.findings}
+
+
+def test_a_fixed_batch_is_padded_and_every_sample_counted_once(tmp_path: Path) -> None:
+    run = run_engine(tmp_path, models.mlp(), (torch.randn(16, 64),), {"x": X, "labels": LABELS}, dynamic=False)
+    assert run.report.accuracy is not None
+    assert (run.report.accuracy.batch_size, run.report.accuracy.samples) == (16, 70)
+    assert run.report.accuracy.output.top1_agreement is not None
+
+
+def test_inspection_names_inputs_and_layers(tmp_path: Path) -> None:
+    export(models.mlp(), EXAMPLE, tmp_path / "model.pt2").rename(tmp_path / "model")
+    inspection = inspect(tmp_path)
+    (given,) = inspection.inputs
+    assert (given.dtype, given.shape[1]) == ("float32", 64)
+    assert given.dynamic[str(given.shape[0])] == (1, 1024)
+    assert [layer.quantizable for layer in inspection.layers] == [True, True, True]
+
+
+def test_another_torchs_schema_is_refused_by_its_number(tmp_path: Path) -> None:
+    path = with_program(
+        export(models.mlp(), EXAMPLE, tmp_path / "model.pt2"),
+        tmp_path / "newer.pt2",
+        lambda program: program["schema_version"].update(major=99),
+    )
+    with pytest.raises(EngineError, match=r"schema 99\.") as raised:
+        load(path)
+    assert raised.value.slug == "invalid-model"
+
+
+def test_a_model_that_fails_on_the_data_says_on_which_samples(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="samples 0 to 31"):
+        run_engine(tmp_path, models.mlp(), EXAMPLE, {"x": X[:, :63]})
