@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,7 @@ def _dtypes(inputs: tuple[InputSignature, ...]) -> tuple[torch.dtype, ...]:
 
 
 def _read_arrays(path: Path) -> dict[str, Array]:
-    if path.suffix == ".npz":
+    if zipfile.is_zipfile(path):
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     return _read_safetensors(path)

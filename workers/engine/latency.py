@@ -10,8 +10,8 @@ import numpy as np
 
 from fewbit.report import ArtifactLatency, Latency, Percentiles
 
-WARM_UP = 3  # TorchScript profiles its first runs and optimizes on the next
-LEAST_ROUNDS, MOST_ROUNDS = 7, 60
+WARM_UP = 1  # the artifacts are warm from their verification
+LEAST_ROUNDS, MOST_ROUNDS = 5, 60
 BUDGET_S = 0.5
 
 

@@ -25,7 +25,8 @@ def preload() -> None:
     exported = torch.export.export(model, (torch.zeros(2, 8),), dynamic_shapes=({0: batch},))
     with tempfile.TemporaryDirectory(prefix="fewbit-preload-") as name:
         folder = Path(name)
-        torch.export.save(exported, folder / "model")
+        with (folder / "model").open("wb") as file:
+            torch.export.save(exported, file)
         inspect(folder)
         Task(
             job="preload",

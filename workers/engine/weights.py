@@ -6,6 +6,7 @@ Inference". There is no floor under the scale: weights of 1e-8 keep their seven 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from fewbit.spec import Clip, Percentile, WeightRange, Weights
 QMAX = 127
 OUTLIER_SIGMAS = 6.0
 HISTOGRAM_BINS = 64
+SMALLEST_FLOAT32_SCALE = 1e-30  # below it float32 quotients lose bits: denormals are near
 MSE_STEPS = 40  # candidates for the clip, from 100 % of the range down to MSE_SMALLEST
 MSE_SMALLEST = 0.4
 
@@ -73,26 +75,28 @@ def weight_stats(weight: Tensor, quantized: QuantizedWeight) -> WeightStats:
         outlier_ratio=_share(centred.abs() > OUTLIER_SIGMAS),
         zeroed_ratio=_share((quantized.values == 0) & (weight != 0)),
         saturated_ratio=_share(weight.abs() > limit * (1 + 1e-6)),
-        sqnr_db={name: _weight_sqnr(weight, name) for name in ("per_tensor", "per_channel")},
+        sqnr_db={name: _weight_sqnr(weight, name, quantized) for name in ("per_tensor", "per_channel")},
         histogram=_histogram(weight),
     )
 
 
 def sqnr_db(signal: Tensor, approximation: Tensor) -> float:
     """10 log10(E[signal^2] / E[(signal - approximation)^2]) in dB, within +-150; -150 when the noise is not finite."""
-    power = signal.double().square().sum()
-    noise = (signal.double() - approximation.double()).square().sum()
-    if not bool(torch.isfinite(noise)):
+    unit = float(signal.abs().amax()) if signal.numel() else 0.0
+    scaled = signal.to(torch.float32).flatten() / (unit or 1.0)  # so that squares of small signals do not vanish
+    error = approximation.to(torch.float32).flatten() / (unit or 1.0) - scaled
+    power, noise = float(scaled @ scaled), float(error @ error)
+    if not math.isfinite(noise):
         return -SQNR_CAP_DB
-    if float(noise) == 0.0:
+    if noise == 0.0:
         return SQNR_CAP_DB
-    ratio = 10 * torch.log10(power.clamp_min(1e-300) / noise)
-    return float(ratio.clamp(-SQNR_CAP_DB, SQNR_CAP_DB))
+    return max(-SQNR_CAP_DB, min(SQNR_CAP_DB, 10 * math.log10(max(power, 1e-300) / noise)))
 
 
 def _round(weight: Tensor, scale: Tensor) -> Tensor:
-    # In float64: for weights near 1e-38 the float32 scale is a denormal, and its inverse overflows.
-    return torch.round(weight.double() / scale.double()[:, None]).clamp_(-QMAX, QMAX).to(torch.int8)
+    if float(scale.amin()) < SMALLEST_FLOAT32_SCALE:
+        weight, scale = weight.double(), scale.double()
+    return torch.div(weight, scale[:, None]).round_().clamp_(-QMAX, QMAX).to(torch.int8)
 
 
 def _mse_bound(rows: Tensor) -> Tensor:
@@ -112,9 +116,10 @@ def _percentile(magnitude: Tensor, share: float) -> Tensor:
     return torch.kthvalue(magnitude, index, dim=1).values
 
 
-def _weight_sqnr(weight: Tensor, granularity: str) -> float:
-    settings = Weights.model_validate({"granularity": granularity})
-    return round(sqnr_db(weight, quantize_weight(weight, settings).dequantize()), 2)
+def _weight_sqnr(weight: Tensor, granularity: str, quantized: QuantizedWeight) -> float:
+    if quantized.granularity != granularity:
+        quantized = quantize_weight(weight, Weights.model_validate({"granularity": granularity}))
+    return round(sqnr_db(weight, quantized.dequantize()), 2)
 
 
 def _histogram(weight: Tensor) -> Histogram:

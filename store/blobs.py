@@ -1,0 +1,200 @@
+"""Blobs by content: ``sha256/ab/<hex>``, on disk or in S3. Bytes are hashed while they arrive.
+
+A blob is first written under ``incoming/`` and moved into place once it is whole and its digest is known. A stream
+that breaks off leaves nothing: obstore aborts the upload when the iterator raises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import obstore
+from obstore.store import LocalStore, S3Store
+
+from store.settings import StoreSettings
+
+CHUNK = 4 * 1024 * 1024  # one thread hop and one write each: 256 of them a GiB
+
+
+@dataclass(frozen=True)
+class BlobInfo:
+    """What was stored: lower-case hex SHA-256 and size in bytes."""
+
+    sha256: str
+    size: int
+
+
+class BlobTooLarge(Exception):
+    """The stream went over its limit; nothing was kept."""
+
+
+class BlobMismatch(Exception):
+    """The stream's digest is not the expected one; nothing was kept."""
+
+
+class Blobs:
+    """Safe to share between threads and event loops. ``url`` is a folder, or ``s3://bucket/prefix``."""
+
+    def __init__(self, url: str) -> None:
+        self.folder: Path | None = None
+        self._store: LocalStore | S3Store
+        if url.startswith("s3://"):
+            self._store = S3Store.from_url(url)
+        else:
+            self.folder = Path(url).absolute()
+            self._store = LocalStore(str(self.folder), mkdir=True)
+
+    @classmethod
+    def of(cls, settings: StoreSettings) -> Blobs:
+        return cls(settings.blobs_url)
+
+    async def put_stream(
+        self, chunks: AsyncIterator[bytes], max_bytes: int, expected_sha256: str | None = None
+    ) -> BlobInfo:
+        """Store a stream. Raises ``BlobTooLarge``, ``BlobMismatch``, and whatever ``chunks`` raises."""
+        incoming = f"incoming/{uuid.uuid4().hex}"
+        hashing = _Hashing(chunks, max_bytes, expected_sha256)
+        await obstore.put_async(
+            self._store, incoming, hashing.pass_through(), use_multipart=True, chunk_size=CHUNK, max_concurrency=2
+        )
+        await obstore.rename_async(self._store, incoming, _path(hashing.info.sha256))
+        return hashing.info
+
+    async def stream(self, sha256: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """The bytes ``[start, end)`` in large chunks. Raises ``FileNotFoundError`` before the first of them."""
+        if self.folder is not None:
+            async for chunk in _read_local(self.folder / _path(sha256), start, end):
+                yield chunk
+            return
+        wanted: Any = {"offset": start} if end is None else (start, end)
+        found = await obstore.get_async(self._store, _path(sha256), options={"range": wanted})
+        async for chunk in found.stream(min_chunk_size=CHUNK):
+            yield bytes(chunk)
+
+    async def exists(self, sha256: str) -> bool:
+        try:
+            await obstore.head_async(self._store, _path(sha256))
+        except FileNotFoundError:
+            return False
+        return True
+
+    async def delete(self, sha256: str) -> None:
+        """Delete the blob if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            await obstore.delete_async(self._store, _path(sha256))
+
+    def fetch(self, sha256: str, path: Path, *, link: bool = False) -> None:
+        """Put the blob at ``path``, in constant memory. Raises ``FileNotFoundError``.
+
+        A copy by default: what runs an upload may write to its files, and a link would let it rewrite the blob.
+        ``link=True`` is for trusted readers.
+        """
+        if self.folder is None:
+            self._download(sha256, path)
+        elif not (link and _linked(self.folder / _path(sha256), path)):
+            shutil.copyfile(self.folder / _path(sha256), path)
+
+    def put_file(self, path: Path) -> BlobInfo:
+        """Store a file and leave it where it is."""
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if self.folder is None:
+            obstore.put(self._store, _path(sha256), path, chunk_size=CHUNK, max_concurrency=2)
+        else:
+            _copy_into_place(path, self.folder / _path(sha256))
+        return BlobInfo(sha256, path.stat().st_size)
+
+    def _download(self, sha256: str, path: Path) -> None:
+        found = obstore.get(self._store, _path(sha256))
+        with path.open("wb") as file:
+            for chunk in found.stream(min_chunk_size=CHUNK):
+                file.write(chunk)
+
+
+class _Hashing:
+    """Passes chunks on, of ``CHUNK`` bytes and more, counting and hashing them."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], max_bytes: int, expected_sha256: str | None) -> None:
+        self._chunks = chunks
+        self._max_bytes = max_bytes
+        self._expected = expected_sha256
+        self._digest = hashlib.sha256()
+        self._size = 0
+
+    async def pass_through(self) -> AsyncIterator[bytes]:
+        async for chunk in coalesced(self._chunks, CHUNK):
+            self._size += len(chunk)
+            if self._size > self._max_bytes:
+                raise BlobTooLarge
+            await asyncio.to_thread(self._digest.update, chunk)
+            yield chunk
+        if self._expected is not None and self.info.sha256 != self._expected:
+            raise BlobMismatch
+
+    @property
+    def info(self) -> BlobInfo:
+        return BlobInfo(self._digest.hexdigest(), self._size)
+
+
+async def coalesced(chunks: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
+    """The same bytes in pieces of at least ``size``, the last one excepted."""
+    held: list[bytes] = []
+    length = 0
+    async for chunk in chunks:
+        held.append(chunk)
+        length += len(chunk)
+        if length >= size:
+            yield b"".join(held)
+            held, length = [], 0
+    if held:
+        yield b"".join(held)
+
+
+async def _read_local(path: Path, start: int, end: int | None) -> AsyncIterator[bytes]:
+    """1 MiB reads: 2 to 3 GB/s from the page cache, where obstore's own stream gave 0.2 to 0.4 (measured)."""
+    with await asyncio.to_thread(path.open, "rb", 0) as file:
+        file.seek(start)
+        left = (await asyncio.to_thread(os.fstat, file.fileno())).st_size - start if end is None else end - start
+        while left > 0:
+            chunk = await asyncio.to_thread(file.read, min(left, 1024 * 1024))
+            if not chunk:
+                return
+            left -= len(chunk)
+            yield chunk
+
+
+def _path(sha256: str) -> str:
+    return f"sha256/{sha256[:2]}/{sha256}"
+
+
+def _linked(source: Path, target: Path) -> bool:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another device, or a file system without links
+        return False
+    return True
+
+
+def _copy_into_place(source: Path, target: Path) -> None:
+    """Copy beside the target, then rename: nobody sees half a blob."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(dir=target.parent, prefix=".incoming-")
+    os.close(handle)
+    try:
+        shutil.copyfile(source, beside)
+        Path(beside).replace(target)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise

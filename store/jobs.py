@@ -1,0 +1,194 @@
+"""Jobs, as the gateway sees them: make, read, list, follow, cancel, delete."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from redis.asyncio import Redis
+
+from fewbit.resources import FINAL
+from store.blobs import Blobs
+from store.ids import first_id, new_id
+from store.records import (
+    JOBS,
+    JobRecord,
+    NewJob,
+    dataset_key,
+    events_key,
+    job_key,
+    jobs_by_label,
+    jobs_by_status,
+    jobs_using,
+    model_key,
+)
+from store.references import drop_references
+from store.transition import SCRIPT, Move, Outcome
+from store.uploads import newest_ids
+
+_WALK = 200  # records read per round trip while a page is filled
+_FROM_THE_START = "0"
+
+
+class Missing(Exception):
+    """A new job names an upload that is not there (any more): its id is ``upload_id``."""
+
+    def __init__(self, upload_id: str) -> None:
+        super().__init__(upload_id)
+        self.upload_id = upload_id
+
+
+@dataclass(frozen=True)
+class EventRecord:
+    """One entry of a job's stream; ``data`` is JSON, ``id`` what ``Last-Event-ID`` takes."""
+
+    id: str
+    event: str
+    data: bytes
+    at: str
+
+    def json(self) -> bytes:
+        """``fewbit.resources.Event``."""
+        head = f'{{"id":"{self.id}","event":"{self.event}","at":"{self.at}","data":'
+        return head.encode() + self.data + b"}"
+
+
+class Jobs:
+    """The gateway's side."""
+
+    def __init__(self, redis: Redis, blobs: Blobs) -> None:
+        self._redis = redis
+        self._blobs = blobs
+        self._transition = redis.register_script(SCRIPT)
+
+    async def create(self, new: NewJob) -> str:
+        """The id of a new queued job; its message is the caller's to send. Raises ``Missing``."""
+        job_id = new_id("job")
+        needs = [model_key(new.model.id), *(dataset_key(ref.id) for ref in new.datasets)]
+        outcome = await self._move(Move(job_id, {"none": "queued"}, must_exist=needs, fields=new.fields()))
+        if not outcome.moved:
+            raise Missing(outcome.status.rsplit(":", 1)[-1])
+        return job_id
+
+    async def get(self, job_id: str) -> JobRecord | None:
+        """One round trip."""
+        fields = self._redis.hmget(job_key(job_id), JobRecord.FIELDS)
+        return JobRecord.of(await cast(Awaitable[list[bytes | None]], fields))
+
+    async def page(
+        self,
+        limit: int,
+        after: str | None = None,
+        status: str | None = None,
+        model: str | None = None,
+        label: tuple[str, str] | None = None,
+        created_after: float | None = None,
+    ) -> list[JobRecord]:
+        """Newest first, at most ``limit``, those older than the job ``after``; every filter given must hold.
+        ``created_after`` is in seconds since the epoch."""
+        filters = _Filters(status, model, label)
+        index = await self._smallest(filters.indexes())
+        lowest = "-" if created_after is None else f"[{first_id('job', created_after)}"
+        found: list[JobRecord] = []
+        while len(found) < limit:
+            ids = await newest_ids(self._redis, index, _WALK, after, lowest)
+            records = await self._read(ids)
+            found += [record for record in records if record is not None and filters.take(record)]
+            if len(ids) < _WALK:
+                break
+            after = ids[-1]
+        return found[:limit]
+
+    async def request_cancel(self, job_id: str) -> Outcome:
+        """A queued job is canceled at once, a running one asked to stop. Not moved: it has ended, or is ``none``."""
+        moves = {"queued": "canceled", "running": "canceling", "canceling": "canceling"}
+        return await self._move(Move(job_id, moves))
+
+    async def delete(self, job_id: str) -> Outcome:
+        """Forget a job that has ended: record, events, report, artifacts. Not moved: it has not, or is ``none``."""
+        record = await self.get(job_id)
+        outcome = await self._move(Move(job_id, dict.fromkeys(sorted(FINAL), "none")))
+        if outcome.moved and record is not None:
+            hashes = {artifact.sha256 for artifact in record.artifacts}
+            await drop_references(self._redis, self._blobs, job_id, sorted(hashes))
+        return outcome
+
+    async def report(self, job_id: str) -> bytes | None:
+        """The report's JSON, once the job has succeeded."""
+        packed = await cast(Awaitable[bytes | None], self._redis.hget(job_key(job_id), "report"))
+        return None if packed is None else await asyncio.to_thread(zlib.decompress, packed)
+
+    async def events(
+        self, job_id: str, after: str = _FROM_THE_START, count: int = 500, block_ms: int | None = None
+    ) -> list[EventRecord]:
+        """The next ``count`` events after the id ``after``; waits ``block_ms`` for one if there are none yet."""
+        reply: Any = await self._redis.xread({events_key(job_id): after}, count=count, block=block_ms)
+        if not reply:
+            return []
+        entries = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
+        if entries and isinstance(entries[0], list):  # RESP3 puts one more list around a stream's entries
+            entries = entries[0]
+        return [_event(entry_id, fields) for entry_id, fields in entries]
+
+    async def wait_final(self, job_id: str, seconds: float) -> JobRecord | None:
+        """The job once it has ended, or as it is after ``seconds``; ``None``: no such job. Sleeps on its events."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        seen = await self._last_event(job_id)
+        while True:
+            record = await self.get(job_id)
+            left_ms = int((deadline - asyncio.get_running_loop().time()) * 1000)
+            if record is None or record.final or left_ms <= 0:
+                return record
+            news = await self.events(job_id, seen, block_ms=left_ms)
+            seen = news[-1].id if news else seen
+
+    async def _last_event(self, job_id: str) -> str:
+        newest = await cast(Awaitable[list[tuple[bytes, Any]]], self._redis.xrevrange(events_key(job_id), count=1))
+        return newest[0][0].decode() if newest else _FROM_THE_START
+
+    async def _move(self, move: Move) -> Outcome:
+        return Outcome.of(await self._transition(keys=move.keys, args=move.args))
+
+    async def _smallest(self, indexes: list[str]) -> str:
+        """The index with the fewest ids: the others are checked record by record."""
+        if len(indexes) == 1:
+            return indexes[0]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for index in indexes:
+                pipe.zcard(index)
+            sizes = await pipe.execute()
+        return min(zip(sizes, indexes, strict=True))[1]
+
+    async def _read(self, ids: list[str]) -> list[JobRecord | None]:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hmget(job_key(job_id), JobRecord.FIELDS)
+            return [JobRecord.of(fields) for fields in await pipe.execute()]
+
+
+@dataclass(frozen=True)
+class _Filters:
+    status: str | None
+    model: str | None
+    label: tuple[str, str] | None
+
+    def indexes(self) -> list[str]:
+        return [
+            *([jobs_by_status(self.status)] if self.status else []),
+            *([jobs_using(self.model)] if self.model else []),
+            *([jobs_by_label(*self.label)] if self.label else []),
+        ] or [JOBS]
+
+    def take(self, job: JobRecord) -> bool:
+        return (
+            (self.status is None or job.status == self.status)
+            and (self.model is None or job.model_id == self.model)
+            and (self.label is None or job.labels.get(self.label[0]) == self.label[1])
+        )
+
+
+def _event(entry_id: bytes, fields: dict[bytes, bytes]) -> EventRecord:
+    return EventRecord(entry_id.decode(), fields[b"event"].decode(), fields[b"data"], fields[b"at"].decode())

@@ -1,0 +1,188 @@
+"""Models: uploads by content, and what their inspection found."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Awaitable
+from typing import Protocol, cast
+
+import redis
+from redis.asyncio import Redis
+
+from fewbit.problems import JobProblem
+from fewbit.resources import InputSignature, ModelLayer
+from store.blobs import BlobInfo, Blobs
+from store.ids import new_id
+from store.patience import persist
+from store.records import (
+    INSPECTING,
+    MODELS,
+    BlobRef,
+    ModelRecord,
+    flat,
+    model_by_sha256,
+    model_key,
+    now_iso,
+    references_key,
+)
+from store.settings import StoreSettings
+from store.uploads import Forget, Forgotten, newest_ids
+
+# KEYS 1 model-of:<sha256>, 2 the new record, 3 models, 4 inspecting, 5 blob references
+# ARGV 1 id, 2 now in ms, 3 prefix of records, 4.. fields. Returns {id, "1" when an inspection is due}.
+# Equal bytes are one model. One whose inspection failed for a reason that may pass is inspected again.
+_CREATE = """
+local known = redis.call('GET', KEYS[1])
+if known then
+  local record = ARGV[3] .. known
+  if redis.call('HGET', record, 'retryable') ~= '1' then return {known, '0'} end
+  redis.call('HDEL', record, 'retryable', 'error', 'inspections')
+  redis.call('HSET', record, 'status', 'inspecting')
+  redis.call('ZADD', KEYS[4], ARGV[2], known)
+  return {known, '1'}
+end
+redis.call('SET', KEYS[1], ARGV[1])
+for i = 4, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
+redis.call('ZADD', KEYS[3], 0, ARGV[1])
+redis.call('ZADD', KEYS[4], ARGV[2], ARGV[1])
+redis.call('SADD', KEYS[5], ARGV[1])
+return {ARGV[1], '1'}
+"""
+
+# KEYS 1 record, 2 inspecting. ARGV 1 id, 2.. fields. Only an upload that is still being inspected takes a verdict.
+_JUDGE = """
+if redis.call('HGET', KEYS[1], 'status') ~= 'inspecting' then return 0 end
+for i = 2, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+redis.call('ZREM', KEYS[2], ARGV[1])
+return 1
+"""
+
+# KEYS 1 record, 2 inspecting. ARGV 1 id, 2 now in ms. Counts the inspections begun, and starts their time anew.
+_BEGIN = """
+if redis.call('HGET', KEYS[1], 'status') ~= 'inspecting' then return 0 end
+redis.call('ZADD', KEYS[2], 'XX', ARGV[2], ARGV[1])
+return redis.call('HINCRBY', KEYS[1], 'inspections', 1)
+"""
+
+
+class Inspection(Protocol):
+    """What the engine's inspection tells (``workers.engine.task.Inspection``)."""
+
+    @property
+    def format(self) -> str: ...
+    @property
+    def inputs(self) -> tuple[InputSignature, ...]: ...
+    @property
+    def layers(self) -> tuple[ModelLayer, ...]: ...
+
+
+class Models:
+    """The gateway's side."""
+
+    def __init__(self, redis: Redis, blobs: Blobs) -> None:
+        self._redis = redis
+        self._forget = Forget(redis, blobs)
+        self._create = redis.register_script(_CREATE)
+
+    async def create_or_get(self, info: BlobInfo, name: str | None) -> tuple[ModelRecord, bool]:
+        """The model of these bytes, and whether an inspection is due, whose message is the caller's to send: it is for
+        a new model, and for one whose inspection failed for a reason that may have passed."""
+        model_id = new_id("mdl")
+        fields = {
+            "id": model_id,
+            "status": "inspecting",
+            "format": "unknown",
+            "size": str(info.size),
+            "sha256": info.sha256,
+            "name": json.dumps(name),
+            "created_at": now_iso(),
+        }
+        keys = [model_by_sha256(info.sha256), model_key(model_id), MODELS, INSPECTING, references_key(info.sha256)]
+        args = [model_id, int(time.time() * 1000), model_key(""), *flat(fields)]
+        kept, due = await self._create(keys=keys, args=args)
+        record = await self.get(kept.decode())
+        if record is None:  # deleted in this very moment: the bytes are here, so it is a new upload
+            return await self.create_or_get(info, name)
+        return record, due == b"1"
+
+    async def get(self, model_id: str) -> ModelRecord | None:
+        fields = self._redis.hmget(model_key(model_id), ModelRecord.FIELDS)
+        return ModelRecord.of(await cast(Awaitable[list[bytes | None]], fields))
+
+    async def page(self, limit: int, after: str | None = None) -> list[ModelRecord]:
+        """Newest first, at most ``limit``, those older than the model ``after``."""
+        ids = await newest_ids(self._redis, MODELS, limit, after)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for each in ids:
+                pipe.hmget(model_key(each), ModelRecord.FIELDS)
+            records = [ModelRecord.of(fields) for fields in await pipe.execute()]
+        return [record for record in records if record is not None]
+
+    async def delete(self, model_id: str) -> Forgotten:
+        """Forget a model no unfinished job needs, and its bytes."""
+        record = await self.get(model_id)
+        if record is None:
+            return "none"
+        by_sha256 = model_by_sha256(record.sha256)
+        return await self._forget(model_id, record.sha256, model_key(model_id), by_sha256, [MODELS, INSPECTING])
+
+
+class InspectedModels:
+    """The workers' side: what waits for its inspection, and the verdict. Writes wait for a Redis that restarts."""
+
+    def __init__(self, redis: redis.Redis, settings: StoreSettings) -> None:
+        self._redis = redis
+        self._settings = settings
+        self._judge = redis.register_script(_JUDGE)
+        self._begin = redis.register_script(_BEGIN)
+
+    def inspecting(self, model_id: str) -> BlobRef | None:
+        """Begin an inspection: the bytes to look at. ``None`` when the model is gone or judged already."""
+        record = persist(lambda: self._read(model_id), self._settings.inspect_s)
+        keys = [model_key(model_id), INSPECTING]
+        args: list[str | int] = [model_id, int(time.time() * 1000)]
+        if record is None or not persist(lambda: self._begin(keys=keys, args=args), self._settings.inspect_s):
+            return None
+        return record.blob
+
+    def ready(self, model_id: str, inspection: Inspection) -> bool:
+        """False when the model was deleted or judged meanwhile."""
+        fields = {
+            "status": "ready",
+            "format": inspection.format,
+            "inputs": json.dumps([each.model_dump(mode="json") for each in inspection.inputs]),
+            "layers": json.dumps([each.model_dump(mode="json") for each in inspection.layers]),
+        }
+        return self._judged(model_id, fields)
+
+    def reject(self, model_id: str, problem: JobProblem) -> bool:
+        """False when the model was deleted or judged meanwhile."""
+        retryable = "1" if problem.retryable else "0"
+        fields = {"status": "rejected", "error": problem.model_dump_json(), "retryable": retryable}
+        return self._judged(model_id, fields)
+
+    def overdue(self, now: float) -> list[str]:
+        """Models that have waited too long: their message got lost, or their worker did. Each is named once a while.
+
+        One that was begun ``max_attempts`` times kills its workers: it is rejected instead of named.
+        """
+        before = int((now - self._settings.inspect_s) * 1000)
+        waiting = [each.decode() for each in cast(list[bytes], self._redis.zrangebyscore(INSPECTING, "-inf", before))]
+        for model_id in waiting:
+            self._redis.zadd(INSPECTING, {model_id: int(now * 1000)}, xx=True)
+        return [model_id for model_id in waiting if not self._given_up(model_id)]
+
+    def _given_up(self, model_id: str) -> bool:
+        begun = int(cast("bytes | None", self._redis.hget(model_key(model_id), "inspections")) or 0)
+        if begun < self._settings.max_attempts:
+            return False
+        self.reject(model_id, JobProblem.of("worker-lost", f"The worker was lost in each of {begun} inspections."))
+        return True
+
+    def _read(self, model_id: str) -> ModelRecord | None:
+        return ModelRecord.of(cast(list[bytes | None], self._redis.hmget(model_key(model_id), ModelRecord.FIELDS)))
+
+    def _judged(self, model_id: str, fields: dict[str, str]) -> bool:
+        keys, args = [model_key(model_id), INSPECTING], [model_id, *flat(fields)]
+        return bool(persist(lambda: self._judge(keys=keys, args=args), self._settings.inspect_s))

@@ -1,0 +1,52 @@
+"""The Celery messages: ids, and the queue they go to. One configuration, for sender and receiver.
+
+Early acknowledgement, no prefetch, no results, no countdowns: each was measured to lose or repeat work on a Redis
+broker. What must not get lost is in the job record; a message only says "look".
+"""
+
+from __future__ import annotations
+
+from celery import Celery
+from kombu.entity import Queue as MessageQueue
+
+from store.settings import StoreSettings
+
+SMALL, LARGE, INSPECT = "small", "large", "inspect"
+RUN_JOB, INSPECT_MODEL = "fewbit.run_job", "fewbit.inspect_model"
+
+
+def configure(app: Celery, settings: StoreSettings) -> Celery:
+    """What both sides must agree on."""
+    app.conf.update(
+        broker_url=settings.broker_url,
+        broker_transport_options={"socket_timeout": 10, "socket_connect_timeout": 5, "retry_on_timeout": True},
+        result_backend=None,
+        task_ignore_result=True,
+        task_serializer="json",
+        accept_content=["json"],
+        task_acks_late=False,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        task_queues=[MessageQueue(name) for name in (SMALL, LARGE, INSPECT)],  # type: ignore[no-untyped-call]
+        task_default_queue=SMALL,
+        task_create_missing_queues=False,
+        enable_utc=True,
+    )
+    return app
+
+
+class Queue:
+    """Sends messages. Blocking: call it in a thread from async code. Raises ``kombu.exceptions.OperationalError``."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self._large_from = settings.large_model_bytes
+        self._app = configure(Celery("fewbit", set_as_current=False), settings)
+
+    def deliver_job(self, job_id: str, model_bytes: int) -> None:
+        """Large models have a queue of their own, so that they never starve small ones."""
+        self._app.send_task(RUN_JOB, args=[job_id], queue=LARGE if model_bytes >= self._large_from else SMALL)
+
+    def deliver_inspection(self, model_id: str) -> None:
+        self._app.send_task(INSPECT_MODEL, args=[model_id], queue=INSPECT)

@@ -1,0 +1,90 @@
+-- The one script that changes a job: it checks status, fencing token and lease, writes the record, keeps the indexes
+-- and appends the event, in one call. Record, index and event can never disagree.
+--
+-- KEYS  1 job hash, 2 its event stream, 3.. records that must exist (the model and datasets of a new job)
+-- ARGV  1 key prefix       2 job id         3 moves "queued>running,..." ("none>queued" makes it, "failed>none" deletes it)
+--       4 token or ""      5 lease in ms or ""   6 "expired before" in ms or ""     7 now, ISO 8601
+--       8 event or ""      9 the event's data, JSON   10 "1" gives the attempt back    11.. field, value, ...
+-- Returns {1, status, revision, token, attempts, was} or {0, status, token, claimed_by}.
+
+local prefix, id, at = ARGV[1], ARGV[2], ARGV[7]
+local job, events = KEYS[1], KEYS[2]
+local FINAL = {succeeded = true, failed = true, canceled = true}
+local LEASED = {running = true, canceling = true}
+
+local record = redis.call('HMGET', job, 'status', 'token', 'claimed_by', 'lease_until')
+local was = record[1] or 'none'
+
+local function refuse(status) return {0, status or was, record[2] or '0', record[3] or ''} end
+
+local target
+for from, to in string.gmatch(ARGV[3], '(%a+)>(%a+)') do
+  if from == was then target = to end
+end
+if not target then return refuse() end
+if ARGV[4] ~= '' and ARGV[4] ~= record[2] then return refuse() end
+if ARGV[6] ~= '' and tonumber(record[4] or '0') > tonumber(ARGV[6]) then return refuse() end
+for i = 3, #KEYS do
+  if redis.call('EXISTS', KEYS[i]) == 0 then return refuse('missing:' .. KEYS[i]) end
+end
+
+if target == 'none' then
+  for _, index in ipairs(cjson.decode(redis.call('HGET', job, 'indexes'))) do redis.call('ZREM', index, id) end
+  redis.call('ZREM', prefix .. 'jobs:status:' .. was, id)
+  redis.call('DEL', job, events)
+  return {1, 'none', 0, '0', '0', was}
+end
+
+local function index_by_status(status) return prefix .. 'jobs:status:' .. status end
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+for i = 11, #ARGV, 2 do redis.call('HSET', job, ARGV[i], ARGV[i + 1]) end
+if ARGV[5] ~= '' and LEASED[target] then
+  local deadline = string.format('%.0f', now + tonumber(ARGV[5]))
+  redis.call('HSET', job, 'lease_until', deadline)
+  redis.call('ZADD', prefix .. 'leases', deadline, id)
+end
+
+if was == 'none' then
+  redis.call('HSET', job, 'id', id, 'created_at', at)
+  for _, index in ipairs(cjson.decode(redis.call('HGET', job, 'indexes'))) do redis.call('ZADD', index, 0, id) end
+end
+if target ~= was then
+  redis.call('HSET', job, 'status', target)
+  redis.call('ZREM', index_by_status(was), id)
+  redis.call('ZADD', index_by_status(target), 0, id)
+  redis.call('ZREM', prefix .. 'waiting', id)
+  if target == 'queued' then
+    redis.call('ZADD', prefix .. 'waiting', now, id)
+    redis.call('HDEL', job, 'progress', 'started_at', 'lease_until')
+    if ARGV[10] == '1' then redis.call('HINCRBY', job, 'attempts', -1) end
+  elseif target == 'running' then
+    redis.call('HINCRBY', job, 'attempts', 1)
+    redis.call('HINCRBY', job, 'token', 1)
+    redis.call('HSET', job, 'started_at', at)
+  end
+  if not LEASED[target] then redis.call('ZREM', prefix .. 'leases', id) end
+  if FINAL[target] then redis.call('HSET', job, 'finished_at', at) end
+  if target == 'succeeded' then
+    for _, artifact in ipairs(cjson.decode(redis.call('HGET', job, 'artifacts'))) do
+      redis.call('SADD', prefix .. 'blob:' .. artifact.sha256, id)
+    end
+  end
+end
+
+local function append(event, data)
+  redis.call('XADD', events, 'MAXLEN', '~', 5000, '*', 'event', event, 'data', data, 'at', at)
+end
+
+local bump = (target ~= was or #ARGV > 10) and 1 or 0
+local revision = redis.call('HINCRBY', job, 'revision', bump)
+local after = redis.call('HMGET', job, 'token', 'attempts', 'error')
+if target ~= was then
+  local data = string.format('{"status":"%s","revision":%d,"attempts":%d', target, revision, after[2] or 0)
+  if after[3] then data = data .. ',"error":' .. after[3] end
+  append('state', data .. '}')
+  if FINAL[target] then append('done', data .. '}') end
+end
+if ARGV[8] ~= '' then append(ARGV[8], ARGV[9]) end
+return {1, target, revision, after[1] or '0', after[2] or '0', was}

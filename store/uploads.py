@@ -1,0 +1,59 @@
+"""What models and datasets have in common: how they are listed, and how they are deleted.
+
+An upload is not deleted while a job that has not ended needs it. Check and deletion are one script, so that no job can
+be made in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, cast, get_args
+
+from redis.asyncio import Redis
+
+from fewbit.resources import FINAL, JobStatus
+from store.blobs import Blobs
+from store.records import jobs_by_status, jobs_using
+from store.references import drop_references
+
+Forgotten = Literal["deleted", "in-use", "none"]
+
+_UNFINISHED = [status for status in get_args(JobStatus) if status not in FINAL]
+
+# KEYS 1 the record, 2 by digest, 3 jobs using it, 4-6 unfinished jobs by status, 7.. indexes. ARGV 1 id
+_SCRIPT = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 'none' end
+for i = 4, 6 do
+  if #redis.call('ZINTER', 2, KEYS[3], KEYS[i]) > 0 then return 'in-use' end
+end
+redis.call('DEL', KEYS[1], KEYS[2])
+for i = 7, #KEYS do redis.call('ZREM', KEYS[i], ARGV[1]) end
+return 'deleted'
+"""
+
+
+class Forget:
+    """``await Forget(redis, blobs)(id, sha256, record, by_sha256, indexes)``."""
+
+    def __init__(self, redis: Redis, blobs: Blobs) -> None:
+        self._redis = redis
+        self._blobs = blobs
+        self._script = redis.register_script(_SCRIPT)
+
+    async def __call__(
+        self, upload_id: str, sha256: str, record: str, by_sha256: str, indexes: Sequence[str]
+    ) -> Forgotten:
+        """Delete the record, and the bytes if nothing else needs them."""
+        busy = [jobs_by_status(status) for status in _UNFINISHED]
+        keys = [record, by_sha256, jobs_using(upload_id), *busy, *indexes]
+        answer = cast(Forgotten, (await self._script(keys=keys, args=[upload_id])).decode())
+        if answer == "deleted":
+            await drop_references(self._redis, self._blobs, upload_id, [sha256])
+        return answer
+
+
+async def newest_ids(redis: Redis, index: str, limit: int, after: str | None, lowest: str = "-") -> list[str]:
+    """Ids of an index, newest first, those older than ``after``."""
+    highest = f"({after}" if after else "+"
+    found = await redis.zrevrangebylex(index, highest, lowest, start=0, num=limit)
+    return [each.decode() for each in cast(list[bytes], found)]

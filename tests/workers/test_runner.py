@@ -1,0 +1,138 @@
+"""The forked child, with the real engine: how it shuts itself in, and what it answers for good and bad uploads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fewbit.report import Report, ReportModel
+from fewbit.spec import JobSpec
+from tests.workers import uploads
+from workers import runner
+from workers.engine.errors import EngineError
+from workers.engine.task import Task
+from workers.forks import ForkServer
+from workers.watch import Ended, run_child
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return uploads.mlp(tmp_path_factory.mktemp("models") / "model.pt2")
+
+
+@pytest.fixture
+def forks(engine: ForkServer) -> ForkServer:
+    return engine
+
+
+@pytest.fixture
+def folder(tmp_path: Path, model: Path) -> Path:
+    """A job's folder as the supervisor makes it."""
+    folder = tmp_path / "job"
+    folder.mkdir(mode=0o700)
+    shutil.copy(model, folder / "model")
+    Task(
+        job="job_1",
+        model=ReportModel(id="mdl_1", sha256="0" * 64, format="pt2"),
+        model_size=model.stat().st_size,
+        spec=JobSpec(model="mdl_1"),
+        threads=1,
+    ).write(folder)
+    return folder
+
+
+def stage(forks: ForkServer, name: str, folder: Path, heard: list[tuple[str, Any]] | None = None) -> Ended:
+    order = {"stage": name, "folder": str(folder), "threads": 1}
+    hear = heard if heard is not None else []
+    return run_child(forks, order, time.monotonic() + 60, hear=lambda *said: hear.append(said))
+
+
+def test_an_inspection_gives_the_layer_table(forks: ForkServer, folder: Path) -> None:
+    end = stage(forks, "inspect", folder)
+    assert end.failure is None, end.last_words
+    assert end.done is not None
+    assert [layer["name"] for layer in end.done["inspection"]["layers"]] == ["0", "2"]
+
+
+def test_two_stages_make_a_report_and_artifacts(forks: ForkServer, folder: Path) -> None:
+    heard: list[tuple[str, Any]] = []
+    for name in ("convert", "verify"):
+        end = stage(forks, name, folder, heard)
+        assert end.failure is None, end.last_words
+    report = Report.model_validate_json((folder / "report.json").read_bytes())
+    assert {artifact.name for artifact in report.artifacts} == {path.name for path in (folder / "out").iterdir()}
+    stages = [value[0] for kind, value in heard if kind == "progress"]
+    assert stages[0] == "scan"
+    assert "quantize" in stages
+
+
+@pytest.mark.parametrize("name", ["inspect", "convert"])
+def test_a_hostile_upload_is_refused_and_nothing_runs(forks: ForkServer, folder: Path, name: str) -> None:
+    canary = folder.parent / "canary"
+    payload = uploads.torch_saved(((uploads.Hostile(os.system, f"touch {canary}"),), {}))
+    uploads.with_entry(folder / "model", folder / "hostile", "data/sample_inputs/model.pt", payload)
+    (folder / "hostile").replace(folder / "model")
+    failure = stage(forks, name, folder).failure
+    assert failure is not None
+    assert failure.slug == "unsafe-model"
+    assert "posix.system" in failure.detail
+    assert not canary.exists()
+
+
+def test_without_the_scan_torch_still_does_not_unpickle(forks: ForkServer, folder: Path) -> None:
+    """The second wall: the child's environment makes torch ignore its own fallback to unrestricted pickles."""
+    canary = folder.parent / "canary"
+    payload = uploads.torch_saved(((uploads.Hostile(os.system, f"touch {canary}"),), {}))
+    uploads.with_entry(folder / "model", folder / "hostile.pt2", "data/sample_inputs/model.pt", payload)
+    server = ForkServer("tests.workers.children:main", "tests.workers.children:preload_torch")
+    order = {"deed": "load unscanned", "folder": str(folder), "model": str(folder / "hostile.pt2")}
+    end = run_child(server, order, time.monotonic() + 60)
+    server.stop()
+    assert end.exit_code == 1
+    assert "UnpicklingError" in end.last_words
+    assert not canary.exists()
+
+
+def test_a_truncated_upload_is_an_invalid_model(forks: ForkServer, folder: Path) -> None:
+    (folder / "model").write_bytes((folder / "model").read_bytes()[:1000])
+    failure = stage(forks, "inspect", folder).failure
+    assert failure is not None
+    assert failure.slug == "invalid-model"
+
+
+def test_the_child_keeps_no_secrets_and_no_way_to_dump_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("REDIS_URL", "redis://secret")
+    server = ForkServer("tests.workers.children:main", "tests.workers.children:preload")
+    child = server.fork({"deed": "shut in", "folder": str(tmp_path)})
+    seen = json.loads(os.read(child.messages, 4096))
+    child.close()
+    server.stop()
+    assert not {"AWS_SECRET_ACCESS_KEY", "REDIS_URL"} & set(seen["environment"])
+    assert seen["cwd"] == str(tmp_path)
+    assert seen["core"] == [0, 0]
+    assert seen["umask"] == 0o077
+
+
+@pytest.mark.parametrize(
+    ("error", "slug"),
+    [
+        (EngineError("calibration-failed", "batch 3"), "calibration-failed"),
+        (MemoryError(), "out-of-memory"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes."), "out-of-memory"),
+        (ZeroDivisionError("division by zero"), "internal-error"),
+        (SystemExit(3), "internal-error"),
+    ],
+)
+def test_every_exception_becomes_a_problem(error: BaseException, slug: str) -> None:
+    assert runner._problem(error)[0] == slug
+
+
+def test_an_unexpected_exception_is_named_without_its_traceback() -> None:
+    assert runner._problem(KeyError("weight\nof layer"))[1] == "KeyError: 'weight\\nof layer'"

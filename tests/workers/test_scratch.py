@@ -1,0 +1,62 @@
+"""The private folder, and what is taken out of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from workers.scratch import NotAFile, plain_file, read_report, scratch_folder
+
+
+def test_nobody_else_can_look_and_nothing_stays(tmp_path: Path) -> None:
+    with scratch_folder(tmp_path, "job_1") as folder:
+        assert folder.stat().st_mode & 0o777 == 0o700
+        (folder / "out").mkdir()
+        (folder / "out" / "file").write_text("x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def _lock_and_fail(parent: Path) -> None:
+    with scratch_folder(parent, "job_1") as folder:
+        (folder / "locked").mkdir()
+        (folder / "locked" / "file").write_text("x")
+        (folder / "locked").chmod(0)
+        raise RuntimeError
+
+
+def test_it_goes_even_when_the_job_fails_or_locks_it(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError):
+        _lock_and_fail(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wiping_does_not_follow_links(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "keep").write_text("x")
+    with scratch_folder(tmp_path / "scratch", "job_1") as folder:
+        (folder / "link").symlink_to(outside)
+    assert (outside / "keep").exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc/passwd", "missing", "folder", "link"])
+def test_only_plain_files_are_taken(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    with pytest.raises(NotAFile):
+        plain_file(tmp_path, name)
+
+
+def test_a_folder_that_is_a_link_is_not_looked_into(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "file").write_text("x")
+    (tmp_path / "out").symlink_to(tmp_path / "real")
+    with pytest.raises(NotAFile):
+        plain_file(tmp_path / "out", "file")
+
+
+def test_a_report_that_is_a_link_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "report.json").symlink_to("/etc/passwd")
+    with pytest.raises(NotAFile):
+        read_report(tmp_path)

@@ -1,0 +1,71 @@
+"""What the watcher makes of a child that lies, floods, or says nothing."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fewbit.report import ReportModel
+from fewbit.spec import JobSpec
+from workers.engine.task import Task
+from workers.forks import ForkServer
+from workers.watch import DeadlinePassed, Ended, run_child
+
+
+@pytest.fixture
+def forks(scripted: ForkServer) -> ForkServer:
+    return scripted
+
+
+def run(forks: ForkServer, folder: Path, deed: str, heard: list[Any] | None = None, seconds: float = 20) -> Ended:
+    Task(
+        job="job_1",
+        model=ReportModel(id="mdl_1", sha256="", format="pt2"),
+        model_size=1,
+        spec=JobSpec(model="mdl_1", labels={"deed": deed}),
+        threads=1,
+    ).write(folder)
+    hear = heard if heard is not None else []
+    order = {"stage": "convert", "folder": str(folder), "threads": 1}
+    return run_child(forks, order, time.monotonic() + seconds, hear=lambda *said: hear.append(said))
+
+
+def test_progress_and_logs_are_heard(forks: ForkServer, tmp_path: Path) -> None:
+    heard: list[Any] = []
+    assert run(forks, tmp_path, "", heard).failure is None
+    assert heard == [("progress", ("convert", 0.5)), ("log", "converting")]
+
+
+def test_nonsense_is_not_heard(forks: ForkServer, tmp_path: Path) -> None:
+    heard: list[Any] = []
+    assert run(forks, tmp_path, "babble", heard).failure is None
+    assert heard[0] == ("log", "? lone")
+    assert len(heard) == 3
+
+
+def test_a_flood_of_messages_arrives_whole(forks: ForkServer, tmp_path: Path) -> None:
+    heard: list[Any] = []
+    run(forks, tmp_path, "flood", heard)
+    assert len(heard) == 20_002
+
+
+def test_a_problem_is_taken_from_the_catalogue(forks: ForkServer, tmp_path: Path) -> None:
+    failure = run(forks, tmp_path, "fail").failure
+    assert failure is not None
+    assert (failure.slug, failure.detail) == ("calibration-failed", "batch 3 does not fit")
+
+
+def test_leaving_without_a_word_is_an_internal_error(forks: ForkServer, tmp_path: Path) -> None:
+    failure = run(forks, tmp_path, "nothing").failure
+    assert failure is not None
+    assert failure.slug == "internal-error"
+
+
+def test_a_deadline_is_kept(forks: ForkServer, tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(DeadlinePassed):
+        run(forks, tmp_path, "sleep", seconds=0.3)
+    assert time.monotonic() - started < 1

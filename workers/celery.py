@@ -1,0 +1,54 @@
+"""The worker's Celery app: ``celery -A workers.celery worker --pool threads --concurrency 1 -Q small,large``.
+
+Celery brings ids, nothing else. What the process holds lives in ``workers.process``; what a job goes through is in
+``workers.supervisor``. This process never imports torch.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import Celery, signals
+
+from store.queue import configure
+from store.settings import StoreSettings
+from workers import logs, process
+
+app = configure(Celery("fewbit", include=["workers.tasks"]), StoreSettings())
+app.conf.update(
+    # Redis away for a while: keep the running job, and keep trying to come back.
+    broker_connection_retry=True,
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    worker_cancel_long_running_tasks_on_connection_loss=False,
+    worker_hijack_root_logger=False,
+    worker_redirect_stdouts=False,
+)
+
+
+@signals.setup_logging.connect  # type: ignore[untyped-decorator]
+def _log_json(loglevel: int | str | None = None, **_: Any) -> None:
+    logs.configure(loglevel if isinstance(loglevel, int) else logging.INFO)
+
+
+@signals.worker_init.connect  # type: ignore[untyped-decorator]
+def _warm_up(**_: Any) -> None:
+    """Before the first message is taken: a worker that cannot load its engine must not take any."""
+    process.start()
+
+
+@signals.worker_ready.connect  # type: ignore[untyped-decorator]
+def _announce(sender: Any, **_: Any) -> None:
+    process.current().serve(queues=sorted(sender.app.amqp.queues.consume_from))
+
+
+@signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def _hand_back(**_: Any) -> None:
+    """SIGTERM: the running job goes back into its queue, another worker takes it."""
+    process.current().stopping.set()
+
+
+@signals.worker_shutdown.connect  # type: ignore[untyped-decorator]
+def _leave(**_: Any) -> None:
+    process.current().stop()

@@ -1,0 +1,58 @@
+"""What this worker announces of itself. Read without importing torch: the Celery process never does."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+# Best first, by the flag that tells it. The names are those of torch.backends.cpu.get_cpu_capability(), plus VNNI.
+_ISA = (
+    ("amx_int8", "AMX"),
+    ("avx512_vnni", "AVX512_VNNI"),
+    ("avx512f", "AVX512"),
+    ("avx_vnni", "AVX2_VNNI"),
+    ("avx2", "AVX2"),
+    ("i8mm", "I8MM"),
+    ("sve", "SVE"),
+    ("asimd", "NEON"),
+)
+_PACKAGES = ("fewbit", "torch", "torchao", "numpy", "celery")
+
+
+def cpu_name() -> str:
+    """The processor's name, as ``/proc/cpuinfo`` gives it."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def isa() -> str:
+    """The best instruction set for int8 this CPU has: ``AVX2``, ``AVX512_VNNI``, ``NEON``, ..."""
+    info = _cpuinfo()
+    flags = set((info.get("flags") or info.get("Features") or "").split())
+    return next((name for flag, name in _ISA if flag in flags), "DEFAULT")
+
+
+def cores() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a job's numbers, from package metadata."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpuinfo() -> dict[str, str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in lines)
+    return {name.strip(): value.strip() for name, _, value in pairs}

@@ -1,0 +1,108 @@
+"""What one worker process holds: its connections, its fork server, and the threads beside Celery's."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import structlog
+
+from fewbit import capabilities
+from store.blobs import Blobs
+from store.clients import connect
+from store.fleet import Announcer
+from store.leases import Leases
+from store.models import InspectedModels
+from store.queue import Queue
+from store.settings import StoreSettings
+from workers import machine
+from workers.forks import ForkServer, ForkServerLost
+from workers.inspection import Inspector
+from workers.reaper import Reaper
+from workers.settings import WorkerSettings
+from workers.supervisor import Supervisor
+
+log = structlog.get_logger()
+
+_ANNOUNCE_EVERY_S = 5.0
+
+
+class Process:
+    """Made once per worker process, by ``start``."""
+
+    def __init__(self, store: StoreSettings, settings: WorkerSettings) -> None:
+        redis, blobs, queue = connect(store), Blobs.of(store), Queue(store)
+        leases, models = Leases(redis, store), InspectedModels(redis, store)
+        self.stopping = threading.Event()
+        self.forks = ForkServer()
+        self.supervisor = Supervisor(leases, blobs, self.forks, settings, queue.deliver_job, self.stopping)
+        self.inspector = Inspector(
+            models, blobs, self.forks, settings, store.inspect_s, queue.deliver_inspection, self.stopping
+        )
+        self._reaper = Reaper(leases, models, queue, store.reaper_s)
+        self._announcer = Announcer(redis)
+        self._settings = settings
+        self._leaving = threading.Event()
+
+    def serve(self, queues: list[str]) -> None:
+        """From now on be seen, and look after what others lost."""
+        self._reaper.start()
+        threading.Thread(target=self._announce, args=[queues], name="announce", daemon=True).start()
+
+    def stop(self) -> None:
+        """Leave nothing running."""
+        self.stopping.set()
+        self._leaving.set()
+        self._reaper.stop()
+        self.forks.stop()
+        try:
+            self._announcer.leave(self._settings.worker)
+        except Exception:  # Redis may have gone before us; the announcement runs out by itself
+            log.info("left without saying so")
+
+    def _announce(self, queues: list[str]) -> None:
+        about = description(queues, self._settings)
+        while True:
+            try:
+                self._announcer.announce(self._settings.worker, about)
+            except Exception:  # Redis is away; it will hear from us when it is back
+                log.warning("could not announce", exc_info=True)
+            if self._leaving.wait(_ANNOUNCE_EVERY_S):
+                return
+
+
+def description(queues: list[str], settings: WorkerSettings) -> dict[str, object]:
+    """What ``GET /capabilities`` shows of this worker."""
+    return {
+        "queues": queues,
+        "cpu": machine.cpu_name(),
+        "isa": machine.isa(),
+        "threads": settings.threads,
+        "versions": machine.versions(),
+        "capabilities": {
+            "formats": capabilities.FORMATS,
+            "methods": capabilities.METHODS,
+            "artifacts": capabilities.ARTIFACT_KINDS,
+        },
+    }
+
+
+_current: Process | None = None
+
+
+def start() -> None:
+    """Make this process's ``Process`` and warm its fork server. A worker without an engine leaves at once."""
+    global _current  # noqa: PLW0603  # one worker, one process: Celery's signals and tasks have nowhere else to look
+    _current = Process(StoreSettings(), WorkerSettings())
+    try:
+        _current.forks.start()
+    except ForkServerLost as error:
+        log.critical("no engine", error=str(error), pid=os.getpid())
+        raise SystemExit(1) from error
+
+
+def current() -> Process:
+    """The one made by ``start``."""
+    if _current is None:
+        raise RuntimeError("the worker has not been started")
+    return _current

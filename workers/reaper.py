@@ -1,0 +1,51 @@
+"""The thread that finds what got lost: jobs whose worker vanished, messages nobody received.
+
+Every worker runs one. They do not coordinate: the store decides in one script who may requeue a job, and delivering one
+twice is harmless, since only the first claim counts.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import structlog
+
+from store.leases import Leases
+from store.models import InspectedModels
+from store.queue import Queue
+
+log = structlog.get_logger()
+
+
+class Reaper:
+    """``start`` it once; it stops with the process, or on ``stop``."""
+
+    def __init__(self, leases: Leases, models: InspectedModels, queue: Queue, every_s: float) -> None:
+        self._leases = leases
+        self._models = models
+        self._queue = queue
+        self._every_s = every_s
+        self._stopping = threading.Event()
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="reaper", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def sweep(self) -> None:
+        """Look once, and deliver again what was found."""
+        for lost in self._leases.reap():
+            self._queue.deliver_job(lost.job_id, lost.model_bytes)
+            log.warning("job delivered again", job=lost.job_id)
+        for model_id in self._models.overdue(time.time()):
+            self._queue.deliver_inspection(model_id)
+            log.warning("inspection delivered again", model=model_id)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._every_s):
+            try:
+                self.sweep()
+            except Exception:  # Redis is away; what is lost can wait until it is back
+                log.warning("sweep failed", exc_info=True)

@@ -1,0 +1,143 @@
+"""What the forked child does: shut itself in, look at the upload, call one stage of the engine, say how it went.
+
+It speaks over one pipe, a JSON object a line:
+``{"progress": [stage, fraction]}``, ``{"log": message}``, ``{"done": {...}}``, ``{"problem": [slug, detail]}``.
+This module imports torch (in its functions only); the Celery process names it and never imports it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from workers.engine.errors import EngineError
+from workers.engine.task import Task
+from workers.scan import scan
+
+Stage = Literal["inspect", "convert", "verify"]
+Say = Callable[[str, Any], None]
+
+_KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+_PROGRESS_EVERY_S = 0.1
+
+
+class Order(TypedDict):
+    """What the supervisor asks of one child."""
+
+    stage: Stage
+    folder: str
+    threads: int
+
+
+def preload() -> None:
+    """In the fork server, once: everything heavy, so that children start with it."""
+    from workers.engine import preload as engine
+
+    engine.preload()
+
+
+def main(order: Order, messages: int) -> None:
+    """Run one stage in this process. Whatever happens is said on ``messages``; nothing is raised."""
+    with os.fdopen(messages, "wb", buffering=0) as pipe:
+
+        def say(kind: str, value: Any) -> None:
+            pipe.write(json.dumps({kind: value}).encode() + b"\n")
+
+        try:
+            folder = Path(order["folder"])
+            _shut_in(folder)
+            _set_threads(order["threads"])
+            say("done", _STAGES[order["stage"]](folder, say))
+        except BaseException as error:
+            traceback.print_exc()  # into the worker's log; the answer gets one sentence
+            say("problem", _problem(error))
+
+
+def _inspect(folder: Path, say: Say) -> dict[str, Any]:
+    say("progress", ("scan", 0.0))
+    scan(folder / "model")
+    from workers.engine import pipeline
+
+    inspection: dict[str, Any] = pipeline.inspect(folder).model_dump(mode="json")
+    return {"inspection": inspection}
+
+
+def _convert(folder: Path, say: Say) -> dict[str, Any]:
+    say("progress", ("scan", 0.0))
+    scan(folder / Task.read(folder).model_file)
+    from workers.engine import pipeline
+
+    pipeline.convert(folder, _progress(say))
+    return {}
+
+
+def _verify(folder: Path, say: Say) -> dict[str, Any]:
+    from workers.engine import pipeline
+
+    pipeline.verify(folder, _progress(say))
+    return {}
+
+
+_STAGES: dict[Stage, Callable[[Path, Say], dict[str, Any]]] = {
+    "inspect": _inspect,
+    "convert": _convert,
+    "verify": _verify,
+}
+
+
+def _shut_in(folder: Path) -> None:
+    """No core file, no secrets in the environment, no folder but this one. The fork server has already given the
+    process its own session and closed every descriptor but output and messages."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
+    os.environ.clear()
+    os.environ.update(kept)
+    os.environ.update(HOME=str(folder), TMPDIR=str(folder))
+    # torch.export.load answers a refused pickle with weights_only=False; this makes torch ignore that.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    os.umask(0o077)
+    os.chdir(folder)
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _progress(say: Say) -> Callable[[str, float], None]:
+    """The engine's callback: every new stage, and of one stage's fractions ten a second at most."""
+    last: tuple[str, float] = ("", 0.0)
+
+    def progress(stage: str, fraction: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if stage != last[0] or now - last[1] >= _PROGRESS_EVERY_S or fraction >= 1:
+            last = (stage, now)
+            say("progress", (stage, min(1.0, max(0.0, float(fraction)))))
+
+    return progress
+
+
+def _problem(error: BaseException) -> tuple[str, str]:
+    if isinstance(error, EngineError):
+        return error.slug, error.detail
+    if isinstance(error, MemoryError) or "not enough memory" in str(error):
+        return "out-of-memory", f"The stage ran out of memory: {_one_line(error)}"
+    return "internal-error", _one_line(error)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:500] if text else type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit("workers.runner is run by the fork server")

@@ -1,0 +1,34 @@
+"""The two messages a worker receives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import structlog
+
+from workers import process
+from workers.celery import app
+
+log = structlog.get_logger()
+
+
+@app.task(name="fewbit.run_job", ignore_result=True)  # type: ignore[untyped-decorator]  # Celery is not typed
+def run_job(job_id: str) -> None:
+    """Run one job to its end."""
+    _logged(process.current().supervisor.run, job=job_id)
+
+
+@app.task(name="fewbit.inspect_model", ignore_result=True)  # type: ignore[untyped-decorator]
+def inspect_model(model_id: str) -> None:
+    """Inspect one upload."""
+    _logged(process.current().inspector.run, model=model_id)
+
+
+def _logged(story: Callable[[str], str], **named: str) -> None:
+    """Everything that is logged meanwhile carries the id."""
+    with structlog.contextvars.bound_contextvars(**named):
+        started = time.monotonic()
+        log.info("started")
+        ended = story(next(iter(named.values())))
+        log.info("ended", ended=ended, seconds=round(time.monotonic() - started, 3))
