@@ -31,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console()
+out = show.terminal()
 err = Console(stderr=True)
 
 FAILED, PROBLEM = 1, 2
@@ -66,7 +66,7 @@ def quantize(  # typer reads the signature
         spec |= {"evaluation": {"dataset": data.id}} if data else {}
         spec |= {"gates": {"max_drop": {"accuracy": max_drop}}} if max_drop is not None else {}
         job = client.create_job(spec)
-        err.print(f"{job.id}: it goes on without us; `fewbit report {job.id}` shows what came of it.", highlight=False)
+        err.print(f"{job.id} runs on if you leave: `fewbit report {job.id}`", highlight=False, soft_wrap=True)
         follow(client, job, err, model.name)
         report = client.report(job)
         _print_report(report, as_json, model.name)
@@ -134,7 +134,7 @@ def _print_models(listed: list[Model], as_json: bool) -> None:
     if as_json:
         _print_json("[" + ",".join(model.model_dump_json() for model in listed) + "]")
         return
-    table = Table("model", "name", "size", "status", "layers", box=SIMPLE_HEAD)
+    table = _table("model", "name", "size", "status", "layers")
     for model in listed:
         status = model.error.title if model.error else model.status
         table.add_row(model.id, Text(model.name or ""), show.kilobytes(model.size), status, str(len(model.layers)))
@@ -145,11 +145,20 @@ def _print_jobs(listed: list[Job], as_json: bool) -> None:
     if as_json:
         _print_json("[" + ",".join(job.model_dump_json() for job in listed) + "]")
         return
-    table = Table("job", "model", "method", "status", "created", box=SIMPLE_HEAD)
+    table = _table("job", "model", "method", "status", "created")
     for job in listed:
         status = f"{job.status}: {job.error.title}" if job.error else job.status
         table.add_row(job.id, job.spec.model, job.spec.method, status, f"{job.created_at:%Y-%m-%d %H:%M}")
     out.print(table)
+
+
+def _table(identifier: str, *others: str) -> Table:
+    """Identifiers are for copying: they are never cut."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(identifier, no_wrap=True, min_width=26)
+    for name in others:
+        table.add_column(name, overflow="fold")
+    return table
 
 
 def _print_json(text: str) -> None:

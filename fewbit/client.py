@@ -94,7 +94,7 @@ class Client:
 
     def models(self) -> Iterator[Model]:
         """Every model, newest first."""
-        return self._pages("/models", Model)
+        return self._pages("/models", "models", Model)
 
     # Jobs
 
@@ -108,7 +108,7 @@ class Client:
 
     def jobs(self, **filters: str | int | datetime) -> Iterator[Job]:
         """Every job, newest first. ``filters``: ``status``, ``model``, ``label``, ``created_after``."""
-        return self._pages("/jobs", Job, {name: str(value) for name, value in filters.items()})
+        return self._pages("/jobs", "jobs", Job, {name: str(value) for name, value in filters.items()})
 
     def cancel(self, job: Job | str) -> Job:
         return Job.model_validate(self._json("POST", f"/jobs/{_id(job)}/cancel"))
@@ -140,7 +140,7 @@ class Client:
     # Artifacts
 
     def artifacts(self, job: Job | str) -> tuple[Artifact, ...]:
-        return tuple(self._pages(f"/jobs/{_id(job)}/artifacts", Artifact))
+        return tuple(self._pages(f"/jobs/{_id(job)}/artifacts", "artifacts", Artifact))
 
     def download(self, job: Job | str, name: str, path: str | Path, progress: Progress | None = None) -> Path:
         """Save one artifact at ``path`` and check its SHA-256. An interrupted download goes on where it stopped,
@@ -206,11 +206,11 @@ class Client:
                     data = json.loads(sent.data)
                     yield Event.model_validate({"id": sent.id, "event": sent.event, "data": data, "at": data["at"]})
 
-    def _pages(self, url: str, item: type[R], params: dict[str, str] | None = None) -> Iterator[R]:
+    def _pages(self, url: str, key: str, item: type[R], params: dict[str, str] | None = None) -> Iterator[R]:
         following: str | None = url
         while following:
             response = self._send("GET", following, params=params)
-            yield from map(item.model_validate, response.json()["items"])
+            yield from map(item.model_validate, response.json()[key])
             following, params = response.links.get("next", {}).get("url"), None
 
     def _json(self, method: str, url: str, **request: Any) -> Any:

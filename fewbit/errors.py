@@ -11,7 +11,7 @@ from typing import Any, Self
 import httpx2
 from pydantic import ValidationError
 
-from fewbit.problems import PROBLEMS, JobProblem, Problem
+from fewbit.problems import PROBLEMS, FieldError, JobProblem, Problem
 
 _PASSING = frozenset({"model-not-ready", "idempotency-in-progress", "too-many-requests", "service-unavailable"})
 
@@ -48,12 +48,16 @@ class FewbitError(Exception):
         return self.slug in _PASSING
 
     def __str__(self) -> str:
-        fields = getattr(self.problem, "errors", ())
+        fields: tuple[FieldError, ...] = getattr(self.problem, "errors", ())
         lines = [f"{self.problem.title}.", self.problem.detail]
-        lines += [f"  {error.pointer or '/'}: {error.message} ({error.code})" for error in fields]
+        lines += [self._field(error) for error in fields if error.pointer or error.message not in self.problem.detail]
         lines += [f"Where: {self.where}"] if self.where else []
         lines += [f"What to do: {self.remedy}"] if self.remedy else []
         return "\n".join(line for line in lines if line)
+
+    def _field(self, error: FieldError) -> str:
+        said = "" if error.message in self.problem.detail else f": {error.message}"
+        return f"  at {error.pointer or '/'}{said} ({error.code})"
 
 
 def from_response(response: httpx2.Response) -> FewbitError:

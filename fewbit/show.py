@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,6 +22,12 @@ from fewbit.resources import Reason
 
 _VERDICT = {"pass": "bold white on green4", "warn": "bold black on yellow3", "fail": "bold white on red3"}
 _SEVERITY = {"info": ("i", "cyan"), "warning": ("!", "yellow"), "error": ("x", "red")}
+
+
+def terminal() -> Console:
+    """Standard output; 100 columns wide when nobody says how wide it is."""
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if known else 100)
 
 
 def show(report: Report, console: Console, title: str | None = None) -> None:
@@ -94,7 +102,11 @@ def accuracy_words(accuracy: Accuracy | None) -> Words:
         return "—", "not measured"
     if accuracy.labelled and accuracy.metrics:
         metric = accuracy.metrics[0]
-        return percent(metric.after, 2), f"{percent(metric.before, 2)} before\n{drop_words(metric, accuracy.samples)}"
+        same = accuracy.output.top1_agreement == 1 and not accuracy.flips
+        change = (
+            f"no prediction changed\nin {accuracy.samples} samples" if same else drop_words(metric, accuracy.samples)
+        )
+        return percent(metric.after, 2), f"{percent(metric.before, 2)} before\n{change}"
     data = "synthetic inputs: weak" if accuracy.kind == "synthetic" else "no labels"
     return f"{accuracy.output.sqnr_db:.1f} dB", f"output SQNR\n{accuracy.samples} samples\n{data}"
 
@@ -129,7 +141,7 @@ def gates(all_gates: Sequence[Gate]) -> Text | None:
         Text.assemble(
             ("  met   " if gate.met else "  FAILS ", "green" if gate.met else "bold red"),
             f"{gate.gate}: limit {gate.limit:g}, ",
-            "not measured" if gate.value is None else f"measured {gate.value:.4g}",
+            "not measured" if gate.value is None else f"measured {gate.value + 0.0:.4g}",
         )
         for gate in all_gates
     ]
@@ -139,25 +151,28 @@ def gates(all_gates: Sequence[Gate]) -> Text | None:
 # The layers
 
 
-def layer_table(layers: Sequence[LayerReport]) -> Table:
-    """A row a layer. The last column is what one gets without Fewbit."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("layer", no_wrap=True)
-    table.add_column("type", no_wrap=True, max_width=16)
-    table.add_column("now", no_wrap=True)
-    table.add_column("kernel", overflow="fold")
-    table.add_column("SQNR", no_wrap=True, justify="right")
+def layer_table(layers: Sequence[LayerReport]) -> Group:
+    """A row a layer. Kernels have long names and repeat, so that they are numbered; the last column is what one gets
+    without Fewbit."""
+    kernels = sorted({layer.executed for layer in layers if layer.executed})
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("layer", overflow="fold")
+    table.add_column("type", no_wrap=True, max_width=18)
+    table.add_column("now", no_wrap=True, min_width=5)
+    table.add_column("kernel", no_wrap=True)
+    table.add_column("SQNR", no_wrap=True, justify="right", min_width=7)
     table.add_column("with plain\nquantize_dynamic", overflow="fold", min_width=16)
     for layer in layers:
         table.add_row(
-            Text(at_dots(layer.name or "(root)", 28)),
+            Text(at_dots(layer.name or "(root)", 36)),
             Text(layer.type.rsplit(".", 1)[-1]),
             Text("int8", "green") if layer.quantized else Text("float", "yellow"),
-            Text(layer.executed.rsplit("::", 1)[-1]) if layer.executed else Text("not run", "dim"),
+            Text(f"({kernels.index(layer.executed) + 1})" if layer.executed else "none", "dim"),
             sqnr(layer),
             eager(layer),
         )
-    return table
+    legend = [Text(f"  ({number}) {kernel}", "dim") for number, kernel in enumerate(kernels, 1)]
+    return Group(table, Text("Kernels that ran, from the profiler", "bold"), *legend)
 
 
 def at_dots(name: str, width: int) -> str:
@@ -187,8 +202,8 @@ def reasons(layers: Sequence[LayerReport]) -> RenderableType | None:
     here = _by_reason([(layer.name, layer.reason) for layer in layers if not layer.quantized])
     there = _by_reason([(layer.name, layer.eager.reason) for layer in layers if layer.quantized])
     lists = [
-        *_reason_list("Why layers stayed float", here),
-        *_reason_list("Int8 here, float with plain quantize_dynamic, because", there),
+        *_reason_list("Why layers stayed float", here, with_remedy=True),
+        *_reason_list("Int8 here, float with plain quantize_dynamic, because", there, with_remedy=False),
     ]
     return Group(*lists) if lists else None
 
@@ -206,13 +221,14 @@ def _by_reason(pairs: Sequence[tuple[str, Reason | None]]) -> Grouped:
     return {code: (reason, names[code]) for code, reason in first.items()}
 
 
-def _reason_list(title: str, grouped: Grouped) -> Iterator[RenderableType]:
+def _reason_list(title: str, grouped: Grouped, with_remedy: bool) -> Iterator[RenderableType]:
     if grouped:
         yield Text(title, "bold")
     for code, (reason, names) in grouped.items():
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         head = Text.assemble((code, "yellow"), f"  {', '.join(names[:3])}{more}")
-        yield Padding(Group(head, *advice(reason.message, reason.remedy, reason.patch)), (0, 0, 0, 2))
+        remedy, patch = (reason.remedy, reason.patch) if with_remedy else (None, None)
+        yield Padding(Group(head, *advice(reason.message, remedy, patch)), (0, 0, 0, 2))
 
 
 def findings(all_findings: Sequence[Finding]) -> RenderableType | None:

@@ -162,7 +162,7 @@ def test_a_dataset_that_cannot_be_right_is_refused_at_the_door(
     [
         ({"x": X.astype(np.float64)}, "dtype-mismatch", "float32"),
         ({"x": np.zeros((10, 8, 9), np.float32)}, "shape-mismatch", "8"),
-        ({"x": X, "labels": np.zeros(10, np.float32)}, "dtype-mismatch", "integer"),
+        ({"x": X, "labels": np.zeros(10, np.float32)}, "dtype-mismatch", "int64"),
         ({"y": X, "z": X}, "missing-input", "x"),
     ],
 )

@@ -25,17 +25,17 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def long_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The test images twenty times over: a job of some seconds."""
+    """The test images ten times over: a job of some seconds."""
     data = digits.load_digits()
     path = tmp_path_factory.mktemp("data") / "long.npz"
-    np.savez(path, x=np.tile(data.x_test.numpy(), (20, 1, 1)), labels=np.tile(data.labels_test.numpy(), 20))
+    np.savez(path, x=np.tile(data.x_test.numpy(), (10, 1, 1)), labels=np.tile(data.labels_test.numpy(), 10))
     return path
 
 
 def long_job(client: Client, transformer: Upload, long_data: Path) -> Job:
     dataset = client.upload_dataset(long_data)
     model = client.upload_model(transformer.path)
-    evaluation = {"dataset": dataset.id, "batch_size": 2}
+    evaluation = {"dataset": dataset.id, "batch_size": 4}
     return client.create_job({"model": model.id, "evaluation": evaluation, "labels": {"at": str(time.time())}})
 
 

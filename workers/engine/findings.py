@@ -1,4 +1,4 @@
-"""Findings: what a person should know beyond the layer table. Each code has a page under ``docs/reasons/``."""
+"""Findings: what a person should know beyond the layer table."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The program as ``.pt2``: plain ATen operators, int8 weights, no project code and no dead float weight.
 
 The int8 arithmetic is written out (see ``int8.py``) with the integers carried in float32. Sums of products below 2**24
-are exact there, so up to 1,040 in_features (2,080 with seven bits) the result equals the int8 kernel's bit for bit.
+are exact there, so up to 1,040 in_features (2,080 with seven bits) the result differs from the int8
+kernel's only where rounding ties.
 """
 
 from __future__ import annotations

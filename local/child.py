@@ -1,0 +1,86 @@
+"""A child process that never outlives its parent, with its output in a log file."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1  # prctl(2): the kernel signals us when the thread that started us ends
+
+
+@dataclass
+class Child:
+    """One process. ``start`` again after ``stop`` or ``kill`` runs the same command anew."""
+
+    name: str
+    command: Sequence[str]
+    env: Mapping[str, str]
+    log: Path
+    cwd: Path
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
+
+    def start(self) -> None:
+        """Ctrl-C must not reach it directly, so that things stop in order: it gets a session of its own."""
+        tied = [sys.executable, "-m", "local.child", str(os.getpid()), *self.command]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                tied,
+                env=self.env,
+                cwd=self.cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process and self.alive else None
+
+    def ask_to_stop(self) -> None:
+        if self._process and self.alive:
+            self._process.terminate()
+
+    def stop(self, patience_s: float = 10.0) -> None:
+        """SIGTERM, then SIGKILL to its whole group."""
+        self.ask_to_stop()
+        if self._process:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(patience_s)
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL, as when the machine takes it away."""
+        if self._process:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def last_words(self, lines: int = 25) -> str:
+        """The end of the log, for the person who has to find out."""
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return "\n".join(text.splitlines()[-lines:])
+
+
+def _become(parent: int, command: Sequence[str]) -> None:
+    """Ask to die with the parent, then become the command. The request survives exec (prctl(2))."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before we asked
+        sys.exit(1)
+    os.execvp(command[0], list(command))  # noqa: S606
+
+
+if __name__ == "__main__":
+    _become(int(sys.argv[1]), sys.argv[2:])

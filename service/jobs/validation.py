@@ -1,0 +1,139 @@
+"""Can this job work? Everything that stands against it is found before it is queued, and told at once.
+
+spec  ->  features this release has  ->  datasets  ->  the inspected model  ->  layer patterns, dataset arrays
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from json import loads
+
+from anyio import to_thread
+
+from fewbit.problems import FieldError, JobProblem
+from fewbit.spec import Calibration, Evaluation, JobSpec
+from service.jobs.fitting import dataset_errors
+from service.jobs.spec import ReadSpec
+from service.jobs.support import unsupported
+from service.parts import Parts
+from service.problems import InvalidRequest, ModelNotReady, UnusableModel
+from store.records import BlobRef, DatasetRecord, ModelRecord, NewJob
+
+INSPECTION_WAIT_S = 30.0
+MOST_HINTS = 20  # finding near names costs more than finding out that there are no equal ones
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.5
+
+
+@dataclass(frozen=True)
+class NamedDataset:
+    """A dataset the spec names, and the field that names it."""
+
+    field: str
+    use: Calibration | Evaluation
+    record: DatasetRecord | None
+
+    @property
+    def blob(self) -> BlobRef | None:
+        return self.record.blob if self.record else None
+
+
+async def validated(read: ReadSpec, parts: Parts) -> NewJob:
+    """The job as it will be stored. Raises ``InvalidRequest``, ``UnusableModel`` and ``ModelNotReady``."""
+    spec = read.spec
+    errors = [*read.errors, *unsupported(spec)]
+    calibration = await _named(parts, "calibration", spec.calibration)
+    evaluation = await _named(parts, "evaluation", spec.evaluation)
+    datasets = [each for each in (calibration, evaluation) if each is not None]
+    errors += [_unknown_dataset(each.field, each.use.dataset) for each in datasets if each.record is None]
+
+    model = await parts.models.get(spec.model)
+    if model is not None and not errors:
+        model = await _inspected(parts, model)
+    if model is None:
+        raise InvalidRequest([_unknown_model(spec.model), *errors])
+    if model.status == "rejected":
+        raise _unusable(model, errors)
+    if model.status == "ready":
+        errors += await to_thread.run_sync(_errors_against_model, spec, model, datasets)
+    if errors:
+        raise InvalidRequest(errors)
+    return NewJob(
+        spec=spec,
+        model=model.blob,
+        calibration=calibration.blob if calibration else None,
+        evaluation=evaluation.blob if evaluation else None,
+    )
+
+
+def unknown_upload(new: NewJob, upload_id: str) -> FieldError:
+    """An upload of the job was deleted between the look and the leap."""
+    if upload_id == new.model.id:
+        return _unknown_model(upload_id)
+    field = "calibration" if new.calibration and new.calibration.id == upload_id else "evaluation"
+    return _unknown_dataset(field, upload_id)
+
+
+async def _named(parts: Parts, field: str, use: Calibration | Evaluation | None) -> NamedDataset | None:
+    return NamedDataset(field, use, await parts.datasets.get(use.dataset)) if use else None
+
+
+async def _inspected(parts: Parts, model: ModelRecord) -> ModelRecord | None:
+    """The model once it is judged, for which a pipeline that has just uploaded it should not have to poll. Raises
+    ``ModelNotReady``."""
+    deadline, pause = time.monotonic() + INSPECTION_WAIT_S, FIRST_PAUSE_S
+    current: ModelRecord | None = model
+    while current is not None and current.status == "inspecting":
+        if time.monotonic() + pause > deadline:
+            raise ModelNotReady(model.id)
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.5, LONGEST_PAUSE_S)
+        current = await parts.models.get(model.id)
+    return current
+
+
+def _errors_against_model(spec: JobSpec, model: ModelRecord, datasets: Sequence[NamedDataset]) -> list[FieldError]:
+    """In a thread: ten thousand patterns over thousands of layers take seconds."""
+    errors = [*_unmatched_patterns(spec, [layer.name for layer in model.layers])]
+    for each in datasets:
+        if each.record is not None:
+            errors += dataset_errors(each.field, each.use, each.record.dataset, model.inputs)
+    return errors
+
+
+def _unmatched_patterns(spec: JobSpec, names: Sequence[str]) -> Iterator[FieldError]:
+    hints = 0
+    for index, rule in enumerate(spec.layers):
+        if not any(map(rule.matches, names)):
+            message = f"{rule.match!r} matches none of the model's {len(names)} layers."
+            hint = _near(rule.match, names) if hints < MOST_HINTS else ""
+            hints += 1
+            yield FieldError(pointer=f"/layers/{index}/match", code="no-match", message=f"{message} {hint}".strip())
+
+
+def _near(pattern: str, names: Sequence[str]) -> str:
+    """What may have been meant: names that look alike, and patterns over names whose segments do."""
+    bare = pattern.replace("*", "").strip(".")
+    near = get_close_matches(bare, names, n=3, cutoff=0.5)
+    near = near or [name for name in names if bare and bare.lower() in name.lower()][:3]
+    near = near or list(names[:3])
+    return f"Near it: {', '.join(near)}." if near else "It has none."
+
+
+def _unknown_model(model_id: str) -> FieldError:
+    message = f"There is no model {model_id!r}. POST /models uploads one and answers its id."
+    return FieldError(pointer="/model", code="unknown-model", message=message)
+
+
+def _unknown_dataset(field: str, dataset_id: str) -> FieldError:
+    message = f"There is no dataset {dataset_id!r}. POST /datasets uploads one and answers its id."
+    return FieldError(pointer=f"/{field}/dataset", code="unknown-dataset", message=message)
+
+
+def _unusable(model: ModelRecord, errors: Sequence[FieldError]) -> UnusableModel:
+    problem = JobProblem.model_validate(loads(model.error_json))
+    message = f"{model.id} was rejected: {problem.detail}"
+    return UnusableModel(problem, [FieldError(pointer="/model", code="rejected-model", message=message), *errors])

@@ -1,0 +1,90 @@
+"""``/models``: uploaded once, inspected by a worker, used by many jobs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from fewbit.problems import FieldError, JobProblem
+from fewbit.resources import Model
+from service.answers import LONGEST_PAGE, decode_cursor, json_answer, nothing, page_answer
+from service.delivery import deliver
+from service.documents import UPLOAD, ModelPage, documents
+from service.idempotency import once
+from service.parts import parts_of
+from service.problems import InUse, NotFound, UnusableModel
+from service.uploads import received
+
+router = APIRouter(tags=["models"])
+
+UPLOAD_PROBLEMS = (
+    "malformed-request", "upload-interrupted", "payload-too-large", "unsupported-media-type", "digest-mismatch",
+    "invalid-model", "idempotency-in-progress", "idempotency-key-reused",
+)  # fmt: skip
+
+
+@router.post(
+    "/models",
+    **documents(
+        "upload_model",
+        {201: Model, 200: Model},
+        UPLOAD_PROBLEMS,
+        body=UPLOAD,
+        headers=("Location",),
+        request_headers=("Idempotency-Key", "Repr-Digest"),
+    ),
+)
+async def upload_model(request: Request, name: str | None = None) -> Response:  # noqa: ARG001  # read by received()
+    """Upload an exported program (`.pt2`). Answers 200 with the known model if these bytes are already here. The model
+    is usable once its inspection has ended: `status` is then `ready`, or `rejected` with the reason in `error`."""
+    parts = parts_of(request)
+
+    async def answer() -> Response:
+        model, created = await parts.models.create_or_get(upload.blob, upload.name)
+        if created:
+            await deliver(lambda: parts.queue.deliver_inspection(model.id))
+        return json_answer(model.json(), 201 if created else 200, {"Location": f"/models/{model.id}"})
+
+    async with received(request, parts.settings.max_model_bytes, look_at_model) as upload:
+        return await once(request, upload.blob.sha256, answer)
+
+
+@router.get("/models", **documents("list_models", {200: ModelPage}, headers=("Link",)))
+async def list_models(
+    request: Request, limit: Annotated[int, Query(ge=1, le=LONGEST_PAGE)] = 50, cursor: str | None = None
+) -> Response:
+    """Every model, newest first."""
+    models = await parts_of(request).models.page(limit + 1, decode_cursor(cursor, "mdl"))
+    return page_answer(request, "models", models, limit, models[:limit][-1].id if models else None)
+
+
+@router.get("/models/{model_id:id}", **documents("get_model", {200: Model}, ("not-found",)))
+async def get_model(request: Request, model_id: str) -> Response:
+    """One model, with its inputs and its layer table once it is `ready`."""
+    model = await parts_of(request).models.get(model_id)
+    if model is None:
+        raise NotFound(f"There is no model {model_id}.")
+    return json_answer(model.json())
+
+
+@router.delete(
+    "/models/{model_id:id}", **documents("delete_model", {204: "The model is gone."}, ("not-found", "in-use"))
+)
+async def delete_model(request: Request, model_id: str) -> Response:
+    """Forget a model and its bytes. Jobs that have ended keep their reports and artifacts."""
+    match await parts_of(request).models.delete(model_id):
+        case "none":
+            raise NotFound(f"There is no model {model_id}.")
+        case "in-use":
+            raise InUse(f"A job that has not ended uses {model_id}.")
+    return nothing()
+
+
+def look_at_model(head: bytes) -> None:
+    """Refuse what cannot be a model by its first bytes: a zip archive or a pickle can. Raises ``UnusableModel``."""
+    if head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and 2 <= (head + b"\0")[1] <= 5):
+        return
+    detail = "The upload is neither a .pt2 archive nor a pickle." if head else "The upload is empty."
+    wrong = FieldError(pointer="", code="not-a-model", message=detail)
+    raise UnusableModel(JobProblem.of("invalid-model", detail), [wrong])

@@ -1,0 +1,231 @@
+"""Every error the gateway answers with: one class for each, one renderer for all (RFC 9457).
+
+Exception
+└── Refusal                        an answer in ``application/problem+json``
+    ├── MalformedRequest           400
+    ├── UploadInterrupted          400
+    ├── Unauthorized               401
+    ├── NotFound                   404
+    ├── MethodNotAllowed           405
+    ├── NotAcceptable              406
+    ├── IdempotencyInProgress      409
+    ├── ModelNotReady              409
+    ├── InUse                      409
+    ├── JobFinal                   409
+    ├── JobNotFinal                409
+    ├── NoReport                   409   job-failed, job-canceled
+    ├── PayloadTooLarge            413
+    ├── UnsupportedMediaType       415
+    ├── RangeNotSatisfiable        416
+    ├── InvalidRequest             422   names the fields at fault
+    │   ├── InvalidDataset         422
+    │   └── UnusableModel          422   invalid-model, or whatever the model was rejected for
+    ├── DigestMismatch             422
+    ├── IdempotencyKeyReused       422
+    ├── ServiceError               500
+    └── ServiceUnavailable         503
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from json import loads
+from typing import Any, ClassVar
+
+from starlette.responses import JSONResponse, Response
+
+from fewbit.problems import PROBLEMS, FieldError, JobProblem, Problem, ProblemKind
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Refusal(Exception):
+    """``slug`` names an entry of the catalogue; ``detail`` says it in this case's words."""
+
+    slug: ClassVar[str]
+
+    def __init__(
+        self,
+        detail: str,
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = tuple(errors)
+        self.headers = dict(headers or {})
+        self.more = dict(more or {})
+
+    @property
+    def kind(self) -> ProblemKind:
+        return PROBLEMS[self.slug]
+
+    def render(self, request_id: str) -> Response:
+        """The answer; ``more`` are members of its own beside those every problem has."""
+        kind = self.kind
+        problem = Problem(
+            type=f"/problems/{kind.slug}",
+            title=kind.title,
+            status=kind.status,
+            detail=self.detail,
+            request_id=request_id,
+            errors=self.errors,
+        )
+        body = problem.model_dump(mode="json", exclude=None if self.errors else {"errors"})
+        return JSONResponse(body | self.more, kind.status, self.headers, MEDIA_TYPE)
+
+
+class MalformedRequest(Refusal):
+    slug = "malformed-request"
+
+
+class UploadInterrupted(Refusal):
+    slug = "upload-interrupted"
+
+
+class Unauthorized(Refusal):
+    slug = "unauthorized"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+class NotFound(Refusal):
+    slug = "not-found"
+
+
+class MethodNotAllowed(Refusal):
+    slug = "method-not-allowed"
+
+    def __init__(self, method: str, allowed: Sequence[str]) -> None:
+        allow = ", ".join(allowed)
+        super().__init__(f"This path takes {allow}, not {method}.", headers={"Allow": allow})
+
+
+class NotAcceptable(Refusal):
+    slug = "not-acceptable"
+
+    def __init__(self, *available: str) -> None:
+        super().__init__(f"This is available as {' or '.join(available)}.")
+
+
+class IdempotencyInProgress(Refusal):
+    slug = "idempotency-in-progress"
+
+    def __init__(self) -> None:
+        super().__init__("The first request with this Idempotency-Key has no answer yet.", headers={"Retry-After": "1"})
+
+
+class ModelNotReady(Refusal):
+    slug = "model-not-ready"
+
+    def __init__(self, model_id: str) -> None:
+        super().__init__(f"The inspection of {model_id} has not ended yet.", headers={"Retry-After": "5"})
+
+
+class InUse(Refusal):
+    slug = "in-use"
+
+
+class JobFinal(Refusal):
+    slug = "job-final"
+
+    def __init__(self, job_id: str, status: str) -> None:
+        super().__init__(f"{job_id} is {status}.")
+
+
+class JobNotFinal(Refusal):
+    slug = "job-not-final"
+
+    def __init__(self, job_id: str, status: str) -> None:
+        super().__init__(f"{job_id} is {status}.", headers={"Retry-After": "1"})
+
+
+class NoReport(Refusal):
+    """The job ended without a report. Its own problem goes along as ``error``."""
+
+    def __init__(self, job_id: str, status: str, error_json: bytes) -> None:
+        error = loads(error_json)
+        detail = f"{job_id} was canceled." if status == "canceled" else f"{job_id}: {error['detail']}"
+        super().__init__(detail, more={"error": error})
+        self.slug = f"job-{status}"  # type: ignore[misc]  # the one class with two entries in the catalogue
+
+
+class PayloadTooLarge(Refusal):
+    slug = "payload-too-large"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"At most {limit} bytes are taken here.")
+
+
+class UnsupportedMediaType(Refusal):
+    slug = "unsupported-media-type"
+
+    def __init__(self, given: str, taken: Sequence[str]) -> None:
+        super().__init__(f"This takes {' or '.join(taken)}, not {given or 'a body without a Content-Type'}.")
+
+
+class RangeNotSatisfiable(Refusal):
+    slug = "range-not-satisfiable"
+
+    def __init__(self, size: int) -> None:
+        headers = {"Content-Range": f"bytes */{size}", "Accept-Ranges": "bytes"}
+        super().__init__(f"The file has {size} bytes.", headers=headers)
+
+
+class InvalidRequest(Refusal):
+    """At least one field cannot be as it is."""
+
+    slug = "invalid-request"
+
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        count = "One field is" if len(errors) == 1 else f"{len(errors)} fields are"
+        super().__init__(f"{count} at fault: {'; '.join(each.message for each in errors[:3])}", errors)
+
+
+class InvalidDataset(InvalidRequest):
+    slug = "invalid-dataset"
+
+
+class UnusableModel(InvalidRequest):
+    """The upload, or the model a job names, has a problem of its own."""
+
+    def __init__(self, problem: JobProblem, errors: Sequence[FieldError] = ()) -> None:
+        super().__init__(errors)
+        self.detail = problem.detail
+        self.slug = problem.slug  # type: ignore[misc]  # any problem a model can be rejected for
+
+    @property
+    def kind(self) -> ProblemKind:
+        """Whatever its status elsewhere: here the request is at fault."""
+        kind = PROBLEMS[self.slug]
+        return ProblemKind(kind.slug, 422, kind.title, kind.remedy, kind.retryable)
+
+
+class DigestMismatch(Refusal):
+    slug = "digest-mismatch"
+
+    def __init__(self, announced: str) -> None:
+        super().__init__(f"Repr-Digest announced SHA-256 {announced}; the bytes received have another.")
+
+
+class IdempotencyKeyReused(Refusal):
+    slug = "idempotency-key-reused"
+
+    def __init__(self) -> None:
+        super().__init__("The first request with this key had another path or body.")
+
+
+class ServiceError(Refusal):
+    slug = "service-error"
+
+    def __init__(self) -> None:
+        super().__init__("The request was not completed. The cause is in the service's log under this request_id.")
+
+
+class ServiceUnavailable(Refusal):
+    slug = "service-unavailable"
+
+    def __init__(self, detail: str, **more: Any) -> None:
+        super().__init__(detail, headers={"Retry-After": "2"}, more=more)

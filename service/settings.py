@@ -1,0 +1,29 @@
+"""What an operator of the gateway can set; where the store is, is in ``store.settings``."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+GIBIBYTE = 1024**3
+
+
+class ServiceSettings(BaseSettings):
+    """Read from the environment: ``FEWBIT_<NAME>``. Sizes are in bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="FEWBIT_", extra="ignore")
+
+    api_keys: SecretStr = SecretStr("")
+    auth: Literal["on", "off"] = "on"
+    max_model_bytes: int = Field(default=16 * GIBIBYTE, ge=1)
+    max_dataset_bytes: int = Field(default=8 * GIBIBYTE, ge=1)
+    max_unpacked_dataset_bytes: int = Field(default=16 * GIBIBYTE, ge=1)
+
+    @property
+    def key_digests(self) -> tuple[bytes, ...]:
+        """SHA-256 of each key: equal lengths, and no key lies about in memory longer than it must."""
+        keys = (key.strip() for key in self.api_keys.get_secret_value().split(","))
+        return tuple(sha256(key.encode()).digest() for key in keys if key)

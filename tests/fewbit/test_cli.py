@@ -1,0 +1,84 @@
+"""The command line, as a process of its own: what it prints and the exit code it leaves to a pipeline."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from example import report as example_report
+from scripted import Answer, Scripted, as_json, problem
+from test_client import DONE, JOB, MODEL, artifact, events
+
+
+def fewbit(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from fewbit.cli import app; app()", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "100"} | env, check=False, timeout=60
+    )
+
+
+def report_answer(**changes: Any) -> Answer:
+    return Answer(200, example_report(**changes).model_dump_json().encode(), {"Content-Type": "application/json"})
+
+
+def test_quantize_goes_from_file_to_artifacts(server: Scripted, tmp_path: Path) -> None:
+    (tmp_path / "net.pt2").write_bytes(b"PK\x03\x04")
+    content = b"an int8 model"
+    listed = example_report().artifacts[0].model_dump()
+    server.plays(
+        as_json(MODEL, 201),
+        as_json(MODEL),
+        as_json(JOB, 202),
+        events(("1-0", "done", {"status": "succeeded"})),
+        as_json(DONE),
+        report_answer(artifacts=[listed]),
+        artifact(content),
+        Answer(200, content),
+    )
+    out = tmp_path / "out"
+    ran = fewbit(
+        "quantize", str(tmp_path / "net.pt2"), "--exclude", "classifier", "--out", str(out), FEWBIT_URL=server.url
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "PASS" in ran.stdout
+    assert (out / "net.int8.ts.pt").read_bytes() == content
+    spec = json.loads(server.received[2].body)
+    assert spec == {"model": "mdl_1", "method": "dynamic", "layers": [{"match": "classifier", "quantize": False}]}
+
+
+def test_a_failed_verdict_is_exit_code_1(server: Scripted) -> None:
+    server.plays(report_answer(verdict="fail"))
+    assert fewbit("report", "job_1", FEWBIT_URL=server.url, FEWBIT_KEY="k").returncode == 1
+    assert server.received[0].headers["authorization"] == "Bearer k"
+
+
+def test_a_problem_is_exit_code_2_and_no_traceback(server: Scripted) -> None:
+    server.plays(problem("unauthorized", 401, "The key is not known."))
+    ran = fewbit("report", "job_1", FEWBIT_URL=server.url)
+    assert ran.returncode == 2
+    assert "The key is not known." in ran.stderr
+    assert "What to do: Send `Authorization: Bearer <key>`" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_json_is_the_report_and_nothing_else(server: Scripted) -> None:
+    server.plays(report_answer())
+    ran = fewbit("report", "job_1", "--json", FEWBIT_URL=server.url)
+    assert json.loads(ran.stdout) == json.loads(example_report().model_dump_json())
+
+
+@pytest.mark.parametrize("command", ["models", "jobs"])
+def test_lists_show_what_there_is(server: Scripted, command: str) -> None:
+    answers = {"models": {"models": [MODEL | {"name": "net.pt2"}]}, "jobs": {"jobs": [DONE]}}
+    server.plays(as_json(answers[command]))
+    ran = fewbit(command, FEWBIT_URL=server.url)
+    assert {"models": "net.pt2", "jobs": "succeeded"}[command] in ran.stdout
+
+
+def test_a_file_that_is_not_there_is_exit_code_2() -> None:
+    assert fewbit("quantize", "nowhere.pt2").returncode == 2

@@ -1,0 +1,109 @@
+"""What a person reads on a terminal of 100 columns."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from example import layer
+from example import report as example_report
+from rich.console import Console
+
+from fewbit import show
+from fewbit.report import Metric, Report
+
+
+def printed(report: Report, width: int = 100) -> str:
+    console = Console(width=width, file=io.StringIO(), force_terminal=False)
+    show.show(report, console, "transformer.pt2")
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def metric(delta: float, low: float, high: float) -> Metric:
+    return Metric(name="accuracy", before=0.98, after=0.98 + delta, delta=delta, ci95=(low, high), p_value=0.5, note="")
+
+
+def test_no_line_is_longer_than_the_terminal() -> None:
+    assert max(map(len, printed(example_report()).splitlines())) <= 100
+
+
+def test_the_verdict_comes_first() -> None:
+    first = printed(example_report()).strip().splitlines()[0]
+    assert first.split()[0] == "PASS"
+    assert "transformer.pt2" in first
+
+
+def test_every_layer_has_a_row_with_its_whole_name() -> None:
+    report = example_report()
+    flat = "".join(line.split()[0] for line in printed(report).splitlines() if line.split())
+    assert all(each.name in flat for each in report.layers)
+
+
+def test_a_float_layer_says_why_and_how_to_change_it() -> None:
+    text = printed(example_report())
+    assert "excluded-by-user  classifier" in text
+    assert "→ Take the pattern out of `layers`." in text
+    assert 'spec: {"layers": []}' in text
+
+
+def test_what_plain_quantize_dynamic_misses_is_said_once_for_all_its_layers() -> None:
+    text = " ".join(printed(example_report()).split())
+    assert "encoder.layers.1.self_attn.in_proj and 1 more" in text
+    assert text.count("keeps its input projection as a bare Parameter") == 1
+
+
+def test_findings_come_worst_first() -> None:
+    text = printed(example_report())
+    assert text.index("weight-outlier") < text.index("fused")
+
+
+def test_an_unmet_gate_stands_out() -> None:
+    assert "FAILS min_speedup: limit 1.2, not measured" in printed(example_report())
+
+
+@pytest.mark.parametrize(
+    ("measured", "words"),
+    [
+        (metric(-0.002, -0.006, 0.002), "−0.20 points: not distinguishable from zero with 512 samples"),
+        (metric(-0.05, -0.07, -0.03), "−5.00 points: a real loss, −7.00 to −3.00 (95 %)"),
+        (metric(0.05, 0.03, 0.07), "+5.00 points: a real gain, +3.00 to +7.00 (95 %)"),
+        (metric(0.0, 0.0, 0.0), "±0.00 points: not distinguishable from zero with 512 samples"),
+    ],
+)
+def test_an_accuracy_difference_is_put_in_words(measured: Metric, words: str) -> None:
+    assert show.drop_words(measured, 512) == words
+
+
+def test_synthetic_numbers_are_never_presented_as_accuracy() -> None:
+    measured = example_report().accuracy
+    assert measured is not None
+    synthetic = measured.model_copy(update={"kind": "synthetic", "labelled": False, "metrics": ()})
+    assert show.accuracy_words(synthetic) == ("31.2 dB", "output SQNR\n512 samples\nsynthetic inputs: weak")
+
+
+def test_a_slower_artifact_is_called_slower() -> None:
+    latency = example_report().latency
+    assert latency is not None
+    slow = latency.model_copy(update={"artifacts": {"pt2": latency.artifacts["pt2"]}})
+    assert show.speed_words(slow)[0] == "0.56 × (slower)"
+
+
+def test_a_job_that_only_analyzes_is_shown_too() -> None:
+    nothing: dict[str, Any] = {"accuracy": None, "latency": None, "artifacts": [], "findings": [], "gates": []}
+    report = example_report(**nothing, size={"before": 100, "after": None, "ratio": None})
+    assert "not measured" in printed(report)
+    assert show.size_words(report) == ("—", "100 bytes before\nthis job made no artifact")
+
+
+def test_the_root_module_has_a_name() -> None:
+    assert "(root)" in printed(example_report(layers=[layer("")]))
+
+
+def test_markup_in_a_layer_name_is_text() -> None:
+    assert "[red]x[/red]" in printed(example_report(layers=[layer("[red]x[/red]")]))
+
+
+def test_long_names_break_after_dots() -> None:
+    assert show.at_dots("encoder.layer.0.attention.self.query", 28) == "encoder.layer.0.attention.\nself.query"
+    assert show.at_dots("x" * 30, 28) == "x" * 28 + "\nxx"

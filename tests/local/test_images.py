@@ -1,0 +1,134 @@
+"""Dockerfile and docker-compose.yml against the code: no engine runs here, but names can be compared."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from redis import Redis
+
+from store.embedded import EmbeddedRedis
+from store.fleet import Announcer
+from store.queue import INSPECT, LARGE, SMALL
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.M)
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+STAGES = dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", DOCKERFILE, re.M | re.S))
+OURS = ("gateway", "worker", "inspector")
+
+
+def closure(extra: str) -> set[str]:
+    """The distributions an extra brings, its own extras followed."""
+    names: set[str] = set()
+    for requirement in EXTRAS[extra]:
+        if inner := re.match(r"fewbit\[([\w,]+)\]", requirement):
+            names |= {name for each in inner[1].split(",") for name in closure(each)}
+        else:
+            names.add(re.split(r"[\[<>=!~ ]", requirement)[0])
+    return names
+
+
+def command_lines(stage: str) -> str:
+    return "\n".join(re.findall(r"(?:^|\s)CMD (.*)$", STAGES[stage], re.M))
+
+
+@pytest.mark.parametrize("stage", ["gateway", "worker"])
+def test_what_an_image_runs_can_be_imported(stage: str) -> None:
+    named = {"".join(found) for found in re.findall(r"-m ([\w.]+)|-A ([\w.]+)|\"([\w.]+):app\"", command_lines(stage))}
+    named |= {"".join(found) for found in re.findall(r"\"-m\", \"(\w+)\"", command_lines(stage))}
+    assert len(named) == 2
+    assert [module for module in named if importlib.util.find_spec(module) is None] == []
+
+
+@pytest.mark.parametrize(("stage", "extra"), [("gateway", "service"), ("worker", "workers")])
+def test_an_image_installs_the_extra_of_its_package(stage: str, extra: str) -> None:
+    assert f'".[{extra}]"' in STAGES[f"build-{stage}"]
+    assert f"--from=build-{stage} /opt/venv" in STAGES[stage]
+
+
+def test_every_distribution_named_in_the_dockerfile_is_a_dependency() -> None:
+    named = re.findall(r"([a-z][\w-]+)==[\d.]+", DOCKERFILE)
+    assert set(named) <= closure("workers") | closure("service")
+    for name in named:
+        assert re.search(rf"{name}==[\d.]+", DOCKERFILE)[0] in EXTRAS["workers"]  # type: ignore[index]
+
+
+def test_the_gateway_image_has_no_torch() -> None:
+    assert "torch" not in closure("service")
+    assert "torch" not in STAGES["build-gateway"]
+    assert "workers" not in STAGES["gateway"]
+
+
+def test_an_image_copies_only_what_dockerignore_lets_through() -> None:
+    let_through = re.findall(r"^!(\S+)", (ROOT / ".dockerignore").read_text(), re.M)
+    copied = {
+        name.rstrip("/") for line in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.M) for name in line.split()
+    }
+    assert copied == set(let_through)
+    assert all((ROOT / name).exists() for name in copied)
+
+
+@pytest.mark.parametrize("stage", ["gateway", "worker"])
+def test_an_image_does_not_run_as_root_and_says_when_it_is_healthy(stage: str) -> None:
+    assert "\nUSER fewbit\n" in STAGES[stage]
+    assert "\nHEALTHCHECK " in STAGES[stage]
+
+
+def test_compose_builds_targets_that_exist() -> None:
+    targets = {COMPOSE["services"][name]["build"]["target"] for name in OURS}
+    assert targets == {"gateway", "worker"} <= set(STAGES)
+
+
+def test_compose_covers_every_queue() -> None:
+    workers = (COMPOSE["services"][name]["environment"]["FEWBIT_QUEUES"] for name in ("worker", "inspector"))
+    assert sorted(",".join(workers).split(",")) == sorted([SMALL, LARGE, INSPECT])
+
+
+def test_compose_refuses_to_start_without_keys() -> None:
+    assert COMPOSE["services"]["gateway"]["environment"]["FEWBIT_API_KEYS"].startswith("${FEWBIT_API_KEYS:?")
+
+
+def test_redis_neither_forgets_nor_evicts() -> None:
+    command = " ".join(COMPOSE["services"]["redis"]["command"])
+    assert "--appendonly yes" in command
+    assert "--maxmemory-policy noeviction" in command
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_containers_hold_no_privilege(name: str) -> None:
+    service = COMPOSE["services"][name]
+    assert service["read_only"]
+    assert service["cap_drop"] == ["ALL"]
+    assert "privileged" not in service
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_volume_is_declared(name: str) -> None:
+    for volume in COMPOSE["services"][name]["volumes"]:
+        if isinstance(volume, str):
+            assert volume.split(":")[0] in COMPOSE["volumes"]
+
+
+def test_the_workers_health_check_sees_an_announced_worker_and_no_other(tmp_path: Path) -> None:
+    check = json.loads(re.findall(r"HEALTHCHECK .*\\\n\s+CMD (\[.*\])", STAGES["worker"])[0])
+    with EmbeddedRedis(tmp_path) as server, Redis.from_url(server.url) as connection:
+        Announcer(connection).announce("container1", {"queues": ["small"]})
+
+        def healthy(hostname: str) -> bool:
+            env = os.environ | {"REDIS_URL": server.url, "HOSTNAME": hostname}
+            return subprocess.run([sys.executable, *check[1:]], cwd=ROOT, env=env, check=False).returncode == 0
+
+        assert healthy("container1")
+        assert not healthy("container2")

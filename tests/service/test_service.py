@@ -1,0 +1,107 @@
+"""Health, capabilities, and the document that describes it all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from fewbit import capabilities
+from fewbit.problems import PROBLEMS
+from service.app import create_app
+from service.openapi import FILE, difference, document
+from service.settings import ServiceSettings
+from tests.service.gateway import Gateway
+from tests.service.worker import Worker
+
+DOCUMENT: dict[str, Any] = json.loads(document())
+OPERATIONS = [
+    (method, path, operation) for path, each in DOCUMENT["paths"].items() for method, operation in each.items()
+]
+
+
+def test_ready_takes_a_worker_for_jobs_and_one_for_inspections(gateway: Gateway, worker: Worker) -> None:
+    with gateway.client() as anyone:
+        alone = anyone.get("/health/ready")
+        assert (alone.status_code, alone.json()["parts"]) == (
+            503,
+            {"redis": "ok", "blobs": "ok", "worker": "missing", "inspector": "missing"},
+        )
+        worker.announce("jobs@here", "small", "large")
+        half = anyone.get("/health/ready")
+        assert half.status_code == 503
+        assert "inspector" in half.json()["detail"]
+        worker.announce("inspector@here", "inspect")
+        assert anyone.get("/health/ready").json() == {
+            "status": "ok",
+            "parts": dict.fromkeys(("redis", "blobs", "worker", "inspector"), "ok"),
+        }
+
+
+def test_capabilities_are_those_of_this_release(http: httpx2.Client, worker: Worker) -> None:
+    worker.announce("jobs@here", "small")
+    told = http.get("/capabilities").json()
+    assert tuple(told["methods"]) == capabilities.METHODS
+    assert tuple(told["weights"]["ranges"]) == capabilities.WEIGHT_RANGES
+    assert told["limits"]["model_bytes"] == 8 * 2**20
+    assert [each["cpu"] for each in told["workers"]] == ["a CPU"]
+
+
+def test_the_committed_document_is_the_apps() -> None:
+    assert difference(FILE.read_text(), document()) == [], "run `make openapi`"
+
+
+def test_the_served_document_is_the_committed_one(http: httpx2.Client) -> None:
+    assert http.get("/openapi.json").json() == json.loads(FILE.read_text())
+
+
+def test_settings_have_no_part_in_the_document() -> None:
+    app = create_app(ServiceSettings(auth="off", max_model_bytes=1))
+    assert app.openapi() == DOCUMENT
+
+
+def references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from references(each)
+
+
+def test_every_reference_leads_somewhere_and_every_schema_is_used() -> None:
+    schemas = DOCUMENT["components"]["schemas"]
+    used = {each.removeprefix("#/components/schemas/") for each in references(DOCUMENT)}
+    assert used == set(schemas)
+
+
+def test_operation_ids_are_unique() -> None:
+    ids = [operation["operationId"] for _, _, operation in OPERATIONS]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "operation"), OPERATIONS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_every_operation_is_described(method: str, path: str, operation: dict[str, Any]) -> None:
+    assert operation["tags"][0] in {each["name"] for each in DOCUMENT["tags"]}
+    assert len(operation["description"]) > 20
+    for status, response in operation["responses"].items():
+        assert "X-Request-Id" in response["headers"], (method, path, status)
+        if int(status) >= 400:
+            assert list(response["content"]) == ["application/problem+json"], (method, path, status)
+            assert all(slug in PROBLEMS for slug in slugs(response["description"]))
+        elif status not in ("204", "206", "304"):
+            schemas = [each["schema"] for each in response["content"].values()]
+            assert all(schemas), (method, path, status)
+    assert {"500", "503"} <= set(operation["responses"])
+
+
+def slugs(description: str) -> list[str]:
+    found = [line.partition("`]")[0].removeprefix("[`") for line in description.split("\n\n")]
+    assert found
+    return found

@@ -1,0 +1,242 @@
+"""A spec that cannot work is refused at once, with every field at fault."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+
+from fewbit.resources import InputSignature
+from tests.service.uploads import codes, dataset, digits, job, message, model_file, npz, post, ready_model
+from tests.service.worker import Worker
+
+
+def refused(http: httpx2.Client, **spec: Any) -> httpx2.Response:
+    answer = http.post("/jobs", json=spec)
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid-request"), answer.text
+    assert answer.json()["errors"]
+    return answer
+
+
+def test_a_spec_is_stored_with_every_default(http: httpx2.Client, worker: Worker) -> None:
+    spec = http.get(f"/jobs/{job(http, worker, labels={'team': 'search'})}").json()["spec"]
+    assert spec["method"] == "dynamic"
+    assert spec["weights"] == {"dtype": "int8", "granularity": "per_channel", "group_size": None, "range": "minmax"}
+    assert spec["labels"] == {"team": "search"}
+
+
+def test_every_field_at_fault_is_named_at_once(http: httpx2.Client, worker: Worker) -> None:
+    answer = refused(
+        http,
+        model="mdl_nowhere",
+        mehtod="dynamic",
+        seed="7",
+        weights={"granularity": "per_row", "dtyp": "int8"},
+        evaluation={"dataset": "dst_nowhere", "batch_size": 0},
+        calibration={"dataset": "dst_nowhere"},
+        layers=[{"match": ""}],
+        smooth={"alpha": 0.5},
+    )
+    assert codes(answer) == {
+        ("/mehtod", "unknown-field"),
+        ("/seed", "int-type"),
+        ("/weights/granularity", "literal-error"),
+        ("/weights/dtyp", "unknown-field"),
+        ("/evaluation/batch_size", "greater-than-equal"),
+        ("/layers/0/match", "string-too-short"),
+        ("/model", "unknown-model"),
+        ("/calibration/dataset", "unknown-dataset"),
+        ("/smooth", "unsupported"),
+    }
+
+
+def test_a_union_is_one_error(http: httpx2.Client) -> None:
+    answer = refused(
+        http, model="m", weights={"range": "widest"}, layers=[{"match": "a", "weights": {"range": {"c": 1}}}]
+    )
+    assert {where for where, _ in codes(answer)} >= {"/weights/range"}
+    assert "'minmax' or 'mse'" in next(
+        each["message"] for each in answer.json()["errors"] if each["pointer"] == "/weights/range"
+    )
+
+
+def test_a_missing_model_is_named(http: httpx2.Client) -> None:
+    assert codes(refused(http)) == {("/model", "required")}
+
+
+@pytest.mark.parametrize(
+    ("spec", "pointer"),
+    [
+        ({"method": "static"}, "/method"),
+        ({"method": "auto"}, "/method"),
+        ({"backend": "eager"}, "/backend"),
+        ({"weights": {"dtype": "int4"}}, "/weights/dtype"),
+        ({"weights": {"granularity": "per_group", "group_size": 32}}, "/weights/granularity"),
+        ({"activations": {"dtype": "int8"}}, "/activations/dtype"),
+        ({"layers": [{"match": "*", "weights": {"dtype": "int4"}}]}, "/layers/0/weights/dtype"),
+        ({"layers": [{"match": "*", "activations": {"dtype": "uint8"}}]}, "/layers/0/activations"),
+        ({"artifacts": ["pt2", "onnx"]}, "/artifacts/1"),
+        ({"smooth": {"alpha": "auto"}}, "/smooth"),
+        ({"bias_correction": True}, "/bias_correction"),
+        ({"auto": {}}, "/auto"),
+        ({"webhook": "whk_1"}, "/webhook"),
+        ({"gates": {"max_drop": {"f1": 0.1}}}, "/gates/max_drop/f1"),
+    ],
+)
+def test_what_this_release_does_not_do_is_refused(
+    http: httpx2.Client, worker: Worker, spec: dict[str, Any], pointer: str
+) -> None:
+    answer = refused(http, model=ready_model(http, worker), **spec)
+    assert codes(answer) == {(pointer, "unsupported")}
+    assert message(answer, "unsupported").endswith(".")
+
+
+def test_an_unknown_metric_says_which_there_are(http: httpx2.Client, worker: Worker) -> None:
+    evaluation = {"dataset": dataset(http, digits()), "metrics": ["accuracy", "bleu"]}
+    answer = refused(http, model=ready_model(http, worker), evaluation=evaluation)
+    assert codes(answer) == {("/evaluation/metrics/1", "unsupported")}
+    assert "accuracy" in message(answer, "unsupported")
+
+
+def test_all_supported_ranges_are_taken(http: httpx2.Client, worker: Worker) -> None:
+    for chosen in ("minmax", "mse", {"percentile": 99.9}, {"clip": [-1, 1]}):
+        job(http, worker, weights={"range": chosen}, layers=[{"match": "*", "weights": {"range": chosen}}])
+
+
+def test_a_pattern_without_a_match_offers_near_names(http: httpx2.Client, worker: Worker) -> None:
+    rules = [{"match": "encoder.*"}, {"match": "encodr.query", "quantize": False}, {"match": "decoder.*"}]
+    answer = refused(http, model=ready_model(http, worker), layers=rules)
+    assert codes(answer) == {("/layers/1/match", "no-match"), ("/layers/2/match", "no-match")}
+    assert "encoder.query" in answer.json()["errors"][0]["message"]
+
+
+def test_a_job_waits_for_the_inspection(http: httpx2.Client, worker: Worker) -> None:
+    from threading import Timer
+
+    model = post(http, "/models", model_file()).json()["id"]
+    timer = Timer(0.5, worker.inspect, [model])
+    timer.start()
+    assert http.post("/jobs", json={"model": model}).status_code == 202
+    timer.join()
+
+
+def test_a_rejected_model_is_refused_with_its_own_problem(http: httpx2.Client, worker: Worker) -> None:
+    model = post(http, "/models", model_file()).json()["id"]
+    worker.reject(model, "unsafe-model", "It would run os.system.")
+    answer = http.post("/jobs", json={"model": model})
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/unsafe-model")
+    assert answer.json()["errors"][0]["pointer"] == "/model"
+    assert "os.system" in answer.json()["detail"]
+
+
+def signature(name: str, dtype: str, *shape: int | str, **dynamic: tuple[int, int | None]) -> InputSignature:
+    return InputSignature(name=name, dtype=dtype, shape=shape, dynamic=dynamic)
+
+
+IMAGE = signature("x", "float32", "batch", 3, "side", batch=(1, None), side=(4, 8))
+FIXED = signature("x", "float32", 8, 4)
+ROUNDED = signature("x", "bfloat16", "batch", 4, batch=(1, None))
+TOKENS = signature("tokens", "int64", "batch", "length", batch=(1, 64), length=(2, 512))
+MASK = signature("mask", "bool", "batch", "length", batch=(1, 64), length=(2, 512))
+
+
+def f32(*shape: int) -> np.ndarray[Any, Any]:
+    return np.ones(shape, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "arrays"),
+    [
+        ([IMAGE], {"x": f32(5, 3, 8)}),
+        ([IMAGE], {"anything": f32(5, 3, 4), "labels": np.arange(5)}),
+        ([FIXED], {"x": f32(20, 4)}),
+        ([ROUNDED], {"x": f32(20, 4)}),
+        ([TOKENS, MASK], {"tokens": np.ones((100, 9), np.int64), "mask": np.ones((100, 9), bool)}),
+    ],
+)
+def test_a_dataset_that_fits_is_taken(
+    http: httpx2.Client, worker: Worker, inputs: list[InputSignature], arrays: dict[str, Any]
+) -> None:
+    spec = {"model": ready_model(http, worker, *inputs), "evaluation": {"dataset": dataset(http, npz(**arrays))}}
+    assert http.post("/jobs", json=spec).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("inputs", "arrays", "expected", "words"),
+    [
+        ([IMAGE], {"x": np.ones((5, 3, 8))}, {"dtype-mismatch"}, "x.astype(numpy.float32)"),
+        ([ROUNDED], {"x": np.ones((5, 4), np.float16)}, {"dtype-mismatch"}, "x.astype(numpy.float32)"),
+        ([MASK], {"mask": np.ones((5, 9), np.int8)}, {"dtype-mismatch"}, "mask.astype(numpy.bool_)"),
+        ([IMAGE], {"x": f32(5, 3, 9)}, {"shape-mismatch"}, "axis 2 must be side, from 4 to 8, not 9"),
+        ([IMAGE], {"x": f32(5, 2, 8)}, {"shape-mismatch"}, "axis 1 must be 3, not 2"),
+        ([FIXED], {"x": f32(20)}, {"shape-mismatch"}, "[samples, 4]"),
+        ([signature("x", "float32")], {"x": f32(20)}, {"shape-mismatch"}, "single number"),
+        ([TOKENS, MASK], {"tokens": np.ones((5, 9), np.int64)}, {"missing-input"}, "mask=..."),
+        (
+            [TOKENS, MASK],
+            {"tokens": np.ones((5, 1), np.int64), "masks": np.ones((5, 9), bool)},
+            {"missing-input", "unknown-array", "shape-mismatch"},
+            "tokens, mask",
+        ),
+        ([FIXED], {"x": f32(8, 4), "labels": np.ones(8)}, {"dtype-mismatch"}, "labels.astype(numpy.int64)"),
+        ([FIXED], {"x": f32(8, 4), "labels": np.ones((8, 3), int)}, {"shape-mismatch"}, "labels.argmax(1)"),
+    ],
+)
+def test_a_dataset_that_does_not_fit_is_refused(
+    http: httpx2.Client,
+    worker: Worker,
+    inputs: list[InputSignature],
+    arrays: dict[str, Any],
+    expected: set[str],
+    words: str,
+) -> None:
+    answer = refused(
+        http, model=ready_model(http, worker, *inputs), evaluation={"dataset": dataset(http, npz(**arrays))}
+    )
+    assert codes(answer) == {("/evaluation/dataset", code) for code in expected}
+    assert any(words in each["message"] for each in answer.json()["errors"]), answer.text
+
+
+def test_calibration_data_are_checked_too_but_not_their_labels(http: httpx2.Client, worker: Worker) -> None:
+    wrong = dataset(http, npz(x=np.ones((5, 4)), labels=np.ones(5)))
+    answer = refused(http, model=ready_model(http, worker), calibration={"dataset": wrong})
+    assert codes(answer) == {("/calibration/dataset", "dtype-mismatch")}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"model"',
+        b'{"model": "a", "model": "b"}',
+        b'{"model": "a", "gates": {"min_coverage": NaN}}',
+        b'{"model": "a", "gates": {"min_coverage": Infinity}}',
+        b"[" * 200_000,
+        b'{"model": "\xff"}',
+        b'{"seed": ' + b"9" * 5000 + b"}",
+    ],
+)
+def test_what_is_not_json_is_malformed(http: httpx2.Client, body: bytes) -> None:
+    answer = http.post("/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["type"]) == (400, "/problems/malformed-request"), answer.text
+
+
+def test_an_infinite_number_is_no_limit(http: httpx2.Client, worker: Worker) -> None:
+    body = f'{{"model": "{ready_model(http, worker)}", "gates": {{"min_speedup": 1e999}}}}'
+    answer = http.post("/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert codes(answer) == {("/gates/min_speedup", "finite-number")}
+
+
+def test_a_spec_of_more_than_a_mebibyte_is_too_large(http: httpx2.Client) -> None:
+    body = b'{"model": "' + b"m" * 2**20 + b'"}'
+    answer = http.post("/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["type"]) == (413, "/problems/payload-too-large")
+
+
+def test_a_spec_is_json_and_says_so(http: httpx2.Client) -> None:
+    answer = http.post("/jobs", content=b'{"model": "m"}', headers={"Content-Type": "text/plain"})
+    assert (answer.status_code, answer.json()["type"]) == (415, "/problems/unsupported-media-type")
