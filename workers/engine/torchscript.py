@@ -82,7 +82,8 @@ class _Writer:
             self.module._define(concrete, source, torch._jit_internal.createResolutionCallbackFromFrame(0))
         except RuntimeError as error:
             raise EngineError("quantization-failed", f"TorchScript cannot express this program: {error}") from error
-        return wrap_cpp_module(self.module)  # type: ignore[no-untyped-call]
+        compiled: torch.jit.ScriptModule = wrap_cpp_module(self.module)  # type: ignore[no-untyped-call]
+        return compiled
 
     def _call(self, node: fx.Node) -> None:
         if node.target in CHECKS or (not node.users and not _mutates(node)):

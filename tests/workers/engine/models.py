@@ -13,6 +13,10 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10))
 
 
+def small() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True), nn.LayerNorm(8), nn.Linear(8, 4))
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -123,7 +127,7 @@ class Conditional(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.outer(x)
-        return torch.cond(x.sum() > 0, lambda each: self.inner(each), lambda each: each * 1.5, (x,))
+        return torch.cond(x.sum() > 0, self.inner, lambda each: each * 1.5, (x,))
 
 
 class CalledTwice(nn.Module):

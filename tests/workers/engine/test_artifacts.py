@@ -120,7 +120,8 @@ def test_dict_outputs_and_several_inputs_keep_their_form(tmp_path: Path) -> None
     run = run_engine(tmp_path, models.Structured(), example)
     outputs = torch.jit.load(run.artifact("model.ts.pt"))(torch.randn(3, 8), torch.ones(3, 8, dtype=torch.bool))
     assert {name: tuple(each.shape) for name, each in outputs.items()} == {"logits": (3, 4), "hidden": (3, 8)}
-    outputs = torch.export.load(run.artifact("model.pt2")).module()(torch.randn(3, 8), torch.ones(3, 8, dtype=torch.bool))
+    module = torch.export.load(run.artifact("model.pt2")).module()
+    outputs = module(torch.randn(3, 8), torch.ones(3, 8, dtype=torch.bool))
     assert set(outputs) == {"logits", "hidden"}
 
 
@@ -134,8 +135,8 @@ def test_dict_outputs_and_several_inputs_keep_their_form(tmp_path: Path) -> None
         (models.CalledTwice(), torch.randn(3, 8)),
         (models.Tied(), torch.zeros(3, 5, dtype=torch.long)),
         (nn.Linear(8, 4), torch.randn(3, 8)),
-        (nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 4)).double(), torch.randn(3, 8).double()),
-        (nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 4)).bfloat16(), torch.randn(3, 8).bfloat16()),
+        (models.small().double(), torch.randn(3, 8).double()),
+        (models.small().bfloat16(), torch.randn(3, 8).bfloat16()),
     ],
     ids=["functional", "kinds", "mixed", "no_grad", "called twice", "tied", "root", "float64", "bfloat16"],
 )
