@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from starlette.requests import HTTPConnection
 
 from service.settings import ServiceSettings
+from service.stopping import Stopping
 from store.blobs import Blobs
 from store.clients import connect_async
 from store.datasets import Datasets
@@ -39,6 +40,7 @@ class Parts:
     fleet: Fleet
     idempotency: Idempotency
     queue: Queue
+    stopping: Stopping
 
     @classmethod
     def open(cls, settings: ServiceSettings, store: StoreSettings) -> Self:
@@ -57,6 +59,7 @@ class Parts:
             fleet=Fleet(redis),
             idempotency=Idempotency(redis),
             queue=Queue(store),
+            stopping=Stopping(),
         )
 
     async def close(self) -> None:

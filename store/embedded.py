@@ -51,6 +51,7 @@ class EmbeddedRedis:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for its owner, who stops it last
             preexec_fn=_die_with_parent if _may_bind() else None,  # noqa: PLW1509  # one prctl call
         )
         self._wait(timeout_s)

@@ -59,7 +59,7 @@ async def create_job(request: Request) -> Response:
     response = await once(request, sha256(body).hexdigest(), answer)
     if response.status_code == 202 and (seconds := preferred_wait(request)):
         job_id = response.headers["Location"].rsplit("/", 1)[-1]
-        job = await parts.watched_jobs.wait_final(job_id, seconds)
+        job = await ended(parts, job_id, seconds)
         return accepted(job) if job else response
     return response
 
@@ -100,7 +100,7 @@ async def list_jobs(
 async def get_job(request: Request, job_id: str) -> Response:
     """One job. `Retry-After` says when to look again, until it has ended; `Prefer: wait=N` waits for the end."""
     parts, seconds = parts_of(request), preferred_wait(request)
-    job = await (parts.watched_jobs.wait_final(job_id, seconds) if seconds else parts.jobs.get(job_id))
+    job = await (ended(parts, job_id, seconds) if seconds else parts.jobs.get(job_id))
     if job is None:
         raise unknown_job(job_id)
     headers = job_headers(job)
@@ -154,7 +154,7 @@ async def get_events(request: Request, job_id: str) -> Response:
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     if request.scope["head"]:
         return Response(headers=headers, media_type=SSE)
-    return StreamingResponse(event_stream(parts.watched_jobs, job_id, last_id), headers=headers, media_type=SSE)
+    return StreamingResponse(event_stream(parts, job_id, last_id), headers=headers, media_type=SSE)
 
 
 @router.post(
@@ -194,6 +194,12 @@ async def queued(parts: Parts, new: NewJob) -> JobRecord:
         raise InvalidRequest([unknown_upload(new, missing.upload_id)]) from missing
     await deliver(lambda: parts.queue.deliver_job(job_id, new.model.size))
     return await known_job(parts, job_id)
+
+
+async def ended(parts: Parts, job_id: str, seconds: float) -> JobRecord | None:
+    """The job once it has ended, or as it is when time is up or the gateway stops; ``None`` if there is none."""
+    job = await parts.stopping.unless(parts.watched_jobs.wait_final(job_id, seconds))
+    return job or await parts.jobs.get(job_id)
 
 
 async def known_job(parts: Parts, job_id: str) -> JobRecord:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
+from service.parts import Parts
 from store.jobs import EventRecord, Jobs
 
 SSE = "text/event-stream"
@@ -13,11 +14,14 @@ PING_MS = 15_000
 PAGE = 500
 
 
-async def event_stream(jobs: Jobs, job_id: str, last_id: str) -> AsyncIterator[bytes]:
+async def event_stream(parts: Parts, job_id: str, last_id: str) -> AsyncIterator[bytes]:
     """Every event behind ``last_id``, to the last one. A comment goes out when nothing else has for a while, so that
-    nobody between takes the line for dead."""
+    nobody between takes the line for dead. A gateway that stops ends the stream; the client goes on at another."""
+    jobs = parts.watched_jobs
     while True:
-        events = await jobs.events(job_id, last_id, count=PAGE, block_ms=PING_MS)
+        events = await parts.stopping.unless(jobs.events(job_id, last_id, count=PAGE, block_ms=PING_MS))
+        if events is None:
+            return
         for event in events:
             yield _sent(event)
             last_id = event.id

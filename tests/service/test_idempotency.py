@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from threading import Thread
 
 import httpx2
 from redis import Redis
 
 from tests.service.gateway import Gateway
-from tests.service.uploads import digits, model_file, post, ready_model
+from tests.service.uploads import digits, model_file, post, ready_model, wait_for_a_key
 from tests.service.worker import Worker
 
 
@@ -54,7 +53,7 @@ def test_a_refusal_is_kept_too(http: httpx2.Client, worker: Worker) -> None:
     assert first.headers["X-Request-Id"] != second.headers["X-Request-Id"]
 
 
-def test_a_request_still_running_is_409(gateway: Gateway, worker: Worker) -> None:
+def test_a_request_still_running_is_409(gateway: Gateway, worker: Worker, redis: Redis) -> None:
     model = post(gateway.http, "/models", model_file()).json()["id"]
     spec, key = {"model": model}, {"Idempotency-Key": "k4"}
     answers: list[httpx2.Response] = []
@@ -65,7 +64,7 @@ def test_a_request_still_running_is_409(gateway: Gateway, worker: Worker) -> Non
 
     thread = Thread(target=first)
     thread.start()  # waits for the inspection
-    time.sleep(0.5)
+    wait_for_a_key(redis)
     early = gateway.http.post("/jobs", json=spec, headers=key)
     assert (early.status_code, early.json()["type"]) == (409, "/problems/idempotency-in-progress")
     assert int(early.headers["Retry-After"]) > 0

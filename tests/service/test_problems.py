@@ -12,8 +12,9 @@ from redis import Redis
 
 from fewbit.problems import PROBLEMS, Problem
 from store.embedded import EmbeddedRedis
+from store.settings import StoreSettings
 from tests.service.gateway import KEY, Gateway
-from tests.service.uploads import digits, job, model_file, post, ready_model
+from tests.service.uploads import digits, job, model_file, post, ready_model, wait_for_a_key
 from tests.service.worker import Worker
 
 
@@ -56,6 +57,7 @@ class Scene:
         model = post(self.http, "/models", model_file()).json()["id"]
         with pytest.raises(httpx2.ReadTimeout):
             self.http.post("/jobs", json={"model": model}, headers=key, timeout=0.3)
+        wait_for_a_key(self.redis)
         answer = self.http.post("/jobs", json={"model": model}, headers=key)
         self.worker.inspect(model)  # so that the first one ends
         return answer
@@ -245,6 +247,18 @@ def test_a_redis_that_is_away_is_503_and_then_goes_on(tmp_path: Path) -> None:
         server.start()
         assert gateway.http.get(f"/models/{made}").status_code == 200
         assert len(gateway.blob_files()) <= len(before) + 1
+
+
+def test_a_gateway_stops_although_someone_watches(tmp_path: Path, redis_server: EmbeddedRedis, redis: Redis) -> None:
+    with Gateway(tmp_path, redis_server.url) as gateway:
+        worker = Worker(redis, StoreSettings(redis_url=redis_server.url, blobs_url=str(gateway.blobs)))
+        posted = job(gateway.http, worker)
+        with gateway.http.stream("GET", f"/jobs/{posted}/events") as watched:
+            pieces = watched.iter_bytes()
+            assert b"event: state" in next(pieces)
+            gateway.process.terminate()
+            assert list(pieces) == []
+        assert gateway.process.wait(10) is not None
 
 
 def test_a_gateway_without_keys_refuses_to_start(tmp_path: Path) -> None:

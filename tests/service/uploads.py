@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import itertools
+import time
 from typing import Any
 
 import httpx2
 import numpy as np
+from redis import Redis
 
 from fewbit.resources import InputSignature
 from tests.service.worker import Found, Worker
@@ -69,3 +71,11 @@ def codes(answer: httpx2.Response) -> set[tuple[str, str]]:
 def message(answer: httpx2.Response, code: str) -> str:
     found: str = next(each["message"] for each in answer.json()["errors"] if each["code"] == code)
     return found
+
+
+def wait_for_a_key(redis: Redis) -> None:
+    """Until a request with an Idempotency-Key has begun."""
+    deadline = time.monotonic() + 20
+    while not redis.keys("fewbit:idempotency:*"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

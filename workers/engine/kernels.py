@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from torch.profiler import ProfilerActivity, profile
 from workers.engine.layers import Layer
 from workers.engine.program import Program
 
+KERNELS = re.compile(
+    r"mm$|mkldnn|convolution|rnn|lstm|gru|index_select|embedding_bag|bilinear"
+)  # not the copies around
 OPERATOR_SPACES = ("aten::", "quantized::")
 
 
@@ -79,12 +83,9 @@ def _kernel(event: Any) -> str:
         return str(event.name)
     below = [event]
     for each in below:
-        below.extend(child for child in each.cpu_children if _computes(child.name))
-    return str(max(below, key=lambda each: each.self_cpu_time_total).name)
-
-
-def _computes(name: str) -> bool:
-    return name.startswith((*OPERATOR_SPACES, "mkldnn::")) and not name.startswith(("aten::empty", "aten::resize"))
+        below.extend(child for child in each.cpu_children if child.name.startswith((*OPERATOR_SPACES, "mkldnn::")))
+    kernels = [each for each in below if KERNELS.search(each.name)] or below
+    return str(max(kernels, key=lambda each: each.self_cpu_time_total).name)
 
 
 def _operator(node: fx.Node) -> str:

@@ -30,21 +30,19 @@ def measure_latency(
             started = time.perf_counter()
             call()
             times[name].append((time.perf_counter() - started) * 1e3)
-    p50, p95 = _percentiles(times[""])
     return Latency(
         threads=threads,
         batch=batch,
-        before_ms=Percentiles(p50=p50, p95=p95),
+        before_ms=_percentiles(times[""]),
         artifacts={name: _artifact(times[name], times[""]) for name in artifacts},
     )
 
 
 def _artifact(times: list[float], before: list[float]) -> ArtifactLatency:
-    p50, p95 = _percentiles(times)
     speedup = float(np.median(np.array(before) / np.array(times)))
-    return ArtifactLatency(p50=p50, p95=p95, speedup=round(speedup, 3))
+    return ArtifactLatency(**_percentiles(times).model_dump(), speedup=round(speedup, 3))
 
 
-def _percentiles(times: list[float]) -> tuple[float, float]:
-    p50, p95 = np.percentile(times, (50, 95))
-    return round(float(p50), 4), round(float(p95), 4)
+def _percentiles(times: list[float]) -> Percentiles:
+    fastest, p50, p95 = (round(float(each), 4) for each in np.percentile(times, (0, 50, 95)))
+    return Percentiles(min=fastest, p50=p50, p95=p95)
