@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import Response
 from pydantic import BaseModel
@@ -53,9 +53,18 @@ class Unfinished(BaseModel):
     progress: Progress | None
 
 
+class EndedJob(BaseModel):
+    """A job that ended without a report."""
+
+    id: str
+    status: Literal["failed", "canceled"]
+    error: JobProblem | None
+
+
 class JobEndedProblem(Problem):
     """The problem of a job without a report; `error` is how the job itself ended, null if it was canceled."""
 
+    job: EndedJob
     error: JobProblem | None
 
 

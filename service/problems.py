@@ -143,12 +143,12 @@ class JobNotFinal(Refusal):
 
 
 class NoReport(Refusal):
-    """The job ended without a report. Its own problem goes along as ``error``."""
+    """The job ended without a report. It goes along as ``job``, and its own problem as ``error`` too."""
 
     def __init__(self, job_id: str, status: str, error_json: bytes) -> None:
         error = loads(error_json)
         detail = f"{job_id} was canceled." if status == "canceled" else f"{job_id}: {error['detail']}"
-        super().__init__(detail, more={"error": error})
+        super().__init__(detail, more={"job": {"id": job_id, "status": status, "error": error}, "error": error})
         self.slug = f"job-{status}"  # type: ignore[misc]  # the one class with two entries in the catalogue
 
 

@@ -106,7 +106,7 @@ def test_a_failed_job_has_no_report_but_a_reason(http: httpx2.Client, worker: Wo
     answer = http.get(f"/jobs/{posted}/report")
     assert (answer.status_code, answer.json()["type"]) == (409, "/problems/job-failed")
     assert answer.json()["error"] == JobProblem.of("out-of-memory", "It needed 9 GiB.").model_dump()
-    assert http.get(f"/jobs/{posted}").json()["error"] == answer.json()["error"]
+    assert http.get(f"/jobs/{posted}").json()["error"] == answer.json()["error"] == answer.json()["job"]["error"]
 
 
 def test_a_canceled_job_has_no_report(http: httpx2.Client, worker: Worker) -> None:

@@ -101,8 +101,8 @@ NOT_YET = {"too-many-requests"}
 WITH_FIELDS = {"invalid-request", "invalid-dataset", "invalid-model", "unsafe-model"}
 MEMBERS = {"type", "title", "status", "detail", "request_id"}
 MORE: dict[str, set[str]] = {
-    "job-failed": {"error"},
-    "job-canceled": {"error"},
+    "job-failed": {"job", "error"},
+    "job-canceled": {"job", "error"},
     "service-unavailable": {"parts"},
     **{slug: {"errors"} for slug in WITH_FIELDS},
 }
