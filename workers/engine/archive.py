@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 
 DEBUG = ".debug_pkl"  # source positions for error messages: half of a small TorchScript archive
-LARGEST_TRIED = 1 << 20  # bytes: int8 weights hardly compress, and stored ones load fastest
+LARGEST_TRIED = 1 << 17  # bytes: int8 weights hardly compress, and stored ones load fastest
 WORTH_IT = 0.9
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from fewbit.report import ArtifactLatency, Latency, Percentiles
 
 WARM_UP = 1  # the artifacts are warm from their verification
-LEAST_ROUNDS, MOST_ROUNDS = 5, 60
+LEAST_ROUNDS, MOST_ROUNDS = 3, 60
 BUDGET_S = 0.5
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ AGREEMENT_DB = 35.0  # an artifact this far from the engine's own int8 result co
 
 @dataclass(frozen=True)
 class Measured:
-    """One artifact: its output against float, and the kernel each layer ran on."""
+    """One artifact: its output against float, and, of the one that speaks for the job, the kernel of each layer."""
 
     comparison: Comparison
     executed: dict[str, str]
@@ -62,7 +62,7 @@ def run_artifacts(kinds: tuple[str, ...], folder: Path) -> dict[str, Run]:
 def measure_artifacts(
     runs: Mapping[str, Run], draft: Draft, data: Data, folder: Path, advance: Callable[[float], None]
 ) -> dict[str, Measured]:
-    """Run each artifact over all of ``data``, hold it against the engine's int8 result, and profile one batch."""
+    """Run each artifact over all of ``data``, hold it against the engine's int8 result, and profile a batch of one."""
     measured = {}
     quantized = frozenset(row.name for row in draft.rows if row.quantized)
     expected = np.load(folder / "expected.npy")
@@ -78,9 +78,18 @@ def measure_artifacts(
             comparison.add(np.asarray(reference[row : row + len(rows)]), rows)
             row += len(rows)
             advance((index + (batch.start + batch.count) / data.samples) / len(runs))
-        executed = executed_kernels(draft.calls, quantized, KINDS[kind].int8_op, _forward(run, first.inputs))
-        measured[kind] = Measured(comparison, executed)
+        measured[kind] = Measured(comparison, {})
+    if measured:
+        kind = representative(measured)
+        forward = _forward(runs[kind], first.inputs)
+        executed = executed_kernels(draft.calls, quantized, KINDS[kind].int8_op, forward)
+        measured[kind] = replace(measured[kind], executed=executed)
     return measured
+
+
+def representative(measured: Mapping[str, Measured]) -> str:
+    """The artifact that accuracy and kernels are reported of: TorchScript where there is one, for it runs on int8."""
+    return "torchscript" if "torchscript" in measured else next(iter(measured))
 
 
 def measure_latency_of(runs: Mapping[str, Run], task: Task, data: Data, folder: Path) -> Latency | None:
@@ -152,10 +161,9 @@ def _require_agreement(kind: str, expected: np.ndarray[Any, Any], rows: np.ndarr
 
 
 def _accuracy(data: Data, measured: Mapping[str, Measured]) -> tuple[Accuracy | None, tuple[Finding, ...]]:
-    """Of the first artifact that speaks for the job: TorchScript where there is one, for it runs the int8 kernels."""
     if not measured:
         return None, ()
-    kind = "torchscript" if "torchscript" in measured else next(iter(measured))
+    kind = representative(measured)
     comparison = measured[kind].comparison
     metric: Metric | None = None
     noted: tuple[Finding, ...] = ()
@@ -183,8 +191,7 @@ def _measured_findings(draft: Draft, data: Data, latency: Latency | None) -> tup
 
 
 def _with_kernels(rows: tuple[LayerReport, ...], measured: Mapping[str, Measured]) -> tuple[LayerReport, ...]:
-    kind = "torchscript" if "torchscript" in measured else next(iter(measured), None)
-    executed = measured[kind].executed if kind else {}
+    executed = measured[representative(measured)].executed if measured else {}
     return tuple(row.model_copy(update={"executed": executed.get(row.name)}) for row in rows)
 
 
