@@ -191,19 +191,23 @@ def sqnr(layer: LayerReport) -> Text:
 
 
 def eager(layer: LayerReport) -> Text:
+    """``int8`` with a code is worse than float: the layer is swapped, and the model fails or answers wrongly."""
+    code = layer.eager.reason.code if layer.eager.reason else None
     if layer.eager.quantized:
-        return Text("int8", "green")
-    code = layer.eager.reason.code if layer.eager.reason else "no reason known"
-    return Text.assemble(("float", "yellow"), f": {code}")
+        return Text.assemble(("int8", "red"), f", but {code}") if code else Text("int8", "green")
+    return Text.assemble(("float", "yellow"), f": {code or 'no reason known'}")
 
 
 def reasons(layers: Sequence[LayerReport]) -> RenderableType | None:
-    """Each reason once, with the layers it holds for: first why they are float here, then why they would be there."""
+    """Each reason once, with the layers it holds for: why they are float here, then what eager would have done."""
     here = _by_reason([(layer.name, layer.reason) for layer in layers if not layer.quantized])
-    there = _by_reason([(layer.name, layer.eager.reason) for layer in layers if layer.quantized])
+    verdicts = [(layer.name, layer.eager) for layer in layers if layer.quantized]
+    there = _by_reason([(name, verdict.reason) for name, verdict in verdicts if not verdict.quantized])
+    broken = _by_reason([(name, verdict.reason) for name, verdict in verdicts if verdict.quantized])
     lists = [
         *_reason_list("Why layers stayed float", here, with_remedy=True),
         *_reason_list("Int8 here, float with plain quantize_dynamic, because", there, with_remedy=False),
+        *_reason_list("Swapped by plain quantize_dynamic too, but", broken, with_remedy=False),
     ]
     return Group(*lists) if lists else None
 

@@ -43,18 +43,21 @@ def layer_calls(program: Program, layers: Iterable[Layer]) -> tuple[Call, ...]:
 def executed_kernels(
     calls: Sequence[Call], quantized: frozenset[str], int8_op: str, forward: Callable[[], Any]
 ) -> dict[str, str]:
-    """Layer name to kernel. A layer is left out when the pass made another number of calls than the graph says."""
+    """Layer name to kernel. A layer is left out when the pass made another number of calls than the graph says, but
+    for equal calls of one layer, which TorchScript makes once."""
     wanted: dict[str, list[str | None]] = defaultdict(list)
     for call in calls:
         wanted[int8_op if call.layer in quantized else call.operator].append(call.layer)
     seen = _profiled(forward, frozenset(wanted))
-    return {
-        layer: kernel
-        for operator, layers in wanted.items()
-        if len(layers) == len(seen[operator])
-        for layer, kernel in zip(layers, seen[operator], strict=True)
-        if layer is not None
-    }
+    executed: dict[str, str] = {}
+    for operator, layers in wanted.items():
+        if len(layers) != len(seen[operator]):
+            layers = list(dict.fromkeys(layers))
+        if len(layers) == len(seen[operator]):
+            executed |= {
+                layer: kernel for layer, kernel in zip(layers, seen[operator], strict=True) if layer is not None
+            }
+    return executed
 
 
 def _profiled(forward: Callable[[], Any], operators: frozenset[str]) -> dict[str, list[str]]:

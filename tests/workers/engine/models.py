@@ -139,6 +139,17 @@ class CalledTwice(nn.Module):
         return self.shared(torch.relu(self.shared(x)))
 
 
+class CalledTwiceAlike(nn.Module):
+    """Equal calls, which TorchScript makes only once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shared(x) + torch.relu(self.shared(x))
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
