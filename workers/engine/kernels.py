@@ -51,12 +51,11 @@ def executed_kernels(
     seen = _profiled(forward, frozenset(wanted))
     executed: dict[str, str] = {}
     for operator, layers in wanted.items():
-        if len(layers) != len(seen[operator]):
-            layers = list(dict.fromkeys(layers))
-        if len(layers) == len(seen[operator]):
-            executed |= {
-                layer: kernel for layer, kernel in zip(layers, seen[operator], strict=True) if layer is not None
-            }
+        kernels = seen[operator]
+        distinct = layers if len(layers) == len(kernels) else list(dict.fromkeys(layers))
+        if len(distinct) == len(kernels):
+            pairs = zip(distinct, kernels, strict=True)
+            executed.update((layer, kernel) for layer, kernel in pairs if layer is not None)
     return executed
 
 

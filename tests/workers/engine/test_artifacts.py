@@ -139,18 +139,7 @@ def test_dict_outputs_and_several_inputs_keep_their_form(tmp_path: Path) -> None
         (models.small().double(), torch.randn(3, 8).double()),
         (models.small().bfloat16(), torch.randn(3, 8).bfloat16()),
     ],
-    ids=[
-        "functional",
-        "kinds",
-        "mixed",
-        "no_grad",
-        "called twice",
-        "called twice alike",
-        "tied",
-        "root",
-        "float64",
-        "bfloat16",
-    ],
+    ids=["functional", "kinds", "mixed", "no_grad", "twice", "twice alike", "tied", "root", "float64", "bfloat16"],
 )
 def test_int8_stays_close_to_float_in_every_situation(model: nn.Module, example: torch.Tensor, tmp_path: Path) -> None:
     run = run_engine(tmp_path, model, (example,))
