@@ -194,7 +194,7 @@ def eager(layer: LayerReport) -> Text:
     """``int8`` with a code is worse than float: the layer is swapped, and the model fails or answers wrongly."""
     code = layer.eager.reason.code if layer.eager.reason else None
     if layer.eager.quantized:
-        return Text.assemble(("int8", "red"), f", but {code}") if code else Text("int8", "green")
+        return Text.assemble(("int8", "red"), f": {code}") if code else Text("int8", "green")
     return Text.assemble(("float", "yellow"), f": {code or 'no reason known'}")
 
 
