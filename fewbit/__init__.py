@@ -1,4 +1,4 @@
-"""What a user of Fewbit imports: the contract's models and the client."""
+"""What a user of Fewbit imports: the contract's models. The client is ``fewbit.client.Client``."""
 
 from fewbit.report import Report
 from fewbit.resources import Artifact, Dataset, Job, Model

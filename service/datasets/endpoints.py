@@ -10,7 +10,8 @@ from fastapi import APIRouter, Query, Request, Response
 from fewbit.problems import FieldError
 from fewbit.resources import Dataset
 from service.answers import LONGEST_PAGE, decode_cursor, json_answer, nothing, page_answer
-from service.datasets.reading import Contents, Unreadable, read
+from service.datasets.declared import Unreadable
+from service.datasets.reading import Contents, read
 from service.documents import UPLOAD, DatasetPage, documents
 from service.idempotency import once
 from service.parts import parts_of

@@ -11,7 +11,7 @@ from typing import IO, Literal
 
 from numpy.lib import format as npy
 
-from service.datasets.reading import MAX_ARRAYS, Declared, Unreadable, at
+from service.datasets.declared import MAX_ARRAYS, Declared, Unreadable, at
 
 MAX_HEADER = 10_000  # NumPy's own default; a header is a short Python literal
 MAX_RATIO = 1100  # deflate cannot pack tighter than 1032 to 1 (zlib's own figure): a greater ratio is a lie

@@ -17,23 +17,16 @@ import numpy as np
 
 from fewbit.problems import FieldError
 from fewbit.resources import ArraySignature
+from service.datasets import npz, safetensors
+from service.datasets.declared import Declared, Unreadable, at
 
 PIECE = 4 * 1024 * 1024
-MAX_ARRAYS = 1000
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # the second: an archive of nothing
 ALLOWED = frozenset(  # what torch takes too
     {"bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64"}
 )
 
 Array = np.ndarray[Any, Any]
-
-
-class Unreadable(Exception):
-    """The file cannot be used. ``errors``: every reason that was found."""
-
-    def __init__(self, errors: Sequence[FieldError]) -> None:
-        super().__init__("; ".join(each.message for each in errors))
-        self.errors = tuple(errors)
 
 
 @dataclass(frozen=True)
@@ -43,25 +36,6 @@ class Contents:
     format: Literal["npz", "safetensors"]
     samples: int
     arrays: tuple[ArraySignature, ...]
-
-
-@dataclass(frozen=True)
-class Declared:
-    """One array as its header declares it. ``fault`` is why its data cannot be looked at."""
-
-    name: str
-    dtype: np.dtype[Any] | None
-    shape: tuple[int, ...]
-    offset: int = 0
-    columns_first: bool = False
-    fault: FieldError | None = None
-
-    @property
-    def nbytes(self) -> int:
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count * (self.dtype.itemsize if self.dtype else 0)
 
 
 class Source(Protocol):
@@ -81,8 +55,6 @@ class Source(Protocol):
 
 def read(path: Path, max_unpacked: int) -> Contents:
     """Look through the whole file. Raises ``Unreadable``."""
-    from service.datasets import npz, safetensors
-
     with path.open("rb") as file:
         source: Source = npz.Npz(file) if file.read(4) in ZIP else safetensors.Safetensors(file)
         arrays = source.declared()
@@ -93,12 +65,6 @@ def read(path: Path, max_unpacked: int) -> Contents:
         raise Unreadable(faults)
     signatures = (ArraySignature(name=each.name, dtype=str(each.dtype), shape=each.shape) for each in arrays)
     return Contents(source.format, arrays[0].shape[0], tuple(sorted(signatures, key=lambda each: each.name)))
-
-
-def at(name: str, code: str, message: str) -> FieldError:
-    """An error of one array."""
-    escaped = name.replace("~", "~0").replace("/", "~1")
-    return FieldError(pointer=f"/{escaped}" if name else "", code=code, message=message)
 
 
 def _faults_of_headers(arrays: Sequence[Declared], max_unpacked: int) -> Iterator[FieldError]:

@@ -11,7 +11,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from service.datasets.reading import MAX_ARRAYS, Declared, Unreadable, at
+from service.datasets.declared import MAX_ARRAYS, Declared, Unreadable, at
 
 MAX_HEADER = 1024 * 1024
 DTYPES = {

@@ -1,0 +1,46 @@
+"""What the two readers say: an array as its header declares it, and why a file cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fewbit.problems import FieldError
+
+MAX_ARRAYS = 1000
+
+
+class Unreadable(Exception):
+    """The file cannot be used. ``errors``: every reason that was found."""
+
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        super().__init__("; ".join(each.message for each in errors))
+        self.errors = tuple(errors)
+
+
+@dataclass(frozen=True)
+class Declared:
+    """One array as its header declares it. ``fault`` is why its data cannot be looked at."""
+
+    name: str
+    dtype: np.dtype[Any] | None
+    shape: tuple[int, ...]
+    offset: int = 0
+    columns_first: bool = False
+    fault: FieldError | None = None
+
+    @property
+    def nbytes(self) -> int:
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count * (self.dtype.itemsize if self.dtype else 0)
+
+
+def at(name: str, code: str, message: str) -> FieldError:
+    """An error of one array."""
+    escaped = name.replace("~", "~0").replace("/", "~1")
+    return FieldError(pointer=f"/{escaped}" if name else "", code=code, message=message)

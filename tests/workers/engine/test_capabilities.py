@@ -1,0 +1,24 @@
+"""What the service says it can do is what the engine can do."""
+
+from typing import get_args
+
+import torch
+
+from fewbit import capabilities, spec
+from workers.engine.artifacts import KINDS
+from workers.engine.weights import clip_bound, quantize_weight
+
+
+def test_every_artifact_kind_has_its_writer_and_no_other_has() -> None:
+    assert set(capabilities.ARTIFACT_KINDS) == set(KINDS) <= set(get_args(spec.ArtifactKind))
+
+
+def test_every_weight_setting_that_is_offered_quantizes() -> None:
+    weight = torch.randn(4, 64)
+    ranges = {"minmax": "minmax", "mse": "mse", "percentile": {"percentile": 99.0}, "clip": {"clip": [-1, 1]}}
+    assert set(ranges) == set(capabilities.WEIGHT_RANGES)
+    for granularity in capabilities.WEIGHT_GRANULARITIES:
+        for each in ranges.values():
+            weights = spec.Weights.model_validate({"granularity": granularity, "range": each})
+            assert quantize_weight(weight, weights).values.abs().max() == 127
+            assert bool((clip_bound(weight, weights.range) > 0).all())
