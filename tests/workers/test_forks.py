@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import threading
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from workers.forks import Child, ForkServer, ForkServerLost
+from workers.forks import ForkServer, ForkServerLost
 from workers.watch import DeadlinePassed, Ended, run_child, watch
 
 ENTRY = "tests.workers.children:main"
@@ -216,17 +215,3 @@ def test_when_the_owner_is_killed_everyone_dies(tmp_path: Path) -> None:
         assert all(map(alive, [server, *pids]))
         owner.kill()
     assert wait_until(lambda: not any(map(alive, [server, *pids])), seconds=2)
-
-
-def test_a_fork_with_torch_loaded_takes_milliseconds() -> None:
-    server = ForkServer(ENTRY, "tests.workers.children:preload_torch")
-    server.start()
-    took = []
-    for _ in range(20):
-        started = time.perf_counter()
-        child: Child = server.fork({"deed": "hello"})
-        os.read(child.messages, 100)
-        took.append(time.perf_counter() - started)
-        child.close()
-    server.stop()
-    assert statistics.median(took) < 0.03
