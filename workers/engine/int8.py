@@ -8,7 +8,8 @@ is in the batch, and one outlier token costs the others nothing:
 
 ``quantized::linear_with_input_q_dq_qweight_dq_output_fp32`` computes the middle part in one call (fbgemm: quantize,
 u8*s8 GEMM, dequantize). ``quantized::linear_dynamic``, which takes one range for the whole batch, was 10 dB further
-from float and slower (1024x384x384, 2 cores with VNNI: 26 dB and 0.90 ms against 36 dB and 0.73 ms).
+from float (1024x384x384 with one loud channel: 26 dB against 36 dB). docs/adr/0002 has the times: lower in two of
+three shapes, higher in the third.
 """
 
 from __future__ import annotations
