@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.workers.world import wait_until
 from workers.forks import ForkServer, ForkServerLost
 from workers.watch import DeadlinePassed, Ended, run_child, watch
 
@@ -37,15 +38,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
     except FileNotFoundError:
         return False
-
-
-def wait_until(condition: Any, seconds: float = 10) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def read_pids(path: Path) -> list[int]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
+from workers.engine.int8 import KERNEL
 from workers.engine.portable import save_pt2
 from workers.engine.program import Program
 from workers.engine.quantize import QuantizedLayer
@@ -59,7 +60,7 @@ KINDS: dict[str, Kind] = {
         Kind(
             "torchscript",
             "model.ts.pt",
-            "quantized::linear_with_input_q_dq_qweight_dq_output_fp32",
+            KERNEL,
             save_torchscript,
             load_torchscript,
         ),

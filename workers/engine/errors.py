@@ -21,3 +21,8 @@ class EngineError(Exception):
     @property
     def problem(self) -> JobProblem:
         return JobProblem.of(self.slug, self.detail)
+
+
+def first_line(error: Exception) -> str:
+    """What ``error`` says, in one line of at most 300 characters; its type when it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

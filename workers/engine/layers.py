@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.export.graph_signature import InputKind
 
-from workers.engine.program import Constant, Program, layer_path
+from workers.engine.program import Constant, Program, layer_path, rank
 
 aten = torch.ops.aten
 Kind = Literal["linear", "batched", "einsum", "convolution", "embedding", "recurrent", "bilinear", "nested"]
@@ -165,7 +165,7 @@ def _either_side(
         weight = program.constant(operand)
         if weight is None or not _is_activation(program, x):
             continue
-        linear = weight.dim() == 2 and not (on_left and _rank(x) < 2)
+        linear = weight.dim() == 2 and not (on_left and rank(x) < 2)
         if not linear and weight.dim() < 3:
             return None  # a matrix times a vector of constants: nothing int8 would speed up
         value = weight if on_left or not linear else weight.t()
@@ -176,11 +176,6 @@ def _either_side(
 
 def _is_activation(program: Program, node: Any) -> bool:
     return isinstance(node, fx.Node) and program.constant(node) is None
-
-
-def _rank(node: fx.Node) -> int:
-    value = node.meta.get("val")
-    return value.dim() if isinstance(value, Tensor) else 0
 
 
 def _operands(kind: Kind, weight_at: int, input_at: int) -> Callable[[Program, fx.Node], _Match | None]:

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, fx
 
 from workers.engine.data import Batch, Data
-from workers.engine.errors import EngineError
+from workers.engine.errors import EngineError, first_line
 from workers.engine.layers import Layer
 from workers.engine.program import Program
 from workers.engine.quantize import QuantizedLayer
@@ -102,7 +102,7 @@ def _run(program: Program, around: dict[fx.Node, Any], batch: Batch) -> list[Any
         raise
     except Exception as error:  # the user's model, on the user's data
         last = batch.start + batch.count - 1
-        message = f"the float model fails on samples {batch.start} to {last}: {str(error).splitlines()[0][:300]}"
+        message = f"the float model fails on samples {batch.start} to {last}: {first_line(error)}"
         raise EngineError("calibration-failed", message) from error
 
 

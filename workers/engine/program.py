@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 
 from fewbit.resources import InputSignature
-from workers.engine.errors import EngineError
+from workers.engine.errors import EngineError, first_line
 
 GRAD_REGION = torch.ops.higher_order.wrap_with_set_grad_enabled
 HEAVIEST_FOLD = 1 << 31  # bytes: a weight computed from constants may not grow beyond this
@@ -100,7 +100,7 @@ def load(path: Path) -> Program:
             exported = torch.export.load(file)
     except Exception as error:  # torch raises many kinds here, and the file is the user's: each is his to mend
         raise EngineError(
-            "invalid-model", f"torch {torch.__version__} cannot load this .pt2: {_first_line(error)}"
+            "invalid-model", f"torch {torch.__version__} cannot load this .pt2: {first_line(error)}"
         ) from error
     return program_of(exported)
 
@@ -126,6 +126,12 @@ def program_of(exported: ExportedProgram) -> Program:
 def signature(program: Program) -> tuple[InputSignature, ...]:
     """The forward arguments a caller gives. Raises ``EngineError('invalid-model')`` when one is not a tensor."""
     return tuple(_input_signature(node, program.exported) for node in program.inputs)
+
+
+def rank(node: fx.Node) -> int:
+    """The number of dimensions of what this node gives; 0 when it is no tensor."""
+    value = node.meta.get("val")
+    return value.dim() if isinstance(value, Tensor) else 0
 
 
 def layer_path(node: fx.Node) -> tuple[str, str]:
@@ -238,7 +244,3 @@ def _schema_version(path: Path) -> tuple[int, int]:
             "this is not a torch.export archive: it holds no readable models/*.json. Write one with "
             "torch.export.save(torch.export.export(model.eval(), example_inputs), 'model.pt2').",
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -21,9 +21,9 @@ from torch.utils import _pytree as pytree
 
 from workers.engine.archive import shrink
 from workers.engine.errors import EngineError
-from workers.engine.int8 import TINY
+from workers.engine.int8 import KERNEL, TINY
 from workers.engine.layers import Use
-from workers.engine.program import Program
+from workers.engine.program import Program, rank
 from workers.engine.quantize import QuantizedLayer
 
 aten = torch.ops.aten
@@ -101,9 +101,9 @@ class _Writer:
         rows, scale = self._normalized(use, quantized)
         packed = self._attribute(quantized.layer.name, lambda: quantized.packed, "packed")
         activation = quantized.activation
-        kernel = (f"torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32({rows}, "
+        kernel = (f"torch.ops.{KERNEL.replace('::', '.')}({rows}, "
                   f"{activation.scale!r}, {activation.zero_point}, self.{packed})")  # fmt: skip
-        if _rank(use.input) == 1:
+        if rank(use.input) == 1:
             kernel, scale = f"{kernel}.squeeze(0)", f"{scale}.squeeze(0)"
         self.lines.append(f"{_name(node)} = {self._scaled(kernel, scale, use, node)}")
 
@@ -116,7 +116,7 @@ class _Writer:
                 x = f"{x}.to(torch.float32)"
             if use.left:
                 x = f"{x}.transpose(-1, -2)"
-            if _rank(use.input) == 1:
+            if rank(use.input) == 1:
                 x = f"{x}.unsqueeze(0)"
             self.lines.append(f"{rows} = {x}")
             self.lines.append(f"{scale} = torch.clamp_min(torch.amax(torch.abs({rows}), [-1], True), {TINY!r})")
@@ -227,11 +227,6 @@ def _name(node: fx.Node) -> str:
     if node.op == "placeholder" and _PLAIN.fullmatch(node.name) and not keyword.iskeyword(node.name):
         return node.name
     return "v_" + re.sub(r"[^A-Za-z0-9_]", lambda each: f"x{ord(each[0]):x}", node.name)
-
-
-def _rank(node: fx.Node) -> int:
-    value = node.meta.get("val")
-    return value.dim() if isinstance(value, Tensor) else 0
 
 
 def _dtype(node: fx.Node) -> torch.dtype:

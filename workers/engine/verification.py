@@ -26,7 +26,7 @@ from workers.engine import findings
 from workers.engine.artifacts import KINDS, Run, load_pt2
 from workers.engine.data import Batch, Data
 from workers.engine.draft import Draft
-from workers.engine.errors import EngineError
+from workers.engine.errors import EngineError, first_line
 from workers.engine.gates import check_gates, verdict
 from workers.engine.kernels import executed_kernels
 from workers.engine.latency import measure_latency
@@ -55,7 +55,7 @@ def run_artifacts(kinds: tuple[str, ...], folder: Path) -> dict[str, Run]:
         try:
             runs[kind] = KINDS[kind].load(path)
         except Exception as error:  # whatever it is, this file must not be delivered
-            raise EngineError("verification-failed", f"{path.name} does not load: {_first_line(error)}") from error
+            raise EngineError("verification-failed", f"{path.name} does not load: {first_line(error)}") from error
     return runs
 
 
@@ -145,7 +145,7 @@ def _rows(kind: str, run: Run, batch: Batch) -> np.ndarray[Any, Any]:
         raise
     except Exception as error:
         last = batch.start + batch.count - 1
-        message = f"{KINDS[kind].file} fails on samples {batch.start} to {last}: {_first_line(error)}"
+        message = f"{KINDS[kind].file} fails on samples {batch.start} to {last}: {first_line(error)}"
         raise EngineError("verification-failed", message) from error
 
 
@@ -220,7 +220,3 @@ def _forward(run: Run, inputs: tuple[Tensor, ...]) -> Callable[[], object]:
             return run(inputs)
 
     return forward
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
