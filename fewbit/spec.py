@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Method = Literal["dynamic", "static", "weight_only", "auto", "analyze"]
 Backend = Literal["graph", "eager"]
+Target = Literal["avx2", "avx512", "vnni", "arm"]
 ArtifactKind = Literal["pt2", "torchscript", "onnx", "safetensors"]
 Granularity = Literal["per_channel", "per_tensor", "per_group"]
 
@@ -137,11 +138,12 @@ class Auto(Strict):
 
 
 class JobSpec(Strict):
-    """The body of ``POST /jobs``."""
+    """The body of ``POST /jobs``. ``target``: the CPU that will run the artifacts; null means one like the worker's."""
 
     model: str
     method: Method = "dynamic"
     backend: Backend = "graph"
+    target: Target | None = None
     weights: Weights = Weights()
     activations: Activations = Activations()
     layers: tuple[LayerRule, ...] = Field(default=(), max_length=10_000)

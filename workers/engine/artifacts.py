@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
-from workers.engine.int8 import KERNEL
+from fewbit.runtime.script import Call
 from workers.engine.portable import save_pt2
-from workers.engine.program import Program
-from workers.engine.quantize import QuantizedLayer
+from workers.engine.reference import Reference
 from workers.engine.torchscript import save_torchscript
 
 Run = Callable[[Sequence[Tensor]], list[Any]]
@@ -24,12 +23,11 @@ Run = Callable[[Sequence[Tensor]], list[Any]]
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind. ``int8_op``: the operator a quantized layer calls in it."""
+    """One kind. ``save`` returns the calls that the layers make in it, in the order of a forward pass."""
 
     name: str
     file: str
-    int8_op: str
-    save: Callable[[Program, Sequence[QuantizedLayer], Path], None]
+    save: Callable[[Reference, Path], tuple[Call, ...]]
     load: Callable[[Path], Run]
 
 
@@ -57,13 +55,7 @@ def load_pt2(path: Path) -> Run:
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind(
-            "torchscript",
-            "model.ts.pt",
-            KERNEL,
-            save_torchscript,
-            load_torchscript,
-        ),
-        Kind("pt2", "model.pt2", "aten::linear", save_pt2, load_pt2),
+        Kind("torchscript", "model.ts.pt", save_torchscript, load_torchscript),
+        Kind("pt2", "model.pt2", save_pt2, load_pt2),
     )
 }

@@ -63,6 +63,14 @@ def read_evaluation(task: Task, folder: Path, inputs: tuple[InputSignature, ...]
     return read_data(path, inputs, batch_size, limit, task.spec.seed)
 
 
+def read_calibration(task: Task, folder: Path, inputs: tuple[InputSignature, ...]) -> Data:
+    """The task's calibration data; its evaluation data where it names none for calibration."""
+    wanted = task.spec.calibration
+    if wanted is None or task.calibration is None:
+        return read_evaluation(task, folder, inputs)
+    return read_data(folder / task.calibration, inputs, wanted.batch_size, wanted.samples, task.spec.seed)
+
+
 def read_data(
     path: Path | None, inputs: tuple[InputSignature, ...], batch_size: int, limit: int | None, seed: int
 ) -> Data:

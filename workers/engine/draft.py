@@ -8,24 +8,28 @@ from pydantic import BaseModel, ConfigDict
 
 from fewbit.report import Coverage, Finding, LayerReport, Product
 from fewbit.resources import InputSignature
-from workers.engine.kernels import Call
+from fewbit.runtime.script import Call
 
 
 class Draft(BaseModel):
-    """``rows`` lack only the kernel that ran. ``finite``: whether the float output is."""
+    """``rows`` lack only the kernel that ran. ``calls``: by artifact kind, those its layers make. ``finite``: whether
+    the float output is."""
 
     model_config = ConfigDict(frozen=True)
 
     inputs: tuple[InputSignature, ...]
     rows: tuple[LayerReport, ...]
     products: tuple[Product, ...]
-    calls: tuple[Call, ...]
+    calls: dict[str, tuple[Call, ...]]
     coverage: Coverage
     findings: tuple[Finding, ...]
-    artifacts: tuple[str, ...]
     finite: bool
     timings_s: dict[str, float]
     peak_memory_bytes: int
+
+    @property
+    def artifacts(self) -> tuple[str, ...]:
+        return tuple(self.calls)
 
     @classmethod
     def read(cls, folder: Path) -> Draft:

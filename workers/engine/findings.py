@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from fewbit.report import Finding, Latency, LayerReport
+from fewbit.runtime.program import Program
 from fewbit.spec import JobSpec
-from workers.engine.program import Program, layer_path
+from workers.engine.program import layer_path
 from workers.engine.quantize import QuantizedLayer
 
 ZEROED_TOO_MANY = 0.5  # share of a layer's weights that round to zero
@@ -20,7 +21,9 @@ def conversion_findings(
     program: Program, rows: Sequence[LayerReport], quantized: Sequence[QuantizedLayer], spec: JobSpec
 ) -> tuple[Finding, ...]:
     """All that is known before anything is measured."""
-    full_range = [each.layer.name for each in quantized if not each.activation.reduced]
+    full_range = [
+        each.layer.name for each in quantized if each.arithmetic.mode != "float" and not each.arithmetic.reduced
+    ]
     return (
         *program_findings(program),
         *layer_findings(rows, spec),
@@ -117,6 +120,15 @@ def latency_findings(latency: Latency) -> Iterator[Finding]:
         message=f"The TorchScript artifact takes {measured.min / latency.before_ms.min:.2f} times as long as float"
         + (": at so few milliseconds a batch, call overhead outweighs the arithmetic." if small else "."),
         remedy="Serve larger batches, or exclude the smallest layers.",
+    )
+
+
+def not_written(file: str, why: str) -> Finding:
+    return Finding(
+        severity="warning",
+        code="artifact-not-written",
+        message=f"{file} was not written: {why}.",
+        remedy="The pt2 artifact has no such limit: ask for `artifacts: ['pt2']`.",
     )
 
 

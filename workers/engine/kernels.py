@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import fx
 from torch.profiler import ProfilerActivity, profile
 
-from workers.engine.layers import Layer
-from workers.engine.program import Program
+from fewbit.runtime.script import Call
 
 KERNELS = re.compile(
     r"mm$|mkldnn|convolution|rnn|lstm|gru|index_select|embedding_bag|bilinear"
@@ -21,33 +18,12 @@ KERNELS = re.compile(
 OPERATOR_SPACES = ("aten::", "quantized::")
 
 
-@dataclass(frozen=True)
-class Call:
-    """One call of the graph to an operator that layers use; ``layer`` is None for other nodes of that operator."""
-
-    operator: str
-    layer: str | None
-
-
-def layer_calls(program: Program, layers: Iterable[Layer]) -> tuple[Call, ...]:
-    """The calls a forward pass makes, in order."""
-    names = {use.node: layer.name for layer in layers if layer.kind != "nested" for use in layer.uses}
-    operators = {_operator(node) for node in names}
-    return tuple(
-        Call(_operator(node), names.get(node))
-        for node in program.graph.nodes
-        if node.op == "call_function" and node.users and _operator(node) in operators
-    )
-
-
-def executed_kernels(
-    calls: Sequence[Call], quantized: frozenset[str], int8_op: str, forward: Callable[[], Any]
-) -> dict[str, str]:
-    """Layer name to kernel. A layer is left out when the pass made another number of calls than the graph says, but
+def executed_kernels(calls: Sequence[Call], forward: Callable[[], Any]) -> dict[str, str]:
+    """Layer name to kernel. A layer is left out when the pass made another number of calls than the program says, but
     for equal calls of one layer, which TorchScript makes once."""
     wanted: dict[str, list[str | None]] = defaultdict(list)
     for call in calls:
-        wanted[int8_op if call.layer in quantized else call.operator].append(call.layer)
+        wanted[call.operator].append(call.layer)
     seen = _profiled(forward, frozenset(wanted))
     executed: dict[str, str] = {}
     for operator, layers in wanted.items():
@@ -88,8 +64,3 @@ def _kernel(event: Any) -> str:
         below.extend(child for child in each.cpu_children if child.name.startswith((*OPERATOR_SPACES, "mkldnn::")))
     kernels = [each for each in below if KERNELS.search(each.name)] or below
     return str(max(kernels, key=lambda each: each.self_cpu_time_total).name)
-
-
-def _operator(node: fx.Node) -> str:
-    target = node.target
-    return f"{target.namespace}::{target._opname}" if isinstance(target, torch._ops.OpOverload) else str(target)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from fewbit.report import Provenance
+from fewbit.runtime.kernels import has_vnni
 from fewbit.version import VERSION
-from workers.engine.int8 import has_vnni
 
 
 def provenance(threads: int, seed: int, timings_s: dict[str, float], peak_memory_bytes: int) -> Provenance:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx
 
+from fewbit.runtime.program import Program
 from workers.engine.data import Batch, Data
 from workers.engine.errors import EngineError, first_line
-from workers.engine.layers import Layer
-from workers.engine.program import Program
+from workers.engine.imitation import imitated
+from workers.engine.layers import Layer, Use
 from workers.engine.quantize import QuantizedLayer
-from workers.engine.run import ProgramRun, int8_use, primary_output
+from workers.engine.reference import FixedRange
+from workers.engine.run import ProgramRun, primary_output
 from workers.engine.weights import sqnr_db
 
 
@@ -44,6 +47,7 @@ def observe(
     program: Program,
     layers: Sequence[Layer],
     quantized: Sequence[QuantizedLayer],
+    ranges: Mapping[fx.Node, FixedRange],
     data: Data,
     outputs: Path,
     advance: Callable[[float], None],
@@ -59,9 +63,15 @@ def observe(
         observation.spent = {}
         first = batch.start == 0
         around = {
-            use.node: _watch(layer, use_index, by_name.get(layer.name) if first else None, observation, data.batch_size)
+            use.node: _watch(
+                layer,
+                use,
+                _imitation(by_name.get(layer.name) if first else None, use, ranges),
+                observation,
+                data.batch_size,
+            )
             for layer in layers
-            for use_index, use in enumerate(layer.uses)
+            for use in layer.uses
         }
         rows = output_rows(primary_output(_run(program, around, batch)), batch)
         if written is None:
@@ -76,14 +86,9 @@ def observe(
     return observation
 
 
-def int8_outputs(program: Program, quantized: Sequence[QuantizedLayer], batch: Batch) -> np.ndarray[Any, Any]:
-    """What the artifacts must give for ``batch``: the same graph with every quantized layer on its int8 kernel."""
-    around = {
-        use.node: lambda node, _compute, value, use=use, each=each: int8_use(use, each, value, node.meta["val"].dtype)
-        for each in quantized
-        for use in each.layer.uses
-    }
-    return output_rows(primary_output(_run(program, around, batch)), batch)
+def outputs_of(program: Program, batch: Batch) -> np.ndarray[Any, Any]:
+    """What ``program`` gives for ``batch``, one row a sample."""
+    return output_rows(primary_output(_run(program, {}, batch)), batch)
 
 
 def output_rows(output: Tensor, batch: Batch) -> np.ndarray[Any, Any]:
@@ -106,35 +111,45 @@ def _run(program: Program, around: dict[fx.Node, Any], batch: Batch) -> list[Any
         raise EngineError("calibration-failed", message) from error
 
 
+def _imitation(
+    quantized: QuantizedLayer | None, use: Use, ranges: Mapping[fx.Node, FixedRange]
+) -> Callable[..., Tensor | None]:
+    if quantized is None:
+        return lambda _: None
+    return lambda value: imitated(quantized, use, value, ranges)
+
+
 def _watch(
-    layer: Layer, use_index: int, quantized: QuantizedLayer | None, observation: Observation, batch_size: int
+    layer: Layer, use: Use, imitation: Callable[..., Tensor | None], observation: Observation, batch_size: int
 ) -> Callable[..., Any]:
     seen = observation.layers[layer.name]
 
     def around(_: fx.Node, compute: Callable[[], Any], value: Callable[[Any], Any]) -> Any:
+        approximation = imitation(value)  # first: the call may overwrite its input
         started = time.perf_counter()
         result = compute()
         observation.spent[layer.name] = observation.spent.get(layer.name, 0.0) + time.perf_counter() - started
-        if use_index == 0:
-            first = result[0] if isinstance(result, tuple) else result
+        first = result[0] if isinstance(result, list | tuple) else result
+        if use is layer.uses[0]:
             seen.macs = _macs(layer, first) * len(layer.uses) // batch_size
-        if quantized is not None:
-            approximation = int8_use(layer.uses[use_index], quantized, value, result.dtype)
-            own = sqnr_db(result, approximation)
+        if approximation is not None:
+            own = sqnr_db(first, approximation)
             seen.output_sqnr_db = own if seen.output_sqnr_db is None else min(own, seen.output_sqnr_db)
         return result
 
     return around
 
 
-def _macs(layer: Layer, result: Tensor) -> int:
+def _macs(layer: Layer, result: Any) -> int:
     """Multiply-accumulates of one call. Embeddings look up; a recurrent layer reads all its weights at each step."""
-    if layer.kind == "embedding":
+    if layer.kind == "embedding" or not isinstance(result, Tensor):
         return 0
     if layer.kind == "convolution":
-        return result.numel() * layer.weight[0].numel()
+        return result.numel() * math.prod(layer.shape[axis] for axis in layer.operands[0].reduce)
     if layer.kind == "linear":
         return result.numel() * layer.shape[1]
+    if layer.kind in ("batched", "einsum"):
+        return result.numel() * math.prod(layer.shape[axis] for axis in layer.operands[0].reduce)
     if layer.kind == "recurrent":
         return result.shape[:-1].numel() * layer.parameters
     return result.shape[0] * layer.weight.numel() if result.dim() else 0

@@ -14,18 +14,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from workers.engine.artifacts import KINDS
-from workers.engine.data import read_evaluation
+from workers.engine.calibrate import ranges_of
+from workers.engine.canonical import canonical
+from workers.engine.data import read_calibration, read_evaluation
 from workers.engine.draft import Draft
 from workers.engine.findings import conversion_findings
-from workers.engine.int8 import has_vnni
-from workers.engine.kernels import layer_calls
 from workers.engine.layers import find_layers
 from workers.engine.machine import peak_memory_bytes
-from workers.engine.observe import int8_outputs, observe
-from workers.engine.plan import plan
+from workers.engine.observe import observe, outputs_of
+from workers.engine.package import package
+from workers.engine.plan import full_range, plan
 from workers.engine.program import load, signature
 from workers.engine.quantize import quantize
+from workers.engine.reference import reference_of
 from workers.engine.stopwatch import Progress, Stopwatch
 from workers.engine.table import coverage, model_layers, product_rows, report_rows
 from workers.engine.task import Inspection, Task
@@ -48,32 +49,31 @@ def convert(folder: Path, progress: Progress) -> None:
     _prepare(task)
 
     with watch("load"):
-        program = load(folder / task.model_file)
+        program = canonical(load(folder / task.model_file))
         inputs = signature(program)
         data = read_evaluation(task, folder, inputs)
     with watch("plan"):
         layers, products = find_layers(program)
-        planned = plan(layers, task.spec)
+        planned = plan(layers, task.spec, full_range(task.spec))
+    with watch("calibrate") as advance:
+        ranges = ranges_of(program, planned, lambda: read_calibration(task, folder, inputs), advance)
     with watch("quantize") as advance:
-        quantized = quantize(planned, has_vnni(), advance)
+        quantized = quantize(planned, advance)
+        reference = reference_of(program, layers, quantized, ranges)
     with watch("observe") as advance:
-        seen = observe(program, layers, quantized, data, folder / "float.npy", advance)
-        np.save(folder / "expected.npy", int8_outputs(program, quantized, next(data.batches())))
+        seen = observe(program, layers, quantized, ranges, data, folder / "float.npy", advance)
+        np.save(folder / "expected.npy", outputs_of(reference.program, next(data.batches())))
     with watch("package"):
-        kinds = () if task.spec.method == "analyze" else task.spec.artifacts
-        (folder / "out").mkdir()
-        for kind in kinds:
-            KINDS[kind].save(program, quantized, folder / "out" / KINDS[kind].file)
+        written = package(reference, task.spec, folder)
 
     rows = report_rows(planned, quantized, seen)
     Draft(
         inputs=inputs,
         rows=rows,
         products=product_rows(products),
-        calls=layer_calls(program, layers),
+        calls=written.calls,
         coverage=coverage(program, planned, rows, seen),
-        findings=conversion_findings(program, rows, quantized, task.spec),
-        artifacts=kinds,
+        findings=(*conversion_findings(program, rows, quantized, task.spec), *written.findings),
         finite=seen.finite,
         timings_s=watch.seconds,
         peak_memory_bytes=peak_memory_bytes(),

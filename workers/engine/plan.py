@@ -5,38 +5,51 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fewbit.resources import Reason
-from fewbit.spec import JobSpec, LayerRule, Weights
+from fewbit.runtime.kernels import has_vnni
+from fewbit.spec import Activations, JobSpec, LayerRule, Weights
 from workers.engine import reasons
+from workers.engine.arithmetic import FLOAT, Arithmetic, arithmetic_of
 from workers.engine.errors import EngineError
 from workers.engine.layers import Layer
 
 
 @dataclass(frozen=True)
 class Planned:
-    """What is to be done with one layer: ``weights`` when it is quantized, ``reason`` when it stays float."""
+    """What is to be done with one layer: ``weights`` and ``arithmetic`` when it is quantized, ``reason`` when it stays
+    float. ``activations`` says how fixed ranges are found, where there are any."""
 
     layer: Layer
     weights: Weights | None
+    arithmetic: Arithmetic
+    activations: Activations
     reason: Reason | None
 
 
-def plan(layers: tuple[Layer, ...], spec: JobSpec) -> tuple[Planned, ...]:
-    """Raises ``EngineError('quantization-failed')`` when a pattern of the spec matches no layer."""
+def full_range(spec: JobSpec) -> bool:
+    """Whether the CPU that will run the artifacts sums u8*s8 products in 32 bits: this one, unless the spec names
+    another. ARM's kernels widen before they sum."""
+    return spec.target in ("vnni", "arm") if spec.target else has_vnni()
+
+
+def plan(layers: tuple[Layer, ...], spec: JobSpec, full_range: bool) -> tuple[Planned, ...]:
+    """``full_range``: whether the CPU that will run the artifacts has VNNI. Raises
+    ``EngineError('quantization-failed')`` when a pattern of the spec matches no layer."""
     for rule in spec.layers:
         if not any(rule.matches(layer.name) for layer in layers):
             raise EngineError(
                 "quantization-failed", f"layers: the pattern {rule.match!r} matches no layer of this model"
             )
-    return tuple(_planned(layer, spec) for layer in layers)
+    return tuple(_planned(layer, spec, full_range) for layer in layers)
 
 
-def _planned(layer: Layer, spec: JobSpec) -> Planned:
-    reason = reasons.unquantizable(layer) or _excluded(layer, spec.layers)
+def _planned(layer: Layer, spec: JobSpec, full_range: bool) -> Planned:
+    weights, activations = weights_for(layer.name, spec), activations_for(layer.name, spec)
+    reason = reasons.unquantizable(layer) or _excluded(layer, spec.layers) or reasons.group_misfit(layer, weights)
     if reason is None and spec.method == "analyze":
         reason = reasons.analyze_only()
     if reason is not None:
-        return Planned(layer, None, reason)
-    return Planned(layer, weights_for(layer.name, spec), None)
+        return Planned(layer, None, FLOAT, activations, reason)
+    return Planned(layer, weights, arithmetic_of(layer, spec, full_range), activations, None)
 
 
 def weights_for(name: str, spec: JobSpec) -> Weights:
@@ -45,7 +58,18 @@ def weights_for(name: str, spec: JobSpec) -> Weights:
     for rule in spec.layers:
         if rule.weights is not None and rule.matches(name):
             values.update(rule.weights.model_dump(exclude_none=True))
+    if values["granularity"] != "per_group":
+        values["group_size"] = None
     return Weights.model_validate(values)
+
+
+def activations_for(name: str, spec: JobSpec) -> Activations:
+    """The job's activation settings with each matching rule laid over them, in order."""
+    values = spec.activations.model_dump()
+    for rule in spec.layers:
+        if rule.activations is not None and rule.matches(name):
+            values.update(rule.activations.model_dump(exclude_none=True))
+    return Activations.model_validate(values)
 
 
 def _excluded(layer: Layer, rules: tuple[LayerRule, ...]) -> Reason | None:

@@ -1,47 +1,64 @@
-"""Quantizing the planned layers: weights to int8, one layer at a time."""
+"""Quantizing the planned layers: weights to integers, one layer at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from fewbit.report import ActivationScheme, Scheme, WeightScheme, WeightStats
-from workers.engine.int8 import Activation, activation_for, pack
-from workers.engine.layers import Layer
+from fewbit.spec import Weights
+from workers.engine.arithmetic import Arithmetic
+from workers.engine.layers import Layer, Operand
 from workers.engine.plan import Planned
 from workers.engine.weights import QuantizedWeight, quantize_weight, weight_stats
 
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """A layer, its int8 weight (``packed``: as the kernel takes it), and how its activations are quantized."""
+    """A layer, its operands in integers, and the arithmetic of its products."""
 
     layer: Layer
-    weight: QuantizedWeight
-    packed: Any
-    activation: Activation
+    weights: tuple[QuantizedWeight, ...]
+    arithmetic: Arithmetic
     stats: WeightStats
 
     @property
     def scheme(self) -> Scheme:
-        return Scheme(
-            weights=WeightScheme(dtype="int8", granularity=self.weight.granularity),
-            activations=ActivationScheme(
-                dtype="uint8", mode="dynamic", granularity="per_token", reduce_range=self.activation.reduced
-            ),
-        )
+        first = self.weights[0]
+        return Scheme(weights=WeightScheme(dtype=first.dtype, granularity=first.granularity),
+                      activations=_activation_scheme(self.arithmetic))  # fmt: skip
 
 
-def quantize(planned: tuple[Planned, ...], vnni: bool, advance: Callable[[float], None]) -> tuple[QuantizedLayer, ...]:
-    """Every layer the plan quantizes, in the plan's order. ``advance`` is told the share done."""
+def quantize(planned: tuple[Planned, ...], advance: Callable[[float], None]) -> tuple[QuantizedLayer, ...]:
+    """Every layer the plan quantizes, in the plan's order. A weight that two layers share is quantized once, and one
+    object. ``advance`` is told the share done."""
     chosen = [each for each in planned if each.weights is not None]
+    shared: dict[str, QuantizedWeight] = {}
     quantized = []
     for index, each in enumerate(chosen):
         assert each.weights is not None
-        weight = quantize_weight(each.layer.weight, each.weights)
-        stats = weight_stats(each.layer.weight, weight)
-        activation = activation_for(each.layer.shape[1], vnni)
-        quantized.append(QuantizedLayer(each.layer, weight, pack(weight), activation, stats))
+        weights = tuple(_once(operand, each.weights, shared) for operand in each.layer.operands)
+        first = each.layer.operands[0]
+        stats = weight_stats(first.value, weights[0], first.reduce)
+        quantized.append(QuantizedLayer(each.layer, weights, each.arithmetic, stats))
         advance((index + 1) / len(chosen))
     return tuple(quantized)
+
+
+def _once(operand: Operand, weights: Weights, shared: dict[str, QuantizedWeight]) -> QuantizedWeight:
+    value = operand.value
+    key = f"{value.data_ptr()} {tuple(value.shape)} {value.stride()} {operand.reduce} {weights.model_dump_json()}"
+    if key not in shared or not value.numel():
+        shared[key] = quantize_weight(value, weights, operand.reduce)
+    return shared[key]
+
+
+def _activation_scheme(arithmetic: Arithmetic) -> ActivationScheme | None:
+    if arithmetic.mode == "float":
+        return None
+    return ActivationScheme(
+        dtype="uint8",
+        mode="static" if arithmetic.mode == "static" else "dynamic",
+        granularity="per_token" if arithmetic.mode == "per_token" else "per_tensor",
+        reduce_range=arithmetic.reduced,
+    )

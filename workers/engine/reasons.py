@@ -14,15 +14,13 @@ from torch.export.graph_signature import InputKind
 
 from fewbit.report import EagerVerdict
 from fewbit.resources import Reason
+from fewbit.spec import Weights
 from workers.engine.layers import Layer
 from workers.engine.program import layer_path, module_classes
 
 EAGER_RECURRENT = frozenset(
     {"torch.nn.LSTM", "torch.nn.GRU", "torch.nn.LSTMCell", "torch.nn.GRUCell", "torch.nn.RNNCell"}
 )
-
-# fbgemm sums u8*s8 products in int32: K * 127 * 127 must stay below 2**31 even with 7-bit activations.
-MAX_IN_FEATURES = (2**31 - 1) // (127 * 127)
 
 
 # --- Why this service leaves a layer float ----------------------------------------------------------------------------
@@ -47,15 +45,54 @@ def analyze_only() -> Reason:
 
 
 def unquantizable(layer: Layer) -> Reason | None:
-    """Why no job can quantize this layer in this release; None when one can."""
-    if layer.kind != "linear":
-        return BY_KIND[layer.kind](layer)
-    return _input_dtype(layer) or _shape(layer) or _layout(layer) or _nan_inf(layer)
+    """Why no job can quantize this layer; None when one can."""
+    checks = (_opaque, _input_dtype, _shape, _layout, _nan_inf)
+    return next((reason for check in checks if (reason := check(layer)) is not None), None)
+
+
+def group_misfit(layer: Layer, weights: Weights) -> Reason | None:
+    """Why these settings do not fit the layer's shape; None when they do."""
+    summed = max(layer.shape[axis] for axis in layer.operands[0].reduce)
+    if weights.granularity == "per_group" and weights.group_size and summed % weights.group_size:
+        return Reason(
+            code="shape-constraint",
+            message=f"group_size {weights.group_size} does not divide the {summed} weights that one output sums over.",
+            evidence={"group_size": weights.group_size, "in_features": summed},
+            remedy="Take a group_size that divides it, or per_channel for this layer.",
+            patch={"layers": [{"match": layer.name, "weights": {"granularity": "per_channel"}}]},
+        )
+    if weights.dtype == "int4" and any(operand.value.shape[-1] % 2 for operand in layer.operands):
+        return Reason(
+            code="shape-constraint",
+            message=f"int4 weights are stored two to a byte along the last axis, which has {layer.shape[-1]}.",
+            evidence={"shape": list(layer.shape)},
+            remedy="Take int8 for this layer.",
+            patch={"layers": [{"match": layer.name, "weights": {"dtype": "int8"}}]},
+        )
+    return None
+
+
+def _opaque(layer: Layer) -> Reason | None:
+    if layer.kind != "opaque":
+        return None
+    return Reason(
+        code="opaque-op",
+        message=f"The weight goes into {layer.op}, a custom operator: what it computes is not in the graph.",
+        evidence={"op": layer.op},
+        remedy="Give the operator a decomposition, or write it in PyTorch, and export again.",
+    )
 
 
 def _input_dtype(layer: Layer) -> Reason | None:
     if layer.weight.dtype.is_floating_point:
         return None
+    if layer.weight.dtype.is_complex:
+        return Reason(
+            code="dtype",
+            message=f"The weight is {_dtype(layer)}: there are no integer kernels for complex numbers.",
+            evidence={"dtype": _dtype(layer)},
+            remedy="Compute with real and imaginary parts as two real layers, or leave it float.",
+        )
     return Reason(
         code="input-dtype",
         message=f"The weight is {_dtype(layer)}: there is no float range to scale.",
@@ -65,19 +102,13 @@ def _input_dtype(layer: Layer) -> Reason | None:
 
 
 def _shape(layer: Layer) -> Reason | None:
-    out_features, in_features = layer.shape
-    if out_features == 0 or in_features == 0:
-        message = f"The weight is {out_features} x {in_features}: int8 kernels fail on zero-sized dimensions."
-    elif in_features > MAX_IN_FEATURES:
-        message = (f"{in_features} in_features: the int32 accumulator of the int8 kernel could wrap beyond "
-                   f"{MAX_IN_FEATURES}.")  # fmt: skip
-    else:
+    if layer.weight.numel():
         return None
     return Reason(
         code="shape",
-        message=message,
-        evidence={"shape": list(layer.shape), "max_in_features": MAX_IN_FEATURES},
-        remedy="Split the layer along in_features, or leave it float.",
+        message=f"The weight is {' x '.join(map(str, layer.shape))}: there is nothing to quantize.",
+        evidence={"shape": list(layer.shape)},
+        remedy="Nothing to do.",
     )
 
 
@@ -93,73 +124,15 @@ def _layout(layer: Layer) -> Reason | None:
 
 
 def _nan_inf(layer: Layer) -> Reason | None:
-    bad = int((~torch.isfinite(layer.weight)).sum())
+    bad = sum(int((~torch.isfinite(operand.value)).sum()) for operand in layer.operands)
     if not bad:
         return None
     return Reason(
         code="nan-inf",
-        message=f"{bad} of {layer.weight.numel()} weights are NaN or infinite: no scale fits them.",
+        message=f"{bad} of {layer.parameters} weights are NaN or infinite: no scale fits them.",
         evidence={"non_finite": bad},
         remedy="Find where training produced them; clamp or retrain the layer, and export again.",
     )
-
-
-def _not_linear(layer: Layer) -> Reason:
-    return Reason(
-        code="not-linear-type",
-        message=f"{layer.op} ({layer.type or 'no module'}) is no linear layer; method dynamic quantizes linear layers.",
-        evidence={"op": layer.op, "type": layer.type},
-        remedy="Leave it float.",
-    )
-
-
-def _embedding(layer: Layer) -> Reason:
-    return Reason(
-        code="embedding-not-requested",
-        message="An embedding table is looked up, not multiplied; method dynamic leaves it float.",
-        evidence={"op": layer.op, "rows": layer.shape[0]},
-        remedy="Leave it float.",
-    )
-
-
-def _batched(layer: Layer) -> Reason:
-    return Reason(
-        code="param-3d",
-        message=f"One {layer.weight.dim()}-dimensional parameter holds several matrices ({layer.op}): "
-                "no int8 kernel takes them together.",
-        evidence={"op": layer.op, "shape": list(layer.shape)},
-        remedy="Un-fuse it into one nn.Linear for each matrix.",
-    )  # fmt: skip
-
-
-def _einsum(layer: Layer) -> Reason:
-    return Reason(
-        code="functional",
-        message="torch.einsum with a constant operand: this release lowers linear, matmul, mm and addmm.",
-        evidence={"op": layer.op, "equation": str(layer.uses[0].node.args[0])},
-        remedy="Write it as F.linear or as an nn.Linear, and export again.",
-    )
-
-
-def _nested(layer: Layer) -> Reason:
-    call = layer.uses[0].node
-    return Reason(
-        code="higher-order-op",
-        message=f"The layer runs inside a {call.target} region of the graph, which this release does not enter.",
-        evidence={"region": str(call.target)},
-        remedy="Export without autocast and without torch.cond/map around the layer.",
-    )
-
-
-BY_KIND = {
-    "convolution": _not_linear,
-    "recurrent": _not_linear,
-    "bilinear": _not_linear,
-    "embedding": _embedding,
-    "batched": _batched,
-    "einsum": _einsum,
-    "nested": _nested,
-}
 
 
 # --- What plain quantize_dynamic would do -----------------------------------------------------------------------------

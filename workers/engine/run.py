@@ -9,11 +9,8 @@ import torch
 from torch import Tensor, fx
 from torch.export.graph_signature import ConstantArgument, InputKind
 
+from fewbit.runtime.program import Program
 from workers.engine.errors import EngineError
-from workers.engine.int8 import int8_linear
-from workers.engine.layers import Use
-from workers.engine.program import Program
-from workers.engine.quantize import QuantizedLayer
 
 Around = Callable[[fx.Node, Callable[[], Any], Callable[[Any], Any]], Any]
 """(node, compute its float result, value of another node) -> the result to go on with."""
@@ -70,18 +67,3 @@ def primary_output(outputs: Sequence[Any]) -> Tensor:
         if isinstance(each, Tensor) and each.dtype.is_floating_point:
             return each.detach().to(torch.float32)
     raise EngineError("calibration-failed", "the model returns no floating-point tensor to compare")
-
-
-def int8_use(use: Use, quantized: QuantizedLayer, value: Callable[[Any], Any], like: torch.dtype) -> Tensor:
-    """One call of a quantized layer on the int8 kernel, for the input ``value(use.input)``."""
-    x = value(use.input).to(torch.float32)
-    if use.left:
-        x = x.transpose(-1, -2)
-    product = int8_linear(x, quantized.packed, quantized.activation)
-    if use.left:
-        product = product.transpose(-1, -2)
-    if use.alpha != 1:
-        product = product * use.alpha
-    if use.bias is not None:
-        product = product + use.beta * value(use.bias)
-    return product.to(like)

@@ -11,12 +11,12 @@ from torch import Tensor
 from fewbit.report import Coverage, LayerCount, LayerError, LayerReport, WeightStats
 from fewbit.report import Product as ProductRow
 from fewbit.resources import ModelLayer
+from fewbit.runtime.program import Program
 from fewbit.spec import Weights
 from workers.engine import reasons
 from workers.engine.layers import Layer, Product
 from workers.engine.observe import LayerObservation, Observation
 from workers.engine.plan import Planned
-from workers.engine.program import Program
 from workers.engine.quantize import QuantizedLayer
 from workers.engine.weights import quantize_weight, weight_stats
 
@@ -68,13 +68,14 @@ def _row(planned: Planned, quantized: QuantizedLayer | None, seen: LayerObservat
 
 
 def _float_stats(layer: Layer) -> WeightStats | None:
-    """What int8 would do to a layer that stayed float; None where no linear's weight is at hand."""
+    """What int8 would do to a layer that stayed float; None where it has no finite weight."""
     weight = layer.weight
-    if layer.kind != "linear" or not weight.numel() or not weight.dtype.is_floating_point:
+    if not weight.numel() or not weight.dtype.is_floating_point:
         return None
     if weight.layout is not torch.strided or not bool(torch.isfinite(weight).all()):
         return None
-    return weight_stats(weight, quantize_weight(weight, Weights()))
+    reduce = layer.operands[0].reduce
+    return weight_stats(weight, quantize_weight(weight, Weights(), reduce), reduce)
 
 
 def product_rows(products: Iterable[Product]) -> tuple[ProductRow, ...]:

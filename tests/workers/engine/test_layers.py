@@ -52,12 +52,10 @@ def test_a_layer_under_no_grad_is_found_like_any_other(tmp_path: Path) -> None:
     assert {name: layer.kind for name, layer in layers.items()} == {"inner": "linear", "outer": "linear"}
 
 
-def test_a_layer_inside_a_branch_is_listed_with_its_reason(tmp_path: Path) -> None:
+def test_a_layer_inside_a_branch_is_found_under_its_name(tmp_path: Path) -> None:
     layers, _ = layers_of(models.Conditional(), torch.randn(3, 8), folder=tmp_path)
-    reason = unquantizable(layers["inner"])
-    assert reason is not None
-    assert reason.code == "higher-order-op"
-    assert unquantizable(layers["outer"]) is None
+    assert {name: layer.kind for name, layer in layers.items()} == {"outer": "linear", "inner": "nested"}
+    assert layers["inner"].shape == (8, 8)
 
 
 def test_a_layer_called_twice_is_one_row_with_two_uses(tmp_path: Path) -> None:
@@ -70,15 +68,11 @@ def test_a_tied_head_and_its_table_are_two_rows(tmp_path: Path) -> None:
     assert {name: layer.kind for name, layer in layers.items()} == {"table": "embedding", "head": "linear"}
 
 
-def test_what_is_no_linear_is_listed_with_a_reason(tmp_path: Path) -> None:
+def test_what_is_no_linear_is_a_layer_too(tmp_path: Path) -> None:
     layers, _ = layers_of(models.Mixed(), torch.zeros(2, 5, dtype=torch.long), folder=tmp_path)
-    codes = {name: getattr(unquantizable(layer), "code", None) for name, layer in layers.items()}
-    assert codes == {
-        "table": "embedding-not-requested",
-        "conv": "not-linear-type",
-        "lstm": "not-linear-type",
-        "head": None,
-    }
+    kinds = {name: layer.kind for name, layer in layers.items()}
+    assert kinds == {"table": "embedding", "conv": "convolution", "lstm": "recurrent", "head": "linear"}
+    assert not any(map(unquantizable, layers.values()))
     assert layers["lstm"].parameters == 4 * 8 * 8 * 2 + 4 * 8 * 2
 
 

@@ -1,0 +1,148 @@
+"""An exported program with its constants at hand: what the engine quantizes, and what the runtime lowers."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind
+
+from fewbit.runtime.regions import inline_regions
+
+HEAVIEST_FOLD = 1 << 31  # bytes: a weight computed from constants may not grow beyond this
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A parameter, buffer or lifted tensor: its fully-qualified name in the user's model, and its value."""
+
+    name: str
+    kind: InputKind
+    value: Tensor
+
+
+@dataclass
+class Program:
+    """An exported program. ``constants`` maps graph inputs to values that no call changes; ``inputs`` are what a
+    caller gives, flattened, in order. Nodes are those of ``exported.graph_module.graph``."""
+
+    exported: ExportedProgram
+    constants: dict[fx.Node, Constant]
+    inputs: list[fx.Node]
+    folded: dict[fx.Node, Any] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> fx.Graph:
+        graph: fx.Graph = self.exported.graph_module.graph
+        return graph
+
+    @property
+    def placeholders(self) -> list[fx.Node]:
+        return [node for node in self.graph.nodes if node.op == "placeholder"]
+
+    def constant(self, node: Any) -> Tensor | None:
+        """The value of ``node`` if it depends on constants only, else None. Computed once, on real tensors."""
+        value = self._folded(node)
+        return value if isinstance(value, Tensor) else None
+
+    def sources(self, node: fx.Node) -> list[Constant]:
+        """The constants that ``node`` is computed from, in order of use."""
+        if node in self.constants:
+            return [self.constants[node]]
+        return [source for argument in node.all_input_nodes for source in self.sources(argument)]
+
+    def _folded(self, node: Any) -> Any:
+        """A tensor, or the several results of a call such as ``split``."""
+        if not isinstance(node, fx.Node):
+            return None
+        if node in self.constants:
+            return self.constants[node].value
+        if node not in self.folded:
+            self.folded[node] = self._fold(node)
+        return self.folded[node]
+
+    def _fold(self, node: fx.Node) -> Any:
+        foldable = node.op == "call_function" and (is_pure(node.target) or node.target is operator.getitem)
+        if not foldable or not node.all_input_nodes:
+            return None
+        values = {argument: self._folded(argument) for argument in node.all_input_nodes}
+        if any(value is None for value in values.values()) or _bytes_of(node) > HEAVIEST_FOLD:
+            return None
+        arguments, keywords = fx.node.map_arg((node.args, dict(node.kwargs)), lambda each: values[each])
+        with torch.no_grad():
+            return node.target(*arguments, **keywords)  # type: ignore[operator]
+
+
+def program_of(exported: ExportedProgram) -> Program:
+    """Take an exported program as it is, its grad-mode and autocast regions inlined: they would hide the layers inside
+    them from everything that walks only the top graph."""
+    inline_regions(exported.graph_module)
+    changed = set(exported.graph_signature.buffers_to_mutate.values())
+    constants: dict[fx.Node, Constant] = {}
+    inputs: list[fx.Node] = []
+    nodes = [node for node in exported.graph_module.graph.nodes if node.op == "placeholder"]
+    for node, spec in zip(nodes, exported.graph_signature.input_specs, strict=True):
+        if spec.kind is InputKind.USER_INPUT:
+            if not isinstance(spec.arg, ConstantArgument):
+                inputs.append(node)
+            continue
+        value = _value_of(exported, spec.target)
+        if isinstance(value, Tensor) and spec.target not in changed:
+            constants[node] = Constant(str(spec.target), spec.kind, value.detach())
+    return Program(exported, constants, inputs)
+
+
+def is_pure(target: Any) -> bool:
+    """Whether calling this ATen overload twice gives the same result and changes nothing."""
+    return (
+        isinstance(target, torch._ops.OpOverload)
+        and target.namespace == "aten"
+        and torch.Tag.nondeterministic_seeded not in target.tags
+        and not target._schema.is_mutable
+    )
+
+
+def mutates(node: fx.Node) -> bool:
+    """Whether this call writes into one of its arguments."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def rank(node: fx.Node) -> int:
+    """The number of dimensions of what this node gives; 0 when it is no tensor."""
+    value = node.meta.get("val")
+    return value.dim() if isinstance(value, Tensor) else 0
+
+
+def dtype_of(node: fx.Node) -> torch.dtype:
+    """The dtype of what this node gives; float32 when it is not recorded."""
+    value = node.meta.get("val")
+    return value.dtype if isinstance(value, Tensor) else torch.float32
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """One argument of a call, given by place or by name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def _value_of(exported: ExportedProgram, target: str | None) -> Any:
+    if target is None:
+        return None
+    held: dict[str, Any] = exported.state_dict if target in exported.state_dict else exported.constants
+    return held.get(target)
+
+
+def _bytes_of(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    if isinstance(value, list | tuple):
+        return sum(_bytes_of_value(each) for each in value)
+    return _bytes_of_value(value)
+
+
+def _bytes_of_value(value: Any) -> int:
+    if not isinstance(value, Tensor) or any(not isinstance(size, int) for size in value.shape):
+        return HEAVIEST_FOLD + 1
+    return value.numel() * value.element_size()

@@ -1,0 +1,195 @@
+"""The program as TorchScript source text, compiled once.
+
+Writing the source from the graph, instead of tracing or scripting a module, needs no example inputs, keeps dynamic
+shapes dynamic (sizes stay expressions), and holds nothing the graph does not use: no dead float copy of any weight.
+"""
+
+from __future__ import annotations
+
+import keyword
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.jit._recursive import wrap_cpp_module
+from torch.utils import _pytree as pytree
+
+from fewbit.runtime.program import Program
+
+aten = torch.ops.aten
+
+BINARY = {
+    operator.add: "+", operator.sub: "-", operator.mul: "*", operator.floordiv: "//", operator.truediv: "/",
+    operator.mod: "%", operator.pow: "**", operator.eq: "==", operator.ne: "!=", operator.lt: "<", operator.le: "<=",
+    operator.gt: ">", operator.ge: ">=", operator.and_: "and", operator.or_: "or",
+}  # fmt: skip
+CALLS: dict[Any, str] = {
+    math.floor: "math.floor", math.ceil: "math.ceil", math.trunc: "int", operator.neg: "-",
+    torch.sym_max: "max", torch.sym_min: "min", torch.sym_float: "float", torch.sym_int: "int", torch.sym_not: "not ",
+}  # fmt: skip
+SIZES = {aten.sym_size.int: "size", aten.sym_stride.int: "stride"}
+CHECKS = frozenset((
+    aten._assert_scalar.default, aten._assert_async.msg, aten._assert_tensor_metadata.default,
+    aten.sym_constrain_range.default, aten.sym_constrain_range_for_size.default,
+))  # fmt: skip
+EMPTY_LISTS = {"int[]": "List[int]", "SymInt[]": "List[int]", "Tensor[]": "List[Tensor]", "float[]": "List[float]"}
+
+
+class NotExpressible(Exception):
+    """TorchScript has no form for a node of this program; the message names it."""
+
+
+class Source:
+    """The body of ``forward``, and on ``module`` each constant that body reads."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.module: Any = torch._C.ScriptModule("__torch__.fewbit.Int8Model", torch._C.CompilationUnit(), False)  # type: ignore[call-arg]
+        self.lines: list[str] = []
+        self.attributes: dict[Any, str] = {}
+        self.shared: dict[Any, str] = {}
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+    def once(self, key: Any, write: Callable[[str], None], label: str) -> str:
+        """The name of something several calls share; ``write`` adds its lines the first time."""
+        if key not in self.shared:
+            self.shared[key] = f"{label}{len(self.shared)}_"
+            write(self.shared[key])
+        return self.shared[key]
+
+    def name(self, node: fx.Node, domain: str = "float") -> str:
+        """What holds the value of ``node``: a local, or a constant of the module."""
+        if domain == "int8":
+            return f"q_{_name(node)}"
+        if node in self.program.constants:
+            constant = self.program.constants[node]
+            return self.attribute(node, lambda: constant.value, constant.name)
+        return _name(node)
+
+    def attribute(self, key: Any, value: Callable[[], Any], label: str) -> str:
+        """``self.<name>`` of a constant, registered under ``key`` the first time."""
+        if key not in self.attributes:
+            name = f"c{len(self.attributes)}_" + re.sub(r"[^A-Za-z0-9]", "_", label)
+            held = value()
+            kind = torch._C.TensorType.get() if isinstance(held, Tensor) else torch._C._jit_try_infer_type(held).type()
+            self.module._register_attribute(name, kind, held)
+            self.attributes[key] = name
+        return f"self.{self.attributes[key]}"
+
+    def call(self, node: fx.Node, name: str, instead: Mapping[fx.Node, str] | None = None) -> None:
+        """The node's own operator, as it stands in the graph; ``instead``: other names for some of its arguments.
+
+        Raises ``NotExpressible``."""
+        if node.op != "call_function":
+            return
+        self.line(f"{name} = {_Expression(self, instead or {}).of(node)}")
+
+    def compile(self) -> torch.jit.ScriptModule:
+        """Raises ``NotExpressible`` when TorchScript refuses the text."""
+        arguments = "".join(f", {_name(node)}: Tensor" for node in self.program.inputs)
+        body = [*self.lines, f"return {self._outputs()}"]
+        source = f"def forward(self{arguments}):\n" + "\n".join(f"    {line}" for line in body) + "\n"
+        concrete = torch._C.ConcreteModuleType.from_jit_type(self.module._type())
+        try:
+            self.module._define(concrete, source, torch._jit_internal.createResolutionCallbackFromFrame(0))
+        except RuntimeError as error:
+            raise NotExpressible(f"TorchScript cannot express this program: {error}") from error
+        compiled: torch.jit.ScriptModule = wrap_cpp_module(self.module)  # type: ignore[no-untyped-call]
+        return compiled
+
+    def _outputs(self) -> str:
+        kept = user_outputs(self.program)
+        spec = self.program.exported.call_spec.out_spec
+        return _structure(pytree.tree_unflatten([_Expression(self, {}).value(each) for each in kept], spec))
+
+
+def user_outputs(program: Program) -> list[Any]:
+    """What a caller gets, flat: nodes and plain values, without the buffers a call changes."""
+    results = next(node for node in program.graph.nodes if node.op == "output").args[0]
+    count = len(program.exported.graph_signature.user_outputs)
+    return list(results[len(results) - count :])
+
+
+class _Expression:
+    """One call as an expression. ``instead``: names to use for some nodes."""
+
+    def __init__(self, source: Source, instead: Mapping[fx.Node, str]) -> None:
+        self.source = source
+        self.instead = instead
+
+    def of(self, node: fx.Node) -> str:
+        target, arguments = node.target, node.args
+        if target is operator.getitem:
+            return f"{self.value(arguments[0])}[{arguments[1]}]"
+        if target in BINARY:
+            return f"({self.value(arguments[0])} {BINARY[target]} {self.value(arguments[1])})"
+        if target in CALLS:
+            return f"{CALLS[target]}({', '.join(self.value(each) for each in arguments)})"
+        if target in SIZES:
+            return f"{self.value(arguments[0])}.{SIZES[target]}({self.value(arguments[1])})"
+        if target is aten.dropout.default and not arguments[2]:
+            return self.value(arguments[0])
+        if target in (aten.item.default, aten._local_scalar_dense.default):
+            return f"{_number_type(node)}({self.value(arguments[0])})"
+        if isinstance(target, torch._ops.OpOverload):
+            return self._operator(node, target)
+        raise NotExpressible(f"TorchScript has no form for {target} (node {node.name!r})")
+
+    def _operator(self, node: fx.Node, target: torch._ops.OpOverload) -> str:
+        given = dict(zip((each.name for each in target._schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+        written = []
+        for argument in target._schema.arguments:
+            if argument.name in given:
+                value = self.value(given[argument.name], str(argument.type))
+                written.append(f"{argument.name}={value}" if argument.kwarg_only else value)
+        return f"torch.ops.{target.namespace}.{target._opname}({', '.join(written)})"
+
+    def value(self, value: Any, type_: str = "") -> str:
+        if isinstance(value, fx.Node):
+            return self.instead.get(value) or self.source.name(value)
+        if isinstance(value, list | tuple):
+            return self._list(value, type_)
+        if isinstance(value, torch.device):
+            return f"torch.device({str(value)!r})"
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"float({str(value)!r})"
+        return str(value) if isinstance(value, torch.dtype | torch.layout | torch.memory_format) else repr(value)
+
+    def _list(self, values: Iterable[Any], type_: str) -> str:
+        items = f"[{', '.join(self.value(each) for each in values)}]"
+        if "Optional[Tensor]" in type_ or any(each is None for each in values):
+            return f"torch.jit.annotate(List[Optional[Tensor]], {items})"
+        if items == "[]":
+            return f"torch.jit.annotate({EMPTY_LISTS.get(type_, 'List[int]')}, [])"
+        return items
+
+
+def _structure(value: Any) -> str:
+    """Nested tuples, lists and dicts of expressions, as one expression."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {_structure(each)}" for key, each in value.items()) + "}"
+    items = ", ".join(_structure(each) for each in value)
+    return f"[{items}]" if isinstance(value, list) else f"({items},)"
+
+
+_PLAIN = re.compile(r"(?!self$|torch$|math$|[vq]_|rows\d)[a-z][A-Za-z0-9_]*")  # nor one of the writer's own names
+
+
+def _name(node: fx.Node) -> str:
+    """Names come from the upload and go into source text: whatever is no plain identifier is written in hex."""
+    if node.op == "placeholder" and _PLAIN.fullmatch(node.name) and not keyword.iskeyword(node.name):
+        return node.name
+    return "v_" + re.sub(r"[^A-Za-z0-9_]", lambda each: f"x{ord(each[0]):x}", node.name)
+
+
+def _number_type(node: fx.Node) -> str:
+    value = node.meta.get("val")
+    return "float" if isinstance(value, float | torch.SymFloat) else "int"

@@ -1,0 +1,139 @@
+"""The program in the form the engine works on: calls that write in place made pure, batch norms folded away.
+
+Neither changes what the program computes. A batch norm behind a convolution or linear is a scale and a shift of each
+output channel (Jacob et al. 2018, section 3.2): with ``s = g / sqrt(var + eps)``, ``w' = w * s`` and
+``b' = (b - mean) * s + beta``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fewbit.runtime.program import Program, argument, mutates
+from workers.engine.surgery import Surgery
+
+aten = torch.ops.aten
+NORMS = frozenset((aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default))
+FOLDABLE = {
+    aten.linear.default: 0, aten.conv1d.default: 0, aten.conv2d.default: 0, aten.conv3d.default: 0,
+    aten.conv1d.padding: 0, aten.conv2d.padding: 0, aten.conv3d.padding: 0,
+    aten.conv_transpose1d.default: 1, aten.conv_transpose2d.input: 1, aten.conv_transpose3d.input: 1,
+}  # fmt: skip
+"""Calls with (input, weight, bias) as their first arguments, and the weight's axis of output channels."""
+
+
+def canonical(program: Program) -> Program:
+    """``program`` itself when there is nothing to change."""
+    nodes = program.graph.nodes
+    if not any(each.target in NORMS or _in_place(each) is not None for each in nodes):
+        return program
+    surgery = Surgery(program)
+    for node in list(surgery.graph.nodes):
+        if (pure := _in_place(node)) is not None:
+            _make_pure(surgery, node, pure)
+    for node in list(surgery.graph.nodes):
+        if node.target in NORMS:
+            _fold(surgery, node)
+    return surgery.finish()
+
+
+# --- Calls that write in place ---
+
+
+def _in_place(node: fx.Node) -> Any:
+    """The pure overload of a call such as ``relu_`` whose argument nobody else can see; None for all others."""
+    if node.op != "call_function" or not mutates(node) or not node.target._opname.endswith("_"):  # type: ignore[union-attr]
+        return None
+    written = node.args[0] if node.args else None
+    if not isinstance(written, fx.Node) or written.op != "call_function" or _is_view(written):
+        return None
+    if any(_is_view(user) for user in written.users):
+        return None
+    packet = getattr(aten, node.target._opname[:-1], None)  # type: ignore[union-attr]
+    return getattr(packet, node.target._overloadname, None)  # type: ignore[union-attr]
+
+
+def _is_view(node: fx.Node) -> bool:
+    target = node.target
+    returns = target._schema.returns if isinstance(target, torch._ops.OpOverload) else ()
+    return not returns or any(each.alias_info is not None and not each.alias_info.is_write for each in returns)
+
+
+def _make_pure(surgery: Surgery, node: fx.Node, pure: Any) -> None:
+    written = node.args[0]
+    node.target = pure
+    after = False
+    for each in list(surgery.graph.nodes):
+        if after and written in each.all_input_nodes:
+            each.replace_input_with(written, node)
+        after = after or each is node
+
+
+# --- Batch norms ---
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """Output channel c becomes ``x * scale[c] + shift[c]``: float64 [channels]."""
+
+    scale: Tensor
+    shift: Tensor
+
+
+def _fold(surgery: Surgery, node: fx.Node) -> None:
+    norm, layer = _norm_of(surgery, node), node.args[0]
+    if norm is None or not isinstance(layer, fx.Node) or layer.target not in FOLDABLE or len(layer.users) != 1:
+        return
+    if layer.target is aten.linear.default and layer.meta["val"].dim() != 2:
+        return  # BatchNorm1d over [N, C, L] scales another axis than the linear's
+    weight, bias = _own(surgery, layer.args[1]), _own(surgery, argument(layer, 2, "bias"))
+    grouped = FOLDABLE[layer.target] == 1 and argument(layer, 6, "groups", 1) != 1
+    if weight is None or grouped or (bias is None and argument(layer, 2, "bias") is not None):
+        return
+    shape = [1] * weight[1].dim()
+    shape[FOLDABLE[layer.target]] = -1
+    scaled = (weight[1].double() * norm.scale.view(shape)).to(weight[1].dtype)
+    before = bias[1].double() if bias is not None else torch.zeros_like(norm.shift)
+    shifted = (before * norm.scale + norm.shift).to(weight[1].dtype)
+    surgery.put(weight[0], scaled)
+    if bias is not None:
+        surgery.put(bias[0], shifted)
+    else:
+        name = f"{weight[0].rpartition('.')[0]}.folded_bias".lstrip(".")
+        layer.args = (*layer.args[:2], surgery.buffer(name, shifted), *layer.args[3:])
+        layer.kwargs = {name: value for name, value in layer.kwargs.items() if name != "bias"}
+    for reader in [node] if node.target is aten.batch_norm.default else list(node.users):
+        surgery.supersede(reader, surgery.nodes[layer.name])
+
+
+def _norm_of(surgery: Surgery, node: fx.Node) -> _Norm | None:
+    legit = node.target is not aten.batch_norm.default
+    gain, offset, mean, variance = (_value(surgery, each) for each in node.args[1:5])
+    training, eps = (False, node.args[6]) if legit else (node.args[5], node.args[7])
+    alone = all(user.args[1] == 0 for user in node.users) if legit else True
+    if training or mean is None or variance is None or not alone:
+        return None
+    scale = torch.rsqrt(variance.double() + float(eps))  # type: ignore[arg-type]
+    scale = scale if gain is None else scale * gain.double()
+    shift = -mean.double() * scale
+    return _Norm(scale, shift if offset is None else shift + offset.double())
+
+
+def _value(surgery: Surgery, node: Any) -> Tensor | None:
+    name = _target(surgery, node)
+    return surgery.held(name) if name is not None else None
+
+
+def _own(surgery: Surgery, node: Any) -> tuple[str, Tensor] | None:
+    """(target, value) of a constant that only this call reads."""
+    name = _target(surgery, node)
+    value = surgery.held(name) if name is not None and len(node.users) == 1 else None
+    return (name, value) if name is not None and value is not None else None
+
+
+def _target(surgery: Surgery, node: Any) -> str | None:
+    return surgery.target_of(node) if isinstance(node, fx.Node) and node.op == "placeholder" else None

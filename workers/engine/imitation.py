@@ -1,0 +1,70 @@
+"""One quantized layer call by itself, on float inputs: the same arithmetic as the reference, on tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fewbit.runtime.kernels import TINY
+from workers.engine.layers import Operand, Use
+from workers.engine.observers import fake_quantize
+from workers.engine.quantize import QuantizedLayer
+from workers.engine.reference import FixedRange
+from workers.engine.weights import QuantizedWeight
+
+LARGEST_TABLE = 1 << 28  # elements: an embedding bag's table beyond this is not dequantized just to be measured
+
+
+def imitated(
+    quantized: QuantizedLayer, use: Use, value: Callable[[Any], Any], ranges: Mapping[fx.Node, FixedRange]
+) -> Tensor | None:
+    """What the quantized layer gives for the float inputs ``value`` answers; None where that is not computed."""
+    node = use.node
+    if quantized.layer.kind == "nested" or _too_large(quantized):
+        return None
+    if node.target is torch.ops.aten.embedding.default:
+        return _rows(quantized.weights[0], value(use.input))
+    if any(each not in node.all_input_nodes for each in use.operands):
+        return None  # the call reads an expansion of the operand
+    pairs = zip(use.operands, quantized.layer.operands, quantized.weights, strict=True)
+    swapped: dict[fx.Node, Tensor] = {
+        each: operand_value(operand, weight).to(value(each).dtype) for each, operand, weight in pairs
+    }
+    x = value(use.input)
+    if quantized.arithmetic.mode == "per_token" and use.axes:
+        swapped[use.input] = per_token(x, use.axes, quantized.arithmetic.levels)
+    elif quantized.arithmetic.mode == "static":
+        swapped[use.input] = fake_quantize(x.float(), ranges[use.input].qparams).to(x.dtype)
+    arguments, keywords = fx.node.map_arg(
+        (node.args, dict(node.kwargs)), lambda each: swapped[each] if each in swapped else value(each)
+    )
+    result: Any = node.target(*arguments, **keywords)  # type: ignore[operator]
+    first: Tensor = result[0] if isinstance(result, tuple) else result
+    return first
+
+
+def operand_value(operand: Operand, weight: QuantizedWeight) -> Tensor:
+    """The dequantized operand, as the call takes it: float32."""
+    whole = weight.dequantize()
+    return whole.t() if operand.transposed else whole
+
+
+def per_token(x: Tensor, axes: tuple[int, ...], levels: int) -> Tensor:
+    """``x`` quantized and dequantized, each slice over ``axes`` by its own largest magnitude, in the dtype of ``x``."""
+    scale = x.float().abs().amax(axes, keepdim=True).clamp_min(TINY)
+    return (torch.round(x.float() / scale * levels) * (scale / levels)).to(x.dtype)
+
+
+def _too_large(quantized: QuantizedLayer) -> bool:
+    return quantized.layer.kind == "embedding" and quantized.weights[0].values.numel() > LARGEST_TABLE
+
+
+def _rows(weight: QuantizedWeight, indices: Tensor) -> Tensor:
+    values, scale = weight.values[indices], weight.scale[indices]
+    if weight.group_size is None:
+        return values.to(torch.float32) * scale
+    grouped = values.to(torch.float32).view(*scale.shape, weight.group_size) * scale.unsqueeze(-1)
+    return grouped.flatten(-2)

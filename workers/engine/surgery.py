@@ -1,0 +1,201 @@
+"""Changing a program: on a copy of its graph, with the metadata that export demands of every new node."""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram, ModuleCallEntry
+from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputSpec, TensorArgument
+from torch.utils._pytree import TreeSpec
+
+from fewbit.runtime.program import Program, dtype_of, program_of
+
+aten = torch.ops.aten
+
+
+class Surgery:
+    """A copy of ``program`` under change; ``program`` itself is not touched. ``nodes``: by the name a node has in the
+    original, what stands for it now; ``originals``: the node itself."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.exported = shallow_copy(program.exported)
+        self.graph: fx.Graph = self.exported.graph_module.graph
+        self.nodes: dict[str, fx.Node] = {node.name: node for node in self.graph.nodes}
+        self.originals = dict(self.nodes)
+        self.replaced: dict[str, str] = {}
+        self.specs = list(self.exported.graph_signature.input_specs)
+        self.state = dict(self.exported.state_dict)
+        self.fake = _fake_mode(self.graph)
+
+    def finish(self) -> Program:
+        """The changed program, without what nothing reads any more: float weights above all."""
+        self.drop_dead()
+        self.graph.lint()
+        self.exported.graph_module.recompile()
+        return program_of(self._assembled())
+
+    def supersede(self, node: fx.Node, result: fx.Node) -> None:
+        """``result`` takes the place of ``node``."""
+        node.replace_all_uses_with(result)
+        self.replaced[node.name] = result.name
+        for name, current in list(self.nodes.items()):
+            if current is node:
+                self.nodes[name] = result
+        self.graph.erase_node(node)
+
+    def target_of(self, placeholder: fx.Node) -> str | None:
+        """The name of the parameter or buffer a graph input stands for; None for what a caller gives."""
+        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
+        spec = self.specs[placeholders.index(placeholder)]
+        return None if spec.kind is InputKind.USER_INPUT else spec.target
+
+    def put(self, target: str, value: Tensor) -> None:
+        """Another value for a parameter or buffer."""
+        registered = isinstance(self.held(target), torch.nn.Parameter)
+        self.state[target] = torch.nn.Parameter(value, requires_grad=False) if registered else value
+
+    def held(self, target: str) -> Tensor | None:
+        """The value of a parameter or buffer."""
+        value = self.state.get(target, self.exported.constants.get(target))
+        return value if isinstance(value, Tensor) else None
+
+    def current_name(self, name: str) -> str:
+        """The node that stands now for the one that had ``name`` at some time."""
+        while name in self.replaced:
+            name = self.replaced[name]
+        return name
+
+    def cast(self, like: fx.Node, node: fx.Node, dtype: torch.dtype) -> fx.Node:
+        return node if dtype_of(node) is dtype else self.call(like, aten._to_copy.default, node, dtype=dtype)
+
+    def call(self, like: fx.Node, target: Any, *arguments: Any, **keywords: Any) -> fx.Node:
+        """A new node, with the metadata export demands: its fake value and its place in the module tree."""
+        node = self.graph.call_function(target, arguments, keywords)
+        fakes, named = fx.node.map_arg((arguments, keywords), lambda each: each.meta["val"])
+        with self.fake, enable_python_dispatcher(), torch.no_grad():
+            node.meta["val"] = target(*fakes, **named)
+        node.meta["nn_module_stack"] = like.meta.get("nn_module_stack", {})
+        node.meta["stack_trace"] = like.meta.get("stack_trace")
+        return node
+
+    def buffer(self, name: str, value: Tensor) -> fx.Node:
+        first = next(node for node in self.graph.nodes if node.op == "placeholder")
+        with self.graph.inserting_before(first):
+            node = self.graph.placeholder("b_" + re.sub(r"\W", "_", name))
+        node.meta["val"] = self.fake.from_tensor(value, static_shapes=True)
+        self.specs.insert(0, InputSpec(InputKind.BUFFER, TensorArgument(node.name), name, persistent=True))
+        self.state[name] = value
+        return node
+
+    def drop_dead(self) -> None:
+        """Remove what nothing uses any more: the float weights above all."""
+        self.graph.eliminate_dead_code()
+        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
+        kept = []
+        for node, spec in zip(placeholders, self.specs, strict=True):
+            if spec.kind is InputKind.USER_INPUT or node.users:
+                kept.append(spec)
+            else:
+                self.graph.erase_node(node)
+        self.specs = kept
+
+    def _assembled(self) -> ExportedProgram:
+        used = {spec.target for spec in self.specs}
+        original = self.exported
+        outputs = original.graph_signature.output_specs
+        return ExportedProgram(
+            root=original.graph_module,
+            graph=self.graph,
+            graph_signature=ExportGraphSignature(self.specs, [self._renamed(spec) for spec in outputs]),
+            state_dict={name: _own(value) for name, value in self.state.items() if name in used},
+            range_constraints=original.range_constraints,
+            module_call_graph=_plainly_called(original.module_call_graph),
+            example_inputs=None,
+            constants={name: value for name, value in original.constants.items() if name in used},
+            verifiers=original.verifiers,
+        )
+
+    def _renamed(self, spec: OutputSpec) -> OutputSpec:
+        """An output that a quantized layer gives has the name of the node that took its place."""
+        if not isinstance(spec.arg, TensorArgument):
+            return spec
+        return OutputSpec(spec.kind, TensorArgument(self.nodes[spec.arg.name].name), spec.target)
+
+
+def shallow_copy(exported: ExportedProgram) -> ExportedProgram:
+    """Its own graph, the same tensors."""
+    module = exported.graph_module
+    graph = copy.deepcopy(module.graph)
+    for node, original in zip(graph.nodes, module.graph.nodes, strict=True):
+        node.name = original.name  # the copy renames what shadows a builtin, an argument called "input" above all
+    graph_module = fx.GraphModule(module, graph)
+    graph_module.meta.update(module.meta)
+    return ExportedProgram(
+        root=graph_module,
+        graph=graph_module.graph,
+        graph_signature=copy.deepcopy(exported.graph_signature),
+        state_dict=exported.state_dict,
+        range_constraints=exported.range_constraints,
+        module_call_graph=exported.module_call_graph,
+        example_inputs=None,
+        constants=exported.constants,
+        verifiers=exported.verifiers,
+    )
+
+
+def after(node: fx.Node) -> fx.Node:
+    """The first node that may use this one."""
+    following = node.next
+    while following.op == "placeholder":
+        following = following.next
+    return following
+
+
+def _plainly_called(calls: list[ModuleCallEntry]) -> list[ModuleCallEntry]:
+    """The program's own call only, its outputs in tuples, lists and dicts: a class of the user's libraries in their
+    place would have to be imported to load the file."""
+    whole = next(each for each in calls if each.fqn == "")
+    if whole.signature is None:
+        return calls
+    signature = replace(whole.signature, out_spec=_plain(whole.signature.out_spec))
+    return [replace(each, signature=signature) if each is whole else each for each in calls]
+
+
+def _plain(spec: TreeSpec) -> TreeSpec:
+    if spec.type is None or not spec.num_children:
+        return spec
+    children = [_plain(each) for each in spec.children()]
+    if spec.type in (tuple, list, dict):
+        return TreeSpec(spec.type, spec.context, children)
+    names: Any = spec.context if isinstance(spec.context, list | tuple) else ()
+    while len(names) == 1 and isinstance(names[0], list | tuple):
+        names = names[0]
+    names = next((each for each in (names, *names) if _names(each, len(children))), None)
+    return TreeSpec(dict, list(names), children) if names else TreeSpec(tuple, None, children)
+
+
+def _names(value: object, count: int) -> bool:
+    return isinstance(value, list | tuple) and len(value) == count and all(isinstance(each, str) for each in value)
+
+
+def _fake_mode(graph: fx.Graph) -> FakeTensorMode:
+    for node in graph.nodes:
+        mode = getattr(node.meta.get("val"), "fake_mode", None)
+        if isinstance(mode, FakeTensorMode):
+            return mode
+    return FakeTensorMode()
+
+
+def _own(value: Tensor) -> Tensor:
+    """Export writes whole storages: a view of a larger one is copied out."""
+    if value.untyped_storage().nbytes() == value.numel() * value.element_size():
+        return value
+    return value.detach().clone()
