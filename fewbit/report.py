@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from fewbit.resources import Reason, Resource
+from fewbit.resources import ModelFormat, Reason, Resource
 from fewbit.spec import JobSpec
 
 Verdict = Literal["pass", "warn", "fail"]
@@ -17,7 +17,7 @@ class ReportModel(Resource):
 
     id: str
     sha256: str
-    format: str
+    format: ModelFormat
 
 
 class Gate(Resource):

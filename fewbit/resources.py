@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fewbit.problems import JobProblem
 from fewbit.spec import JobSpec
 
-ModelFormat = Literal["pt2", "unknown"]
+ModelFormat = Literal["pt2", "transformers", "module", "torchscript", "unknown"]
 ModelStatus = Literal["inspecting", "ready", "rejected"]
 JobStatus = Literal["queued", "running", "canceling", "succeeded", "failed", "canceled"]
 FINAL: frozenset[str] = frozenset({"succeeded", "failed", "canceled"})
@@ -33,12 +33,14 @@ class Reason(Resource):
 
 
 class InputSignature(Resource):
-    """One forward argument. A dimension is a size, or the name of a dynamic one, whose bounds ``dynamic`` holds."""
+    """One forward argument. A dimension is a size, or the name of a dynamic one, whose bounds ``dynamic`` holds.
+    ``optional``: a dataset need not have it."""
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
     dynamic: dict[str, tuple[int, int | None]] = Field(default_factory=dict)
+    optional: bool = False
 
 
 class ModelLayer(Resource):

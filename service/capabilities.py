@@ -27,6 +27,11 @@ class WeightCapabilities(BaseModel):
     ranges: tuple[str, ...] = can.WEIGHT_RANGES
 
 
+class ActivationCapabilities(BaseModel):
+    dtypes: tuple[str, ...] = can.ACTIVATION_DTYPES
+    ranges: tuple[str, ...] = can.ACTIVATION_RANGES
+
+
 class Limits(BaseModel):
     """Sizes in bytes, times in seconds."""
 
@@ -47,7 +52,9 @@ class Capabilities(BaseModel):
     methods: tuple[str, ...] = can.METHODS
     backends: tuple[str, ...] = can.BACKENDS
     weights: WeightCapabilities = WeightCapabilities()
-    observers: tuple[str, ...] = can.WEIGHT_RANGES
+    activations: ActivationCapabilities = ActivationCapabilities()
+    observers: tuple[str, ...] = can.ACTIVATION_RANGES
+    targets: tuple[str, ...] = can.TARGETS
     artifacts: tuple[str, ...] = can.ARTIFACT_KINDS
     metrics: tuple[str, ...] = can.METRICS
     limits: Limits

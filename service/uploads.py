@@ -85,7 +85,7 @@ async def looked_at(chunks: AsyncIterator[bytes], look: Look) -> AsyncIterator[b
                 yield chunk
             continue
         head += chunk
-        if len(head) >= 4:
+        if len(head) >= 512:
             look(head)
             yield head
             head = None

@@ -97,9 +97,18 @@ class Walk:
     @property
     def forbidden(self) -> str | None:
         """What it calls outside the allow-list, or the opcode that may call anything; ``None`` if there is neither."""
+        return self.outside(ALLOWED)
+
+    def outside(self, allowed: frozenset[str]) -> str | None:
+        """As ``forbidden``, against another allow-list."""
         for name in self.names:
-            if name not in ALLOWED:
+            if name not in allowed:
                 return name
+        return self.devious
+
+    @property
+    def devious(self) -> str | None:
+        """The opcode that may call anything, in words; ``None`` if there is none."""
         return next((f"whatever its {code} opcode computes" for code in self.strange_opcodes if code in _DEVIOUS), None)
 
     @property

@@ -62,20 +62,27 @@ def main(order: Order, messages: int) -> None:
 
 def _inspect(folder: Path, say: Say) -> dict[str, Any]:
     say("progress", ("scan", 0.0))
-    scan(folder / "model")
-    from workers.engine import pipeline
+    found = scan(folder / "model")
+    from workers.engine import formats
 
-    inspection: dict[str, Any] = pipeline.inspect(folder).model_dump(mode="json")
+    inspection: dict[str, Any] = formats.inspect_upload(folder / "model", found).model_dump(mode="json")
     return {"inspection": inspection}
 
 
 def _convert(folder: Path, say: Say) -> dict[str, Any]:
     say("progress", ("scan", 0.0))
-    scan(folder / Task.read(folder).model_file)
+    task = Task.read(folder)
+    _require(task.model.format, scan(folder / task.model_file))
     from workers.engine import pipeline
 
     pipeline.convert(folder, _progress(say))
     return {}
+
+
+def _require(recorded: str, found: str) -> None:
+    """The engine opens the upload as what it is recorded to be, so that must be what was scanned."""
+    if recorded != found:
+        raise EngineError("invalid-model", f"The upload is recorded as {recorded}, but it is {found}. Upload it again.")
 
 
 def _verify(folder: Path, say: Say) -> dict[str, Any]:

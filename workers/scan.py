@@ -2,11 +2,18 @@
 
 An exported program (``.pt2``) is a zip archive of JSON, raw weights, and ``torch.save`` payloads that are zip archives
 of pickles themselves. ``torch.export.load`` runs what those pickles call, evaluates strings of the JSON and loads
-compiled code; so everything in the file is looked at first, by content and not by name:
+compiled code; ``torch.load`` and ``torch.jit.load`` have their own ways. So everything in the file is looked at first,
+by content and not by name:
 
     archives.py     the zip structure: bombs, duplicates, traversal, anything two readers would understand differently
+    tars.py         the same of a tar file
     pickles.py      every pickle, opcode by opcode, against an allow-list
     programs.py     every string of the JSON that torch evaluates, imports, resolves or compiles
+    stock_names.py  the classes a pickled module may be made of
+    scripts.py      the source text of TorchScript
+    folders.py      a Transformers folder: its config and the headers of its weights
+
+Which kind of model it is shows in the entries that each writer leaves (``_MARKS``).
 """
 
 from __future__ import annotations
@@ -14,13 +21,19 @@ from __future__ import annotations
 import posixpath
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fewbit.resources import ModelFormat
 from workers import pickles
 from workers.archives import Archive, open_archive
 from workers.engine.errors import EngineError
+from workers.folders import is_folder, scan_folder, zip_entries
 from workers.programs import MAX_JSON_BYTES, check_json
+from workers.scripts import MAX_CODE_BYTES, check_code, forbidden_name
+from workers.stock_names import MODULES, STOCK
+from workers.tars import is_tar, tar_entries
 
 _EXPORT = (
     "Export the model with "
@@ -39,21 +52,34 @@ _PAYLOADS = ("data/weights/", "data/constants/")
 _OBJECTS = ("custom_obj_", "opaque_obj_")  # unpickled whatever ``use_pickle`` says
 _DOTTED = re.compile(r"[\w.]+")
 
+# By which entry each kind is known, the first that is there; torch's readers go by the same.
+_MARKS: dict[str, ModelFormat] = {"archive_format": "pt2", "constants.pkl": "torchscript", "data.pkl": "module"}
+_STORED = re.compile(r"data/\d+|version|byteorder|\.data/serialization_id|\.format_version|\.storage_alignment")
+_SCRIPT_PICKLE = re.compile(r"\.(pkl|debug_pkl)$")
 
-def scan(path: Path) -> None:
-    """Return if the upload at ``path`` may be given to ``torch.export.load``.
+
+def scan(path: Path) -> ModelFormat:
+    """What kind of model the upload at ``path`` is. It may then be given to that kind's reader in ``engine/formats``.
 
     Raises ``EngineError('unsafe-model')`` for one that holds code, naming it, and ``EngineError('invalid-model')`` for
-    what is no exported program, saying what it is instead.
+    what is no model, saying what it is instead.
     """
     with path.open("rb") as file:
-        head = file.read(64)
+        head = file.read(512)
+        if is_tar(head):
+            scan_folder(tar_entries(path))
+            return "transformers"
         if not head.startswith(b"PK\x03\x04"):
-            raise _not_an_archive(file, head)
+            raise _not_an_archive(file, head[:64])
         archive = open_archive(file, "the upload")
+        names = [info.filename for info in archive.entries]
+        if is_folder(names) and not _is_torch_archive(names):
+            scan_folder(zip_entries(archive))
+            return "transformers"
         root = _root(archive)
-        _check_format(archive, root)
-        _check_entries(archive, root)
+        kind = _kind_of(archive, root)
+        _CHECKS[kind](archive, root)
+        return kind
 
 
 def _not_an_archive(file: BinaryIO, head: bytes) -> EngineError:
@@ -79,12 +105,20 @@ def _kind(head: bytes) -> str:
 
 
 def _saved_by_torch_save(walk: pickles.Walk) -> EngineError:
-    hostile = walk.hostile
+    """Why a pickle that is no module of stock classes is not taken."""
+    hostile = walk.hostile or walk.devious
     if hostile:
         return _calls("The upload", hostile)
+    own = next((name for name in walk.names if name not in STOCK), None)
+    if own is not None:
+        what = f"a pickle of {own}, which is no class of torch.nn and needs your code to be loaded"
+    elif MODULES & set(walk.names):
+        what = "a torch.save file of torch's old format; torch.save(model, path) of today writes one that is taken"
+    else:
+        what = "a torch.save pickle of tensors without a model, which needs your code to be loaded"
     return EngineError(
         "invalid-model",
-        "The upload is a torch.save pickle, which needs your code to be loaded. Export the model instead:\n"
+        f"The upload is {what}. Export the model instead:\n"
         "program = torch.export.export(model.eval(), (example_input,))\ntorch.export.save(program, 'model.pt2')",
     )
 
@@ -102,16 +136,58 @@ def _root(archive: Archive) -> str:
     return roots.pop() + "/"
 
 
-def _check_format(archive: Archive, root: str) -> None:
+def _is_torch_archive(names: list[str]) -> bool:
+    """Whether any entry is one that torch's own readers go by, one folder deep."""
+    return any(name.count("/") == 1 and name.rpartition("/")[2] in _MARKS for name in names)
+
+
+def _kind_of(archive: Archive, root: str) -> ModelFormat:
     names = {info.filename[len(root) :]: info for info in archive.entries}
     marker = names.get("archive_format")
     if marker is not None and archive.read(marker, 64).strip() == b"pt2":
-        return
-    if "constants.pkl" in names or any(name.startswith("code/") for name in names):
-        raise EngineError("invalid-model", f"The upload is a TorchScript archive (torch.jit.save). {_EXPORT}")
-    if "data.pkl" in names:
-        raise _saved_by_torch_save(pickles.walk(archive.read(names["data.pkl"], _MAX_PICKLE_BYTES)))
+        return "pt2"
+    for mark, kind in _MARKS.items():
+        if mark in names and kind != "pt2":
+            return kind
     raise EngineError("invalid-model", f"The upload is a zip archive without an exported program. {_EXPORT}")
+
+
+def _check_module(archive: Archive, root: str) -> None:
+    """What ``torch.save(model)`` writes: one pickle, which names stock classes only, and raw storages."""
+    for info in archive.entries:
+        name = info.filename[len(root) :]
+        if name == "data.pkl":
+            _check_module_pickle(pickles.walk(archive.read(info, _MAX_PICKLE_BYTES), pickles=1))
+        elif _STORED.fullmatch(name):
+            _check_content(archive, info, loaded=False, nesting=0)
+        else:
+            raise EngineError("unsafe-model", f"{info.filename} has no place in what torch.save writes.")
+
+
+def _check_module_pickle(walk: pickles.Walk) -> None:
+    if walk.outside(STOCK) or not MODULES & set(walk.names):
+        raise _saved_by_torch_save(walk)
+    _check_opcodes(walk, "The upload")
+
+
+def _check_script(archive: Archive, root: str) -> None:
+    """What ``torch.jit.save`` writes: source text, pickles of data and of the archive's own classes, raw storages."""
+    for info in archive.entries:
+        name, where = info.filename[len(root) :], f"{info.filename} in {archive.label}"
+        if name.startswith("code/") and name.endswith(".py"):
+            check_code(archive.read(info, MAX_CODE_BYTES), where)
+        elif _SCRIPT_PICKLE.search(name):
+            _check_script_pickle(archive.read(info, _MAX_PICKLE_BYTES), where)
+        else:
+            _check_content(archive, info, loaded=False, nesting=0)
+
+
+def _check_script_pickle(data: bytes, where: str) -> None:
+    walk = pickles.walk(data, pickles=1)
+    bad = forbidden_name(walk.names, where) or walk.devious
+    if bad:
+        raise _calls(where, bad)
+    _check_opcodes(walk, where)
 
 
 def _check_entries(archive: Archive, root: str) -> None:
@@ -169,6 +245,10 @@ def _check_loaded_pickle(data: bytes, where: str) -> None:
     walk = pickles.walk(data, pickles=1)
     if walk.forbidden:
         raise _calls(where, walk.forbidden)
+    _check_opcodes(walk, where)
+
+
+def _check_opcodes(walk: pickles.Walk, where: str) -> None:
     if walk.strange_opcodes:
         opcode = walk.strange_opcodes[0]
         raise EngineError("invalid-model", f"{where} uses the pickle opcode {opcode}; save with pickle_protocol=2.")
@@ -196,3 +276,10 @@ def _calls(where: str, name: str) -> EngineError:
 
 def _compiled(where: str) -> EngineError:
     return EngineError("unsafe-model", f"{where} is compiled code (AOTInductor?). {_EXPORT}")
+
+
+_CHECKS: dict[ModelFormat, Callable[[Archive, str], None]] = {
+    "pt2": _check_entries,
+    "module": _check_module,
+    "torchscript": _check_script,
+}

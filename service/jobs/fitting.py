@@ -13,15 +13,25 @@ KEPT_AS = {"bfloat16": "float32"}  # NumPy knows no bfloat16: those inputs are k
 
 
 def dataset_errors(
-    field: str, use: Calibration | Evaluation, dataset: Dataset, inputs: Sequence[InputSignature]
+    field: str, use: Calibration | Evaluation, dataset: Dataset, inputs: Sequence[InputSignature] | None
 ) -> Iterator[FieldError]:
-    """``field``: ``calibration`` or ``evaluation``. Every message says what was found, what is needed, and the fix."""
+    """``field``: ``calibration`` or ``evaluation``; ``inputs`` is None where only the dataset tells them. Every message
+    says what was found, what is needed, and the fix."""
     arrays = {each.name: each for each in dataset.arrays}
-    labels = arrays.pop(LABELS, None) if LABELS not in {each.name for each in inputs} else None
+    labels = arrays.pop(LABELS, None) if LABELS not in {each.name for each in inputs or ()} else None
     where = f"/{field}/dataset"
+    if inputs is not None:
+        yield from _input_errors(where, arrays, inputs)
+    if labels is not None and isinstance(use, Evaluation) and "accuracy" in use.metrics:
+        yield from _label_errors(where, labels)
+
+
+def _input_errors(
+    where: str, arrays: dict[str, ArraySignature], inputs: Sequence[InputSignature]
+) -> Iterator[FieldError]:
     paired = _pairs(arrays, inputs)
     for given in inputs:
-        if given.name not in paired:
+        if given.name not in paired and not given.optional:
             yield FieldError(pointer=where, code="missing-input", message=_missing(given, arrays))
     taken = {array.name for array in paired.values()}
     for name in arrays:
@@ -30,8 +40,6 @@ def dataset_errors(
     for given in inputs:
         if given.name in paired:
             yield from _misfits(where, given, paired[given.name])
-    if labels is not None and isinstance(use, Evaluation) and "accuracy" in use.metrics:
-        yield from _label_errors(where, labels)
 
 
 def _pairs(arrays: dict[str, ArraySignature], inputs: Sequence[InputSignature]) -> dict[str, ArraySignature]:

@@ -6,40 +6,44 @@ from collections.abc import Collection, Iterator, Sequence
 
 from fewbit import capabilities as can
 from fewbit.problems import FieldError
-from fewbit.spec import Activations, Clip, JobSpec, LayerRule, Percentile, Weights, WeightsOverride
+from fewbit.spec import JobSpec, Weights, WeightsOverride
 
 
 def unsupported(spec: JobSpec) -> Iterator[FieldError]:
     """One error for each field that asks for too much."""
     yield from _one_of("/method", spec.method, can.METHODS)
     yield from _one_of("/backend", spec.backend, can.BACKENDS)
-    yield from _weights("/weights", spec.weights)
-    yield from _activations(spec)
+    yield from _integer_weights("/weights", spec.weights, spec)
     for index, rule in enumerate(spec.layers):
-        yield from _layer(f"/layers/{index}", rule)
+        if rule.weights is not None:
+            yield from _integer_weights(f"/layers/{index}/weights", rule.weights, spec)
     for index, kind in enumerate(spec.artifacts):
         yield from _one_of(f"/artifacts/{index}", kind, can.ARTIFACT_KINDS)
+    yield from _without_data(spec)
     yield from _absent(spec)
     yield from _metrics(spec)
 
 
-def _weights(where: str, weights: Weights | WeightsOverride) -> Iterator[FieldError]:
-    yield from _one_of(f"{where}/dtype", weights.dtype, can.WEIGHT_DTYPES)
-    yield from _one_of(f"{where}/granularity", weights.granularity, can.WEIGHT_GRANULARITIES)
-    yield from _one_of(f"{where}/range", _range_name(weights.range), can.WEIGHT_RANGES)
+def _integer_weights(where: str, weights: Weights | WeightsOverride, spec: JobSpec) -> Iterator[FieldError]:
+    """The int8 kernels multiply int8 weights with one scale a channel; anything finer is for weights alone."""
+    if spec.method not in ("dynamic", "static"):
+        return
+    remedy = "Use method weight_only, or leave the field out."
+    if weights.dtype == "int4":
+        message = f"int4 weights have no int8 kernel: method {spec.method} cannot multiply them. {remedy}"
+        yield _unsupported(f"{where}/dtype", message)
+    if weights.granularity == "per_group":
+        message = f"The int8 kernels take one scale a channel: method {spec.method} cannot group. {remedy}"
+        yield _unsupported(f"{where}/granularity", message)
 
 
-def _activations(spec: JobSpec) -> Iterator[FieldError]:
-    """A dynamic job reads no range, so every range is as good as the default; the dtype would make a difference."""
-    yield from _one_of("/activations/dtype", spec.activations.dtype, (Activations().dtype,))
-
-
-def _layer(where: str, rule: LayerRule) -> Iterator[FieldError]:
-    if rule.weights is not None:
-        yield from _weights(f"{where}/weights", rule.weights)
-    if rule.activations is not None:
-        message = "Activations are the same for all layers in this release. Leave the field out."
-        yield _unsupported(f"{where}/activations", message)
+def _without_data(spec: JobSpec) -> Iterator[FieldError]:
+    if spec.method == "static" and spec.calibration is None and spec.evaluation is None:
+        message = (
+            "method static fixes activation ranges on data, and the job names none: "
+            '"calibration": {"dataset": "dst_..."}, from POST /datasets. method dynamic needs none.'
+        )
+        yield FieldError(pointer="/calibration", code="calibration-needed", message=message)
 
 
 def _absent(spec: JobSpec) -> Iterator[FieldError]:
@@ -72,12 +76,3 @@ def _unsupported(where: str, message: str) -> FieldError:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names)
-
-
-def _range_name(chosen: str | Percentile | Clip | None) -> str | None:
-    match chosen:
-        case Percentile():
-            return "percentile"
-        case Clip():
-            return "clip"
-    return chosen

@@ -23,6 +23,7 @@ from service.parts import Parts
 from service.problems import InvalidRequest, ModelNotReady, UnusableModel
 from store.records import BlobRef, DatasetRecord, ModelRecord, NewJob
 
+WITHOUT_EXAMPLES = frozenset({"module", "torchscript"})  # formats whose inputs only a dataset tells
 INSPECTION_WAIT_S = 30.0
 MOST_HINTS = 20  # finding near names costs more than finding out that there are no equal ones
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.5
@@ -97,11 +98,23 @@ async def _inspected(parts: Parts, model: ModelRecord) -> ModelRecord | None:
 
 def _errors_against_model(spec: JobSpec, model: ModelRecord, datasets: Sequence[NamedDataset]) -> list[FieldError]:
     """In a thread: ten thousand patterns over thousands of layers take seconds."""
-    errors = [*_unmatched_patterns(spec, [layer.name for layer in model.layers])]
+    errors = [*_unmatched_patterns(spec, [layer.name for layer in model.layers]), *_example_errors(model, datasets)]
     for each in datasets:
         if each.record is not None:
-            errors += dataset_errors(each.field, each.use, each.record.dataset, model.inputs)
+            inputs = None if model.format in WITHOUT_EXAMPLES else model.inputs
+            errors += dataset_errors(each.field, each.use, each.record.dataset, inputs)
     return errors
+
+
+def _example_errors(model: ModelRecord, datasets: Sequence[NamedDataset]) -> Iterator[FieldError]:
+    """A saved module and TorchScript do not say what their inputs look like: only data can."""
+    if model.format in WITHOUT_EXAMPLES and not datasets:
+        message = (
+            f"A {model.format} upload does not say what its inputs look like, so the job needs data: "
+            "numpy.savez('evaluation.npz', x=...), one array for each argument of forward, named like it, the first "
+            'axis counting samples; then POST /datasets, and name it here: "evaluation": {"dataset": "dst_..."}.'
+        )
+        yield FieldError(pointer="/evaluation", code="example-inputs-needed", message=message)
 
 
 def _unmatched_patterns(spec: JobSpec, names: Sequence[str]) -> Iterator[FieldError]:

@@ -18,6 +18,9 @@ from service.uploads import received
 
 router = APIRouter(tags=["models"])
 
+_ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b")  # zip, and gzip around a tar
+_KINDS = "a .pt2, a zip or tar of a Transformers folder, a file of torch.save or torch.jit.save"
+
 UPLOAD_PROBLEMS = (
     "malformed-request", "upload-interrupted", "payload-too-large", "unsupported-media-type", "digest-mismatch",
     "invalid-model", "idempotency-in-progress", "idempotency-key-reused",
@@ -36,8 +39,10 @@ UPLOAD_PROBLEMS = (
     ),
 )
 async def upload_model(request: Request, name: str | None = None) -> Response:  # noqa: ARG001  # read by received()
-    """Upload an exported program (`.pt2`). Answers 200 with the known model if these bytes are already here. The model
-    is usable once its inspection has ended: `status` is then `ready`, or `rejected` with the reason in `error`."""
+    """Upload an exported program (`.pt2`), a Transformers folder (zip or tar of `config.json` and safetensors), a saved
+    module of `torch.nn` classes or a TorchScript archive; which one it is shows in its bytes. Answers 200 with the
+    known model if these bytes are already here. The model is usable once its inspection has ended: `status` is then
+    `ready`, or `rejected` with the reason in `error`."""
     parts = parts_of(request)
 
     async def answer() -> Response:
@@ -82,9 +87,10 @@ async def delete_model(request: Request, model_id: str) -> Response:
 
 
 def look_at_model(head: bytes) -> None:
-    """Refuse what cannot be a model by its first bytes: a zip archive or a pickle can. Raises ``UnusableModel``."""
-    if head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and 2 <= (head + b"\0")[1] <= 5):
+    """Refuse what cannot be a model by its first bytes: a zip or tar archive or a pickle can. Raises
+    ``UnusableModel``."""
+    if head.startswith(_ARCHIVES) or head[257:262] == b"ustar" or (head[:1] == b"\x80" and 2 <= (head + b"\0")[1] <= 5):
         return
-    detail = "The upload is neither a .pt2 archive nor a pickle." if head else "The upload is empty."
+    detail = f"The upload is none of these: {_KINDS}." if head else "The upload is empty."
     wrong = FieldError(pointer="", code="not-a-model", message=detail)
     raise UnusableModel(JobProblem.of("invalid-model", detail), [wrong])

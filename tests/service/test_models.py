@@ -6,15 +6,17 @@ import base64
 import hashlib
 import socket
 import time
+from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 from redis import Redis
 
-from fewbit.resources import Model
+from fewbit.resources import InputSignature, Model, ModelFormat
 from tests.service.gateway import KEY, Gateway
-from tests.service.uploads import codes, job, model_file, post
-from tests.service.worker import Worker
+from tests.service.uploads import codes, dataset, job, message, model_file, npz, post
+from tests.service.worker import Found, Worker
 
 
 def test_an_upload_becomes_a_model_that_waits_for_its_inspection(http: httpx2.Client, redis: Redis) -> None:
@@ -54,7 +56,15 @@ def test_what_the_inspection_found_is_shown(http: httpx2.Client, worker: Worker)
     assert (error["type"], error["detail"]) == ("/problems/unsafe-model", "It would run os.system.")
 
 
-@pytest.mark.parametrize("content", [b"", b"PK", b"hello, world", b"\x80\x09pickle"])
+@pytest.mark.parametrize(
+    "content",
+    [b"PK\x03\x04...", b"\x1f\x8b\x08...", b"config.json".ljust(257, b"\0") + b"ustar\x0000", b"\x80\x02..."],
+)
+def test_archives_and_pickles_of_every_kind_are_left_to_the_inspection(http: httpx2.Client, content: bytes) -> None:
+    assert post(http, "/models", content).status_code == 201
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"hello, world", b"\x80\x09pickle", b"\x1f\x8c", b"ustar" * 60])
 def test_what_cannot_be_a_model_is_refused_at_once(gateway: Gateway, content: bytes) -> None:
     before = gateway.blob_files()
     answer = post(gateway.http, "/models", content)
@@ -156,3 +166,59 @@ def test_pages_follow_each_other(http: httpx2.Client) -> None:
 @pytest.mark.parametrize("cursor", ["x", "%ff", "am9iXzEyMw", "****"])
 def test_a_cursor_from_elsewhere_is_refused(http: httpx2.Client, cursor: str) -> None:
     assert codes(http.get(f"/models?cursor={cursor}")) == {("/query/cursor", "unknown-cursor")}
+
+
+# ---- formats that do not say what their inputs look like ----
+
+
+def uploaded(http: httpx2.Client, worker: Worker, found: Found) -> str:
+    model: str = post(http, "/models", model_file()).json()["id"]
+    worker.inspect(model, found)
+    return model
+
+
+@pytest.mark.parametrize("format", ["module", "torchscript"])
+def test_a_job_without_data_is_told_what_to_send(http: httpx2.Client, worker: Worker, format: ModelFormat) -> None:
+    model = uploaded(http, worker, Found(inputs=(), format=format))
+    answer = http.post("/jobs", json={"model": model})
+    assert (answer.status_code, codes(answer)) == (422, {("/evaluation", "example-inputs-needed")})
+    for words in (format, "numpy.savez('evaluation.npz', x=...)", "POST /datasets", '"evaluation": {"dataset"'):
+        assert words in message(answer, "example-inputs-needed")
+
+
+@pytest.mark.parametrize("field", ["evaluation", "calibration"])
+def test_any_arrays_will_do_where_only_the_data_tell_the_inputs(
+    http: httpx2.Client, worker: Worker, field: str
+) -> None:
+    model = uploaded(http, worker, Found(inputs=(), format="module"))
+    data = dataset(http, npz(left=np.ones((4, 3)), right=np.ones((4, 2), np.int64), labels=np.arange(4)))
+    answer = http.post("/jobs", json={"model": model, field: {"dataset": data}})
+    assert answer.status_code == 202, answer.text
+
+
+def test_labels_must_be_class_numbers_whatever_the_inputs(http: httpx2.Client, worker: Worker) -> None:
+    model = uploaded(http, worker, Found(inputs=(), format="torchscript"))
+    wrong = dataset(http, npz(x=np.ones((4, 3)), labels=np.ones(4)))
+    answer = http.post("/jobs", json={"model": model, "evaluation": {"dataset": wrong}})
+    assert codes(answer) == {("/evaluation/dataset", "dtype-mismatch")}
+
+
+def test_an_optional_input_may_be_left_out_but_must_fit(http: httpx2.Client, worker: Worker) -> None:
+    ids, mask = (
+        InputSignature(name=name, dtype="int64", shape=("n", "m"), dynamic={"n": (1, None), "m": (2, 8)}, optional=last)
+        for name, last in (("input_ids", False), ("attention_mask", True))
+    )
+    model = uploaded(http, worker, Found(inputs=(ids, mask), format="transformers"))
+    assert Model.model_validate(http.get(f"/models/{model}").json()).inputs == (ids, mask)
+
+    def answer(**arrays: Any) -> httpx2.Response:
+        return http.post("/jobs", json={"model": model, "evaluation": {"dataset": dataset(http, npz(**arrays))}})
+
+    tokens = np.ones((4, 6), np.int64)
+    assert answer(input_ids=tokens).status_code == 202
+    assert answer(input_ids=tokens, attention_mask=tokens).status_code == 202
+    assert codes(answer(attention_mask=tokens, x=tokens)) >= {("/evaluation/dataset", "missing-input")}
+    assert codes(answer(input_ids=tokens, attention_mask=np.ones((4, 9), np.int64))) == {
+        ("/evaluation/dataset", "shape-mismatch")
+    }
+    assert http.post("/jobs", json={"model": model}).status_code == 202  # inputs are made from the config

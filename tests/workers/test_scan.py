@@ -66,8 +66,7 @@ def written(tmp_path: Path, data: bytes) -> Path:
 
 
 def test_what_torch_exports_passes(honest: Path, shaped: Path) -> None:
-    scan(honest)
-    scan(shaped)
+    assert scan(honest) == scan(shaped) == "pt2"
 
 
 def test_raw_weights_that_begin_like_a_pickle_pass(tmp_path: Path) -> None:
@@ -118,9 +117,13 @@ def test_a_truncated_upload_is_told_so(honest: Path, tmp_path: Path) -> None:
         refused(written(tmp_path, data[:keep]), "invalid-model")
 
 
-def test_a_saved_module_gets_the_two_lines_to_export_it(tmp_path: Path) -> None:
-    path = written(tmp_path, uploads.torch_saved(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())))
-    refused(path, "invalid-model", "torch.export.export(model.eval()", "torch.export.save(program, 'model.pt2')")
+def test_a_saved_module_of_another_class_is_named_and_gets_the_two_lines_to_export_it(tmp_path: Path) -> None:
+    path = written(tmp_path, uploads.torch_saved(torch.nn.Sequential(uploads.Small(), torch.nn.ReLU())))
+    lines = ("torch.export.export(model.eval()", "torch.export.save(program, 'model.pt2')")
+    refused(path, "unsafe-model", "tests.workers.uploads.Small")  # a class of a package that is installed here
+    data = zipfile.ZipFile(path).read("archive/data.pkl")
+    elsewhere = uploads.zip_of({"archive/data.pkl": data.replace(b"tests.workers.uploads", b"their.package.network")})
+    refused(written(tmp_path, elsewhere), "invalid-model", "their.package.network.Small", *lines)
 
 
 def test_a_saved_state_dict_gets_the_two_lines_too(tmp_path: Path) -> None:
@@ -147,11 +150,6 @@ def test_a_hostile_plain_pickle_is_unsafe(tmp_path: Path, hostile: Hostile, numb
 def test_other_calls_are_named(tmp_path: Path, function: Callable[..., Any], canary: Path) -> None:
     path = written(tmp_path, uploads.protocol(4, Hostile(function, f"__import__('os').system('touch {canary}')")))
     refused(path, "unsafe-model", function.__name__)
-
-
-def test_torchscript_is_told_to_export(tmp_path: Path) -> None:
-    entries = {"m/data.pkl": b"\x80\x02}.", "m/constants.pkl": b"\x80\x02).", "m/code/__torch__.py": b"def f(): pass"}
-    refused(written(tmp_path, uploads.zip_of(entries)), "invalid-model", "TorchScript")
 
 
 def test_an_export_of_an_old_torch_is_told_so(tmp_path: Path) -> None:

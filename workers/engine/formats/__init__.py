@@ -1,0 +1,87 @@
+"""Every kind of upload becomes one thing: a ``Program``. One entry of ``READERS`` for each kind.
+
+    pt2            is an exported program already
+    transformers   pretrained.py   a folder of config.json and safetensors; examples are made from the config
+    module         stock.py        torch.save of torch.nn classes; the example is two samples of the dataset
+    torchscript    torchscript.py  torch.jit.save; likewise
+
+Whatever is opened here was scanned before (``workers/scan.py``), which also says which kind it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from fewbit.resources import InputSignature, ModelFormat, ModelLayer
+from fewbit.runtime.program import Program
+from workers.engine.errors import EngineError
+from workers.engine.formats.pretrained import inspect_pretrained, open_pretrained, pretrained_program
+from workers.engine.formats.stock import open_stock, stock_layers, stock_program
+from workers.engine.formats.torchscript import script_layers, script_program
+from workers.engine.layers import find_layers
+from workers.engine.program import load, signature
+from workers.engine.table import model_layers
+from workers.engine.task import Inspection
+
+__all__ = ["inspect_upload", "open_module", "open_program"]
+
+Found = tuple[tuple[InputSignature, ...], tuple[ModelLayer, ...]]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How one kind is read. ``program``: from the upload and the dataset, if there is one; ``found``: its inputs and
+    layer table, without any data; ``module``: as ``torch.ao`` takes it, where there is such a thing."""
+
+    program: Callable[[Path, Path | None], Program]
+    found: Callable[[Path], Found]
+    module: Callable[[Path], nn.Module] | None = None
+
+
+def open_program(path: Path, format: ModelFormat, dataset: Path | None) -> Program:
+    """The upload as a program. ``dataset`` (evaluation, else calibration) gives the example inputs where the upload
+    has none, and decides which arguments the program takes. Raises ``EngineError``."""
+    return READERS[format].program(path, dataset)
+
+
+def open_module(path: Path, format: ModelFormat) -> nn.Module:
+    """The upload as a module in eval mode, for ``backend: eager``. Raises ``EngineError('invalid-model')`` for a kind
+    that holds none."""
+    reader = READERS[format].module
+    if reader is None:
+        raise EngineError("invalid-model", f"a {format} upload holds no nn.Module; backend eager takes {_MODULES}.")
+    return reader(path)
+
+
+def inspect_upload(path: Path, format: ModelFormat) -> Inspection:
+    """Its inputs and its layer table. Raises ``EngineError``."""
+    inputs, layers = READERS[format].found(path)
+    return Inspection(format=format, inputs=inputs, layers=layers)
+
+
+def _in_program(program: Program) -> tuple[ModelLayer, ...]:
+    layers, _ = find_layers(program)
+    return model_layers(layers)
+
+
+def _in_exported(path: Path) -> Found:
+    program = load(path)
+    return signature(program), _in_program(program)
+
+
+def _in_pretrained(path: Path) -> Found:
+    program, inputs = inspect_pretrained(path)
+    return inputs, _in_program(program)
+
+
+READERS: dict[ModelFormat, Reader] = {
+    "pt2": Reader(lambda path, _: load(path), _in_exported),
+    "transformers": Reader(pretrained_program, _in_pretrained, open_pretrained),
+    "module": Reader(stock_program, lambda path: ((), stock_layers(path)), open_stock),
+    "torchscript": Reader(script_program, lambda path: ((), script_layers(path))),
+}
+_MODULES = " or ".join(name for name, reader in READERS.items() if reader.module)

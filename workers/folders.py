@@ -1,0 +1,253 @@
+"""A Transformers folder in a zip or tar archive: what may be in it, and how the few files that count are taken out.
+
+    config.json                      names the architecture; a value that has a loader fetch or run something is refused
+    model*.safetensors               raw numbers behind a JSON header, which is checked against the file
+    model.safetensors.index.json     which shard holds what
+
+Everything else, tokenizers and readme alike, is passed over and never written to disk. The folder may be the archive's
+top or one folder below it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from workers.archives import Archive, open_archive
+from workers.engine.errors import EngineError
+from workers.tars import is_tar, tar_entries
+
+CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+_PICKLES = re.compile(r"\.(bin|pt|pth|pkl|pickle|ckpt)$", re.IGNORECASE)
+_MAX_CONFIG, _MAX_INDEX, _MAX_HEADER = 1 << 20, 64 << 20, 16 << 20  # a hundred bytes a tensor is usual
+_MAX_DEPTH = 50
+_CHUNK = 1 << 20
+_NAME = re.compile(r"[A-Za-z]\w{0,200}")
+_MODEL_TYPE = re.compile(r"[A-Za-z0-9][\w.-]{0,100}")
+_SAVE = "Save it with model.save_pretrained('folder', safe_serialization=True) and pack that folder."
+
+# Keys of a config that make a loader run or fetch what is not in the config.
+_CODE = frozenset({"auto_map", "custom_pipelines", "trust_remote_code", "custom_object_module"})
+_FETCHED = frozenset({"use_pretrained_backbone", "transformers_weights", "adapter_kwargs", "gguf_file"})
+_QUANTIZED = frozenset({"quantization_config", "compression_config"})
+_DTYPES = frozenset({"float32", "float16", "bfloat16", "float64"})
+
+
+class Content(Protocol):
+    """What can be read of an entry, forward."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+Entry = tuple[str, int, Content]
+
+
+@dataclass
+class Seen:
+    """What one pass over an archive found, by the folder it lies in (``""`` or ``"name/"``)."""
+
+    names: list[str] = field(default_factory=list)
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    weights: dict[str, list[str]] = field(default_factory=dict)
+
+
+def scan_folder(entries: Iterable[Entry]) -> None:
+    """Return if these entries of an archive are a Transformers folder that may be extracted and loaded.
+
+    Raises ``EngineError('unsafe-model')`` for one that brings code, ``'invalid-model'`` for one that lacks something.
+    """
+    seen = Seen()
+    with _damage_told():
+        for name, size, content in entries:
+            _look(seen, name, size, content)
+    root = _root(seen)
+    _check_config(seen.configs[root])
+    if not seen.weights.get(root):
+        raise _without_weights(seen)
+
+
+def extract(path: Path, target: Path) -> Path:
+    """Write the files that count, and no other, of a scanned archive to ``target``; return the folder they are in."""
+    with _damage_told(), path.open("rb") as file:
+        entries = tar_entries(path) if is_tar(file.read(512)) else zip_entries(open_archive(file, "the upload"))
+        for name, _, content in entries:
+            folder, _, plain = name.rpartition("/")
+            if "/" not in folder and _counts(plain):
+                _write(target / folder / plain, content)
+    return next(each.parent for each in (target / CONFIG, *target.glob(f"*/{CONFIG}")) if each.exists())
+
+
+def is_folder(names: list[str]) -> bool:
+    """Whether these entries of an archive look like a Transformers folder."""
+    return any(name.rpartition("/")[2] == CONFIG and name.count("/") < 2 for name in names)
+
+
+def zip_entries(archive: Archive) -> Iterator[Entry]:
+    """As ``tars.tar_entries``, of an archive of sound structure."""
+    for info in archive.entries:
+        with archive.zip.open(info) as content:
+            yield info.filename, info.file_size, content
+
+
+@contextmanager
+def _damage_told() -> Iterator[None]:
+    """Checksums are compared as the last byte is read."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise EngineError("invalid-model", f"The upload is a damaged zip archive: {error}.") from error
+
+
+def _counts(name: str) -> bool:
+    return name in (CONFIG, INDEX) or WEIGHTS.fullmatch(name) is not None
+
+
+def _look(seen: Seen, name: str, size: int, content: Content) -> None:
+    seen.names.append(name)
+    folder, slash, file = name.rpartition("/")
+    root = folder + slash
+    if root.count("/") > 1 or not _counts(file):
+        return
+    if file == CONFIG:
+        seen.configs[root] = _json(name, content, size, _MAX_CONFIG)
+    elif file == INDEX:
+        _check_index(name, _json(name, content, size, _MAX_INDEX))
+    else:
+        _check_safetensors(name, size, content)
+        seen.weights.setdefault(root, []).append(file)
+
+
+def _root(seen: Seen) -> str:
+    if len(seen.configs) != 1:
+        found = "no config.json" if not seen.configs else f"{len(seen.configs)} of config.json"
+        raise EngineError("invalid-model", f"The upload is an archive with {found}, not a Transformers folder. {_SAVE}")
+    return next(iter(seen.configs))
+
+
+def _without_weights(seen: Seen) -> EngineError:
+    pickle = next((name for name in seen.names if _PICKLES.search(name)), None)
+    if pickle is not None:
+        return EngineError(
+            "unsafe-model",
+            f"The folder's weights are a pickle, {pickle}, which can run code when it is loaded. {_SAVE}",
+        )
+    return EngineError("invalid-model", f"The folder holds a config.json but no model.safetensors. {_SAVE}")
+
+
+# --- config.json ------------------------------------------------------------------------------------------------------
+
+
+def _json(name: str, content: Content, size: int, limit: int) -> dict[str, Any]:
+    if size > limit:
+        raise EngineError("invalid-model", f"{name} has {size} bytes; at most {limit} are read.")
+    try:
+        document = json.loads(_exactly(content, size))
+    except (ValueError, RecursionError) as error:
+        raise EngineError("invalid-model", f"{name} is not readable JSON: {error}.") from error
+    if not isinstance(document, dict):
+        raise EngineError("invalid-model", f"{name} is not a JSON object.")
+    return document
+
+
+def _check_config(config: dict[str, Any]) -> None:
+    for key, value in _fields(config, 0):
+        _check_field(key, value)
+    architectures, model_type = config.get("architectures"), config.get("model_type")
+    if not isinstance(architectures, list) or not architectures or not _matches(_NAME, architectures[0]):
+        raise EngineError(
+            "invalid-model",
+            'config.json does not say which class the weights are for: "architectures": ["BertModel"]. ' + _SAVE,
+        )
+    if not _matches(_MODEL_TYPE, model_type):
+        raise EngineError("invalid-model", f"config.json has no model_type. {_SAVE}")
+
+
+def _check_field(key: str, value: Any) -> None:
+    if key in _CODE and value:
+        raise EngineError(
+            "unsafe-model",
+            f"config.json has {key}: the model needs code from the upload, which is never run. Export it where that "
+            "code is: torch.export.save(torch.export.export(model.eval(), (example_input,)), 'model.pt2').",
+        )
+    if key in _FETCHED and value:
+        raise EngineError("unsafe-model", f"config.json has {key}, which fetches weights that are not in the upload.")
+    if key in _QUANTIZED and value:
+        raise EngineError(
+            "invalid-model", f"config.json has {key}: the model is quantized already. Upload the float one."
+        )
+    if key in ("dtype", "torch_dtype") and value is not None and value not in _DTYPES:
+        raise EngineError(
+            "invalid-model", f"config.json has {key} {str(value)[:40]!r}; take {', '.join(sorted(_DTYPES))}."
+        )
+    if "attn_implementation" in key and isinstance(value, str) and "/" in value:
+        raise EngineError("unsafe-model", f"config.json has {key} {value[:100]!r}, which fetches a kernel.")
+
+
+def _fields(value: Any, depth: int) -> Iterator[tuple[str, Any]]:
+    """Every key and value at any depth."""
+    if depth > _MAX_DEPTH:
+        raise EngineError("invalid-model", f"config.json is nested deeper than {_MAX_DEPTH} levels.")
+    if isinstance(value, dict):
+        yield from value.items()
+    for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _fields(child, depth + 1)
+
+
+def _matches(pattern: re.Pattern[str], value: Any) -> bool:
+    return isinstance(value, str) and pattern.fullmatch(value) is not None
+
+
+def _check_index(name: str, index: dict[str, Any]) -> None:
+    shards = index.get("weight_map")
+    if not isinstance(shards, dict) or not all(_matches(WEIGHTS, shard) for shard in shards.values()):
+        raise EngineError(
+            "unsafe-model", f"{name} does not map tensors to files like model-00001-of-00002.safetensors."
+        )
+
+
+# --- safetensors ------------------------------------------------------------------------------------------------------
+
+
+def _check_safetensors(name: str, size: int, content: Content) -> None:
+    """Eight bytes say how long the JSON header is; its tensors fill the rest of the file without a gap."""
+    start = content.read(8)
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if not 2 <= length <= min(_MAX_HEADER, size - 8):
+        raise EngineError("invalid-model", f"{name} is no safetensors file: its header would have {length} bytes.")
+    header = _json(name, content, length, _MAX_HEADER)
+    header.pop("__metadata__", None)
+    try:
+        spans = sorted(tuple(map(int, tensor["data_offsets"])) for tensor in header.values())
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineError("invalid-model", f"{name} has a tensor without data_offsets.") from error
+    end = 0
+    for span in spans:
+        if len(span) != 2 or span[0] != end or span[1] < end:
+            raise EngineError("unsafe-model", f"{name} has tensors that overlap or leave gaps.")
+        end = span[1]
+    if 8 + length + end != size:
+        raise EngineError("invalid-model", f"{name} has {size} bytes; its header tells of {8 + length + end}.")
+
+
+def _exactly(content: Content, size: int) -> bytes:
+    parts: list[bytes] = []
+    while size and (data := content.read(min(size, _CHUNK))):
+        parts.append(data)
+        size -= len(data)
+    return b"".join(parts)
+
+
+def _write(path: Path, content: Content) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as file:
+        while data := content.read(_CHUNK):
+            file.write(data)
