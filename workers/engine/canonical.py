@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, fx
 
 from fewbit.runtime.program import Program, argument, mutates
+from workers.engine.program import WRITTEN_AS
 from workers.engine.surgery import Surgery
 
 aten = torch.ops.aten
 NORMS = frozenset((aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default))
+PRODUCTS = frozenset((aten.einsum.default, aten.tensordot.default))
 FOLDABLE = {
     aten.linear.default: 0, aten.conv1d.default: 0, aten.conv2d.default: 0, aten.conv3d.default: 0,
     aten.conv1d.padding: 0, aten.conv2d.padding: 0, aten.conv3d.padding: 0,
@@ -29,7 +31,7 @@ FOLDABLE = {
 def canonical(program: Program) -> Program:
     """``program`` itself when there is nothing to change."""
     nodes = program.graph.nodes
-    if not any(each.target in NORMS or _in_place(each) is not None for each in nodes):
+    if not any(each.target in (*NORMS, *PRODUCTS) or _in_place(each) is not None for each in nodes):
         return program
     surgery = Surgery(program)
     for node in list(surgery.graph.nodes):
@@ -38,7 +40,47 @@ def canonical(program: Program) -> Program:
     for node in list(surgery.graph.nodes):
         if node.target in NORMS:
             _fold(surgery, node)
+        elif node.target in PRODUCTS:
+            _make_linear(surgery, node)
     return surgery.finish()
+
+
+# --- Linear layers in other words ---
+
+
+def _make_linear(surgery: Surgery, node: fx.Node) -> None:
+    """``einsum('bsd,df->bsf', x, W)`` and ``tensordot(x, W, [-1], [0])`` are linears: the last axis of the first
+    operand is summed over, the weight's other axis takes its place."""
+    operands = _einsum_operands(node) if node.target is aten.einsum.default else _tensordot_operands(node)
+    if operands is None or _value(surgery, operands[1]) is None or _value(surgery, operands[0]) is not None:
+        return
+    x, weight, flipped = operands
+    with surgery.graph.inserting_before(node):
+        operand = surgery.call(node, aten.t.default, weight) if flipped else weight
+        result = surgery.call(node, aten.linear.default, x, operand)
+    result.meta[WRITTEN_AS] = node.meta.get(WRITTEN_AS, f"aten.{node.target._opname}")  # type: ignore[union-attr]
+    surgery.supersede(node, result)
+
+
+def _einsum_operands(node: fx.Node) -> tuple[fx.Node, fx.Node, bool] | None:
+    terms, arrow, kept = str(node.args[0]).replace(" ", "").partition("->")
+    labels, operands = terms.split(","), node.args[1]
+    if not arrow or len(labels) != 2 or "." in terms or len(labels[1]) != 2:
+        return None
+    x, weight = labels
+    summed = next((each for each in weight if each not in kept), "")
+    new = next((each for each in weight if each in kept), "")
+    plain = summed and new and x[-1] == summed and new not in x and kept == x[:-1] + new and len(set(x)) == len(x)
+    return (operands[0], operands[1], weight[0] == summed) if plain else None  # type: ignore[index,return-value]
+
+
+def _tensordot_operands(node: fx.Node) -> tuple[fx.Node, fx.Node, bool] | None:
+    x, weight, left, right = node.args[:4]
+    rank = x.meta["val"].dim()  # type: ignore[union-attr]
+    single = len(left) == len(right) == 1 and weight.meta["val"].dim() == 2  # type: ignore[arg-type,union-attr]
+    if not single or left[0] % rank != rank - 1:  # type: ignore[index,operator]
+        return None
+    return x, weight, right[0] % 2 == 0  # type: ignore[index,operator,return-value]
 
 
 # --- Calls that write in place ---

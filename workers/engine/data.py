@@ -36,7 +36,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Data:
-    """Named arrays of equal length; ``labels`` int64 [samples] or None; ``kind`` as the report says it."""
+    """Named arrays of equal length; ``labels`` int64 [samples] or None; ``kind`` as the report says it. ``rows``: where
+    the model's inputs have no common first axis, how many rows of each array one batch takes."""
 
     arrays: tuple[Array, ...]
     dtypes: tuple[torch.dtype, ...]
@@ -45,14 +46,24 @@ class Data:
     batch_size: int
     kind: Literal["real", "synthetic"]
     fixed_batch: bool
+    rows: tuple[int, ...] = ()
 
     def batches(self) -> Iterator[Batch]:
+        if self.rows:
+            yield from self._uneven()
+            return
         for start in range(0, self.samples, self.batch_size):
             count = min(self.batch_size, self.samples - start)
             rows = np.arange(start, start + (self.batch_size if self.fixed_batch else count))
             rows = np.minimum(rows, self.samples - 1)
             inputs = (torch.from_numpy(array[rows]) for array in self.arrays)
             yield Batch(tuple(map(Tensor.to, inputs, self.dtypes)), start, count)
+
+    def _uneven(self) -> Iterator[Batch]:
+        for index in range(self.samples // self.batch_size):
+            parts = zip(self.arrays, self.rows, self.dtypes, strict=True)
+            inputs = (torch.from_numpy(array[index * rows :][:rows]).to(dtype) for array, rows, dtype in parts)
+            yield Batch(tuple(inputs), index * self.batch_size, self.batch_size)
 
 
 def read_evaluation(task: Task, folder: Path, inputs: tuple[InputSignature, ...]) -> Data:
@@ -92,6 +103,8 @@ def read_data(
 def batch_of(inputs: tuple[InputSignature, ...], wanted: int) -> tuple[int, bool]:
     """(batch size, whether every batch must have exactly that size), as the model's first dimensions allow."""
     fixed = [each.shape[0] for each in inputs if each.shape and isinstance(each.shape[0], int)]
+    if 0 in fixed:
+        raise EngineError("invalid-model", "an input of the model has no rows; export it with a batch of one or more")
     if fixed:
         return int(fixed[0]), True
     bounds = [each.dynamic[str(each.shape[0])] for each in inputs if each.shape]
@@ -130,10 +143,12 @@ def _read_safetensors(path: Path) -> dict[str, Array]:
 
 
 def _synthetic(inputs: tuple[InputSignature, ...], size: int, fixed: bool, seed: int) -> Data:
-    samples = max(size, SYNTHETIC_SAMPLES // size * size)
+    batches = max(1, SYNTHETIC_SAMPLES // size)
     generator = np.random.default_rng(seed)
-    arrays = tuple(_random(each, samples, generator) for each in inputs)
-    return Data(arrays, _dtypes(inputs), None, samples, size, "synthetic", fixed)
+    rows = tuple(each.shape[0] if each.shape and isinstance(each.shape[0], int) else size for each in inputs)
+    arrays = tuple(_random(each, count * batches, generator) for each, count in zip(inputs, rows, strict=True))
+    uneven = rows if len(set(rows)) > 1 else ()
+    return Data(arrays, _dtypes(inputs), None, size * batches, size, "synthetic", fixed, uneven)
 
 
 def _random(signature: InputSignature, samples: int, generator: np.random.Generator) -> Array:

@@ -20,12 +20,12 @@ class Draft(BaseModel):
     inputs: tuple[InputSignature, ...]
     rows: tuple[LayerReport, ...]
     products: tuple[Product, ...]
-    calls: dict[str, tuple[Call, ...]]
     coverage: Coverage
     findings: tuple[Finding, ...]
     finite: bool
-    timings_s: dict[str, float]
-    peak_memory_bytes: int
+    calls: dict[str, tuple[Call, ...]] = {}
+    timings_s: dict[str, float] = {}
+    peak_memory_bytes: int = 0
 
     @property
     def artifacts(self) -> tuple[str, ...]:

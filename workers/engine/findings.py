@@ -9,6 +9,7 @@ import torch
 from fewbit.report import Finding, Latency, LayerReport
 from fewbit.runtime.program import Program
 from fewbit.spec import JobSpec
+from workers.engine.layers import KNOWN_SPACES
 from workers.engine.program import layer_path
 from workers.engine.quantize import QuantizedLayer
 
@@ -28,6 +29,8 @@ def conversion_findings(
         *program_findings(program),
         *layer_findings(rows, spec),
         *((full_range_activations(full_range),) if full_range else ()),
+        *custom_operators(program),
+        *((calibrated_on_evaluation(),) if spec.method == "static" and spec.calibration is None else ()),
     )
 
 
@@ -120,6 +123,30 @@ def latency_findings(latency: Latency) -> Iterator[Finding]:
         message=f"The TorchScript artifact takes {measured.min / latency.before_ms.min:.2f} times as long as float"
         + (": at so few milliseconds a batch, call overhead outweighs the arithmetic." if small else "."),
         remedy="Serve larger batches, or exclude the smallest layers.",
+    )
+
+
+def custom_operators(program: Program) -> Iterator[Finding]:
+    """Operators that torch alone does not have."""
+    targets = {each.target for each in program.graph.nodes if isinstance(each.target, torch._ops.OpOverload)}
+    names = sorted({str(each) for each in targets if each.namespace not in KNOWN_SPACES})
+    if names:
+        yield Finding(
+            severity="warning",
+            code="custom-operator",
+            message=f"The artifacts call {', '.join(names)}: they load only where the library that defines it is "
+            "imported.",
+            remedy="Export the model without it, or import that library before loading.",
+        )
+
+
+def calibrated_on_evaluation() -> Finding:
+    return Finding(
+        severity="info",
+        code="calibrated-on-evaluation",
+        message="The job names no calibration dataset, so ranges were fixed on the evaluation data: its numbers are a "
+        "little better than fresh data will show.",
+        remedy="Name a part of the training data in calibration.dataset.",
     )
 
 

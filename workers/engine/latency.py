@@ -1,9 +1,11 @@
-"""Latency: the float program and the artifacts in turn, in one process, so that a drifting clock hits all alike."""
+"""Latency: the float program and an artifact in turn, in one process, so that a drifting clock hits both alike."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,37 +14,50 @@ from fewbit.report import ArtifactLatency, Latency, Percentiles
 
 WARM_UP = 1  # the artifacts are warm from their verification
 LEAST_ROUNDS, MOST_ROUNDS = 3, 60
-BUDGET_S = 0.5
+BUDGET_S = 0.5  # for all artifacts together
 
 
-def measure_latency(
-    before: Callable[[], Any], artifacts: dict[str, Callable[[], Any]], threads: int, batch: int
-) -> Latency:
-    """Rounds of one call each, until the budget is spent. ``speedup`` is the median over rounds of float/artifact."""
-    everyone = {"": before, **artifacts}
-    for call in everyone.values():
+@dataclass(frozen=True)
+class Race:
+    """Milliseconds of each call, round by round."""
+
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+
+
+def race(before: Callable[[], Any], after: Callable[[], Any], artifacts: int) -> Race:
+    """Rounds of one call each, until this one's share of the budget, 1/``artifacts`` of it, is spent."""
+    for call in (before, after):
         for _ in range(WARM_UP):
             call()
-    times: dict[str, list[float]] = {name: [] for name in everyone}
-    deadline = time.perf_counter() + BUDGET_S
-    while len(times[""]) < LEAST_ROUNDS or (time.perf_counter() < deadline and len(times[""]) < MOST_ROUNDS):
-        for name, call in everyone.items():
-            started = time.perf_counter()
-            call()
-            times[name].append((time.perf_counter() - started) * 1e3)
+    rounds: list[tuple[float, float]] = []
+    deadline = time.perf_counter() + BUDGET_S / artifacts
+    while len(rounds) < LEAST_ROUNDS or (time.perf_counter() < deadline and len(rounds) < MOST_ROUNDS):
+        rounds.append((_timed(before), _timed(after)))
+    return Race(*zip(*rounds, strict=True))
+
+
+def latency_of(races: Mapping[str, Race], threads: int, batch: int) -> Latency:
+    """``speedup`` is the median over rounds of float/artifact."""
     return Latency(
         threads=threads,
         batch=batch,
-        before_ms=_percentiles(times[""]),
-        artifacts={name: _artifact(times[name], times[""]) for name in artifacts},
+        before_ms=_percentiles(tuple(chain.from_iterable(each.before for each in races.values()))),
+        artifacts={name: _artifact(each) for name, each in races.items()},
     )
 
 
-def _artifact(times: list[float], before: list[float]) -> ArtifactLatency:
-    speedup = float(np.median(np.array(before) / np.array(times)))
-    return ArtifactLatency(**_percentiles(times).model_dump(), speedup=round(speedup, 3))
+def _timed(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return (time.perf_counter() - started) * 1e3
 
 
-def _percentiles(times: list[float]) -> Percentiles:
+def _artifact(race: Race) -> ArtifactLatency:
+    speedup = float(np.median(np.array(race.before) / np.array(race.after)))
+    return ArtifactLatency(**_percentiles(race.after).model_dump(), speedup=round(speedup, 3))
+
+
+def _percentiles(times: tuple[float, ...]) -> Percentiles:
     fastest, p50, p95 = (round(float(each), 4) for each in np.percentile(times, (0, 50, 95)))
     return Percentiles(min=fastest, p50=p50, p95=p95)

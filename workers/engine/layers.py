@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from torch.export.graph_signature import InputKind
 
 from fewbit.runtime.program import Constant, Program, argument, rank
-from workers.engine.program import layer_path
+from workers.engine.program import WRITTEN_AS, layer_path
 
 aten = torch.ops.aten
 Kind = Literal["linear", "batched", "einsum", "convolution", "embedding", "recurrent", "bilinear", "nested", "opaque"]
@@ -459,4 +459,6 @@ def _without_suffix(name: str, kind: str) -> str:
 
 def _op_name(node: fx.Node) -> str:
     target = node.target
+    if WRITTEN_AS in node.meta:
+        return str(node.meta[WRITTEN_AS])
     return f"{target.namespace}.{target._opname}" if isinstance(target, torch._ops.OpOverload) else str(target)

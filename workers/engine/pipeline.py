@@ -9,37 +9,33 @@ A folder goes in (``task.json``, the model, the data), and the same folder comes
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from fewbit.runtime.program import Program
 from workers.engine.calibrate import ranges_of
 from workers.engine.canonical import canonical
 from workers.engine.data import read_calibration, read_evaluation
 from workers.engine.draft import Draft
 from workers.engine.findings import conversion_findings
+from workers.engine.formats import open_program
 from workers.engine.layers import find_layers
 from workers.engine.machine import peak_memory_bytes
 from workers.engine.observe import observe, outputs_of
 from workers.engine.package import package
 from workers.engine.plan import full_range, plan
-from workers.engine.program import load, signature
+from workers.engine.program import signature
 from workers.engine.quantize import quantize
-from workers.engine.reference import reference_of
+from workers.engine.reference import Reference, reference_of
 from workers.engine.stopwatch import Progress, Stopwatch
-from workers.engine.table import coverage, model_layers, product_rows, report_rows
-from workers.engine.task import Inspection, Task
-from workers.engine.verification import measure_artifacts, measure_latency_of, report_of, run_artifacts
+from workers.engine.table import coverage, product_rows, report_rows
+from workers.engine.task import FLOAT_PROGRAM, Task
+from workers.engine.verification import Runs, measure_artifacts, measure_latency_of, report_of
 
-__all__ = ["Progress", "convert", "inspect", "verify"]
-
-
-def inspect(folder: Path) -> Inspection:
-    """One look at an upload, ``folder/model``: its inputs and its layer table. Raises ``EngineError``."""
-    program = load(folder / "model")
-    layers, _ = find_layers(program)
-    return Inspection(format="pt2", inputs=signature(program), layers=model_layers(layers))
+__all__ = ["Progress", "convert", "verify"]
 
 
 def convert(folder: Path, progress: Progress) -> None:
@@ -48,8 +44,24 @@ def convert(folder: Path, progress: Progress) -> None:
     watch = Stopwatch(progress)
     _prepare(task)
 
+    reference, draft = _quantized(task, folder, watch)  # the float weights are gone before the artifacts are written
+    gc.collect()
+    with watch("package"):
+        written = package(reference, task.spec, folder)
+    draft.model_copy(
+        update={
+            "calls": written.calls,
+            "findings": (*draft.findings, *written.findings),
+            "timings_s": watch.seconds,
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+    ).write(folder)
+
+
+def _quantized(task: Task, folder: Path, watch: Stopwatch) -> tuple[Reference, Draft]:
+    """The reference, and all that is known before it is written: every layer's row above all."""
     with watch("load"):
-        program = canonical(load(folder / task.model_file))
+        program = canonical(_opened(task, folder))
         inputs = signature(program)
         data = read_evaluation(task, folder, inputs)
     with watch("plan"):
@@ -63,21 +75,24 @@ def convert(folder: Path, progress: Progress) -> None:
     with watch("observe") as advance:
         seen = observe(program, layers, quantized, ranges, data, folder / "float.npy", advance)
         np.save(folder / "expected.npy", outputs_of(reference.program, next(data.batches())))
-    with watch("package"):
-        written = package(reference, task.spec, folder)
-
     rows = report_rows(planned, quantized, seen)
-    Draft(
+    return reference, Draft(
         inputs=inputs,
         rows=rows,
         products=product_rows(products),
-        calls=written.calls,
         coverage=coverage(program, planned, rows, seen),
-        findings=(*conversion_findings(program, rows, quantized, task.spec), *written.findings),
+        findings=conversion_findings(program, rows, quantized, task.spec),
         finite=seen.finite,
-        timings_s=watch.seconds,
-        peak_memory_bytes=peak_memory_bytes(),
-    ).write(folder)
+    )
+
+
+def _opened(task: Task, folder: Path) -> Program:
+    """The upload as a program. One that is no ``.pt2`` is kept as one, for the latency of the float model."""
+    dataset = task.evaluation or task.calibration
+    program = open_program(folder / task.model_file, task.model.format, folder / dataset if dataset else None)
+    if task.model.format != "pt2":
+        torch.export.save(program.exported, folder / FLOAT_PROGRAM)
+    return program
 
 
 def verify(folder: Path, progress: Progress) -> None:
@@ -89,7 +104,7 @@ def verify(folder: Path, progress: Progress) -> None:
 
     with watch("verify") as advance:
         data = read_evaluation(task, folder, draft.inputs)
-        runs = run_artifacts(draft.artifacts, folder)
+        runs = Runs(draft.artifacts, folder)
         measured = measure_artifacts(runs, draft, data, folder, advance)
     with watch("latency"):
         latency = measure_latency_of(runs, task, data, folder)

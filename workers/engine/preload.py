@@ -13,7 +13,8 @@ from torch import nn
 
 from fewbit.report import ReportModel
 from fewbit.spec import JobSpec
-from workers.engine.pipeline import convert, inspect, verify
+from workers.engine.formats import inspect_upload
+from workers.engine.pipeline import convert, verify
 from workers.engine.task import Task
 
 
@@ -27,7 +28,7 @@ def preload() -> None:
         folder = Path(name)
         with (folder / "model").open("wb") as file:
             torch.export.save(exported, file)
-        inspect(folder)
+        inspect_upload(folder / "model", "pt2")
         Task(
             job="preload",
             model=ReportModel(id="preload", sha256="", format="pt2"),

@@ -16,6 +16,8 @@ from fewbit.resources import InputSignature
 from fewbit.runtime.program import Program, program_of
 from workers.engine.errors import EngineError, first_line
 
+WRITTEN_AS = "fewbit_written_as"  # in a node's metadata: the operator of the user's graph that it stands for
+
 
 def load(path: Path) -> Program:
     """Read a ``.pt2``. Raises ``EngineError('invalid-model')`` when it is none this torch can read."""
@@ -27,6 +29,12 @@ def load(path: Path) -> Program:
         raise EngineError(
             "invalid-model", f"torch {torch.__version__} cannot load this .pt2: {first_line(error)}"
         ) from error
+    if any("vmap" in str(node.target) for node in exported.graph.nodes if node.op == "call_function"):
+        raise EngineError(
+            "invalid-model",
+            "the graph switches torch.vmap on and off, which no other process can replay; write the batch axis out and "
+            "export again.",
+        )
     return program_of(exported)
 
 

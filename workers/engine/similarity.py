@@ -31,7 +31,8 @@ class Comparison:
     def add(self, reference: Array, measured: Array) -> None:
         self.shape = reference.shape
         flat, other = _flat(reference), _flat(measured)
-        difference = flat - other
+        with np.errstate(invalid="ignore"):  # infinity less infinity: the sums say so
+            difference = flat - other
         self.finite = self.finite and bool(np.isfinite(other).all())
         self.signal += float(np.square(flat).sum())
         self.noise += float(np.square(difference).sum())

@@ -10,6 +10,8 @@ from fewbit.report import ReportModel
 from fewbit.resources import InputSignature, ModelFormat, ModelLayer
 from fewbit.spec import JobSpec
 
+FLOAT_PROGRAM = "float.pt2"  # in the folder: the float model as a program, where the upload is none
+
 
 class Task(BaseModel):
     """One job. File names are relative to the folder; ``model_size`` is in bytes."""
@@ -24,6 +26,11 @@ class Task(BaseModel):
     calibration: str | None = None
     evaluation: str | None = None
     threads: int
+
+    @property
+    def program_file(self) -> str:
+        """The float model as a ``.pt2``."""
+        return self.model_file if self.model.format == "pt2" else FLOAT_PROGRAM
 
     @classmethod
     def read(cls, folder: Path) -> Task:

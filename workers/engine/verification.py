@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from workers.engine.draft import Draft
 from workers.engine.errors import EngineError, first_line
 from workers.engine.gates import check_gates, verdict
 from workers.engine.kernels import executed_kernels
-from workers.engine.latency import measure_latency
+from workers.engine.latency import latency_of, race
 from workers.engine.machine import peak_memory_bytes, provenance
 from workers.engine.observe import output_rows
 from workers.engine.run import primary_output
@@ -38,6 +39,7 @@ from workers.engine.task import Task
 
 AGREEMENT_DB = 35.0  # nearer than this to the reference is rounding
 TOLERANCE_DB = 1.0
+LARGEST_KEPT = 128 << 20  # bytes of an artifact that stays loaded while others are measured
 
 
 @dataclass(frozen=True)
@@ -48,58 +50,71 @@ class Measured:
     executed: dict[str, str]
 
 
-def run_artifacts(kinds: tuple[str, ...], folder: Path) -> dict[str, Run]:
-    """Load every artifact the way its user will. Raises ``EngineError('verification-failed')``."""
-    runs = {}
-    for kind in kinds:
-        path = folder / "out" / KINDS[kind].file
+class Runs:
+    """The artifacts of a job, each loaded the way its user will. Small ones stay loaded; of large ones there is one in
+    memory at a time."""
+
+    def __init__(self, kinds: Sequence[str], folder: Path) -> None:
+        self.kinds = tuple(kinds)
+        self.folder = folder
+        self.kept: dict[str, Run] = {}
+
+    def load(self, kind: str) -> Run:
+        """Raises ``EngineError('verification-failed')``: whatever the cause, this file must not be delivered."""
+        if kind in self.kept:
+            return self.kept[kind]
+        path = self.folder / "out" / KINDS[kind].file
         try:
-            runs[kind] = KINDS[kind].load(path)
-        except Exception as error:  # whatever it is, this file must not be delivered
+            run = KINDS[kind].load(path)
+        except Exception as error:
             raise EngineError("verification-failed", f"{path.name} does not load: {first_line(error)}") from error
-    return runs
+        if path.stat().st_size <= LARGEST_KEPT:
+            self.kept[kind] = run
+        return run
 
 
 def measure_artifacts(
-    runs: Mapping[str, Run], draft: Draft, data: Data, folder: Path, advance: Callable[[float], None]
+    runs: Runs, draft: Draft, data: Data, folder: Path, advance: Callable[[float], None]
 ) -> dict[str, Measured]:
     """Run each artifact over all of ``data``, hold it against the engine's int8 result, and profile a batch of one."""
     measured = {}
     expected = np.load(folder / "expected.npy")
     reference = np.load(folder / "float.npy", mmap_mode="r")
     first = next(data.batches())
-    for index, (kind, run) in enumerate(runs.items()):
-        comparison = Comparison()
-        row = 0
+    speaks = representative(runs.kinds) if runs.kinds else None
+    for index, kind in enumerate(runs.kinds):
+        run, comparison, row = runs.load(kind), Comparison(), 0
         for batch in data.batches():
             rows = _rows(kind, run, batch)
             if batch.start == 0 and draft.finite:
                 _require_agreement(kind, np.asarray(reference[: len(rows)]), expected, rows)
             comparison.add(np.asarray(reference[row : row + len(rows)]), rows)
             row += len(rows)
-            advance((index + (batch.start + batch.count) / data.samples) / len(runs))
-        measured[kind] = Measured(comparison, {})
-    if measured:
-        kind = representative(measured)
-        forward = _forward(runs[kind], first.inputs)
-        executed = executed_kernels(draft.calls[kind], forward)
-        measured[kind] = replace(measured[kind], executed=executed)
+            advance((index + (batch.start + batch.count) / data.samples) / len(runs.kinds))
+        executed = executed_kernels(draft.calls[kind], _forward(run, first.inputs)) if kind == speaks else {}
+        measured[kind] = Measured(comparison, executed)
     return measured
 
 
-def representative(measured: Mapping[str, Measured]) -> str:
+def representative(kinds: Collection[str]) -> str:
     """The artifact that accuracy and kernels are reported of: TorchScript where there is one, for it runs on int8."""
-    return "torchscript" if "torchscript" in measured else next(iter(measured))
+    return "torchscript" if "torchscript" in kinds else next(iter(kinds))
 
 
-def measure_latency_of(runs: Mapping[str, Run], task: Task, data: Data, folder: Path) -> Latency | None:
+def measure_latency_of(runs: Runs, task: Task, data: Data, folder: Path) -> Latency | None:
     """Every artifact against the float program, which this process opens only now."""
-    if not runs:
+    if not runs.kinds:
         return None
-    batch = next(data.batches())
-    before = load_pt2(folder / task.model_file)
-    calls = {kind: _forward(run, batch.inputs) for kind, run in runs.items()}
-    return measure_latency(_forward(before, batch.inputs), calls, task.threads, len(batch.inputs[0]))
+    batch, races, path = next(data.batches()), {}, folder / task.program_file
+    before: Run | None = None
+    for kind in runs.kinds:
+        after = runs.load(kind)  # before the float program: loading takes up to three times an artifact's size
+        before = before or load_pt2(path)
+        races[kind] = race(_forward(before, batch.inputs), _forward(after, batch.inputs), len(runs.kinds))
+        if path.stat().st_size > LARGEST_KEPT:
+            before = after = None  # type: ignore[assignment]
+            gc.collect()  # graph modules refer to themselves
+    return latency_of(races, task.threads, len(batch.inputs[0]))
 
 
 def report_of(

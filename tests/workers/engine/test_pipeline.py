@@ -12,7 +12,7 @@ from tests.workers.engine import models
 from tests.workers.engine.runs import export, run_engine
 from tests.workers.uploads import with_program
 from workers.engine.errors import EngineError
-from workers.engine.pipeline import inspect
+from workers.engine.formats import inspect_upload
 from workers.engine.program import load
 
 X = np.random.default_rng(0).normal(size=(70, 64)).astype(np.float32)
@@ -129,7 +129,7 @@ def test_a_fixed_batch_is_padded_and_every_sample_counted_once(tmp_path: Path) -
 
 def test_inspection_names_inputs_and_layers(tmp_path: Path) -> None:
     export(models.mlp(), EXAMPLE, tmp_path / "model.pt2").rename(tmp_path / "model")
-    inspection = inspect(tmp_path)
+    inspection = inspect_upload(tmp_path / "model", "pt2")
     (given,) = inspection.inputs
     assert (given.dtype, given.shape[1]) == ("float32", 64)
     assert given.dynamic[str(given.shape[0])] == (1, 1024)
