@@ -69,14 +69,11 @@ def test_a_missing_model_is_named(http: httpx2.Client) -> None:
 @pytest.mark.parametrize(
     ("spec", "pointer"),
     [
-        ({"method": "static"}, "/method"),
         ({"method": "auto"}, "/method"),
         ({"backend": "eager"}, "/backend"),
         ({"weights": {"dtype": "int4"}}, "/weights/dtype"),
         ({"weights": {"granularity": "per_group", "group_size": 32}}, "/weights/granularity"),
-        ({"activations": {"dtype": "int8"}}, "/activations/dtype"),
         ({"layers": [{"match": "*", "weights": {"dtype": "int4"}}]}, "/layers/0/weights/dtype"),
-        ({"layers": [{"match": "*", "activations": {"dtype": "uint8"}}]}, "/layers/0/activations"),
         ({"artifacts": ["pt2", "onnx"]}, "/artifacts/1"),
         ({"smooth": {"alpha": "auto"}}, "/smooth"),
         ({"bias_correction": True}, "/bias_correction"),
@@ -91,6 +88,27 @@ def test_what_this_release_does_not_do_is_refused(
     answer = refused(http, model=ready_model(http, worker), **spec)
     assert codes(answer) == {(pointer, "unsupported")}
     assert message(answer, "unsupported").endswith(".")
+
+
+def test_static_without_data_says_what_to_send(http: httpx2.Client, worker: Worker) -> None:
+    answer = refused(http, model=ready_model(http, worker), method="static")
+    assert codes(answer) == {("/calibration", "calibration-needed")}
+    assert "POST /datasets" in message(answer, "calibration-needed")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"method": "weight_only", "weights": {"dtype": "int4", "granularity": "per_group", "group_size": 32}},
+        {"method": "static", "activations": {"dtype": "int8", "range": "entropy"}},
+        {"target": "avx2", "layers": [{"match": "*", "activations": {"range": {"percentile": 99.9}}}]},
+    ],
+    ids=["int4 in groups", "static", "target"],
+)
+def test_every_method_is_taken(http: httpx2.Client, worker: Worker, spec: dict[str, Any]) -> None:
+    data = {"calibration": {"dataset": dataset(http, digits())}} if spec.get("method") == "static" else {}
+    answer = http.post("/jobs", json={"model": ready_model(http, worker), **spec, **data})
+    assert answer.status_code == 202, answer.text
 
 
 def test_an_unknown_metric_says_which_there_are(http: httpx2.Client, worker: Worker) -> None:

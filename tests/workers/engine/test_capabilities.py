@@ -6,11 +6,21 @@ import torch
 
 from fewbit import capabilities, spec
 from workers.engine.artifacts import KINDS
+from workers.engine.observers import observer_for
 from workers.engine.weights import clip_bound, quantize_weight
 
 
 def test_every_artifact_kind_has_its_writer_and_no_other_has() -> None:
     assert set(capabilities.ARTIFACT_KINDS) == set(KINDS) <= set(get_args(spec.ArtifactKind))
+
+
+def test_every_activation_range_that_is_offered_has_its_observer() -> None:
+    extras = {"percentile": {"percentile": 99.0}, "clip": {"clip": [-1, 1]}}
+    for name in capabilities.ACTIVATION_RANGES:
+        settings = spec.Activations.model_validate({"range": extras.get(name, name)})
+        observer = observer_for(settings.range)
+        observer.observe(torch.randn(1000))
+        assert observer.qparams("uint8", reduce_range=False).qmax == 255
 
 
 def test_every_weight_setting_that_is_offered_quantizes() -> None:
@@ -19,6 +29,9 @@ def test_every_weight_setting_that_is_offered_quantizes() -> None:
     assert set(ranges) == set(capabilities.WEIGHT_RANGES)
     for granularity in capabilities.WEIGHT_GRANULARITIES:
         for each in ranges.values():
-            weights = spec.Weights.model_validate({"granularity": granularity, "range": each})
-            assert quantize_weight(weight, weights).values.abs().max() == 127
+            group = {"group_size": 16} if granularity == "per_group" else {}
+            for dtype, largest in (("int8", 127), ("int4", 7)):
+                settings = {"dtype": dtype, "granularity": granularity, "range": each, **group}
+                weights = spec.Weights.model_validate(settings)
+                assert quantize_weight(weight, weights).values.abs().max() == largest
             assert bool((clip_bound(weight, weights.range) > 0).all())
