@@ -39,6 +39,7 @@ openapi: .venv/installed  ## write openapi/openapi.json from the app
 	@$(BIN)/python -m service.openapi
 
 bench: .venv/installed  ## side by side with what one would use instead
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[bench]' -c requirements.lock
 	@$(BIN)/python -m benchmarks
 
 lock:  ## write requirements.lock from what a fresh .venv gets today (a few minutes)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import engine, overhead, reads, uploads
+from benchmarks.peers.show import print_tables
 
 BENCHMARKS = (uploads, reads, overhead, engine)
 
@@ -22,6 +23,7 @@ def main() -> int:
             missed += result.missed
             table.add_row(*result.row())
     console.print(table)
+    print_tables(console)
     return 1 if missed else 0
 
 

@@ -90,6 +90,20 @@ class Source:
             return
         self.line(f"{name} = {_Expression(self, instead or {}).of(node)}")
 
+    def call_in_place(self, node: fx.Node, name: str, owned: fx.Node) -> None:
+        """The same, with the result in the memory of ``owned``, one of its first two arguments. An addition that is
+        scaled on the other side is left as it is."""
+        first, *rest = node.args
+        if owned is not first and node.kwargs:
+            self.call(node, name)
+            return
+        others = rest if owned is first else [first, *rest[1:]]
+        expression = _Expression(self, {})
+        given = [expression.value(each) for each in others]
+        given += [f"{key}={expression.value(value)}" for key, value in node.kwargs.items()]
+        operator = node.target._opname  # type: ignore[union-attr]
+        self.line(f"{name} = torch.ops.aten.{operator}_({', '.join([self.name(owned), *given])})")
+
     def compile(self) -> torch.jit.ScriptModule:
         """Raises ``NotExpressible`` when TorchScript refuses the text."""
         arguments = "".join(f", {_name(node)}: Tensor" for node in self.program.inputs)

@@ -80,7 +80,7 @@ def _tensordot_operands(node: fx.Node) -> tuple[fx.Node, fx.Node, bool] | None:
     single = len(left) == len(right) == 1 and weight.meta["val"].dim() == 2  # type: ignore[arg-type,union-attr]
     if not single or left[0] % rank != rank - 1:  # type: ignore[index,operator]
         return None
-    return x, weight, right[0] % 2 == 0  # type: ignore[index,operator,return-value]
+    return x, weight, int(right[0]) % 2 == 0  # type: ignore[index,arg-type,return-value]
 
 
 # --- Calls that write in place ---

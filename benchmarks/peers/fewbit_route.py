@@ -1,0 +1,84 @@
+"""Fewbit itself: the engine's two stages on the job spec one would post, then the TorchScript it delivers."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from benchmarks.peers.route import Route
+from benchmarks.peers.source import CALIBRATION_BATCH, Array, Run, Source
+from benchmarks.peers.torch_routes import run_of
+from benchmarks.peers.turns import THREADS
+from fewbit.report import ReportModel
+from fewbit.spec import JobSpec
+from service.jobs.support import unsupported
+from workers.engine.pipeline import convert, verify
+from workers.engine.task import Task
+
+ARTIFACT = "model.ts.pt"
+
+
+class NotYet(Exception):
+    """The gateway refuses this spec today. The engine alone would run it and leave the asked-for part out."""
+
+
+def route(name: str, stem: str, **spec: Any) -> Route:
+    return Route(name, f"{stem}.ts.pt", partial(_quantize, spec, stem), partial(_load, stem))
+
+
+def convert_only(spec: dict[str, Any], source: Source, folder: Path) -> str:
+    """The upload to artifacts: no artifact is loaded again, none is measured. Raises ``NotYet``, ``EngineError``."""
+    job = _job(spec, source, folder / "convert-only")
+    convert(job, _unwatched)
+    return ""
+
+
+def _quantize(spec: dict[str, Any], stem: str, source: Source, folder: Path) -> str:
+    job = _job({**spec, "evaluation": {"dataset": "bench", "batch_size": CALIBRATION_BATCH}}, source, folder / stem)
+    began = time.perf_counter()
+    convert(job, _unwatched)
+    converted = time.perf_counter() - began
+    verify(job, _unwatched)
+    shutil.copy(job / "out" / ARTIFACT, folder / f"{stem}.ts.pt")
+    return f"convert {converted:.1f} s, the rest measures"
+
+
+def _job(spec: dict[str, Any], source: Source, job: Path) -> Path:
+    """A job's folder, filled. The float model is the route's neighbour ``float.pt2``."""
+    parsed = JobSpec.model_validate({"model": "bench", "artifacts": ["torchscript"], **spec})
+    refused = [f"{error.pointer}: {error.message}" for error in unsupported(parsed)]
+    if refused:
+        raise NotYet(f"not yet: {refused[0]}")
+    job.mkdir()
+    shutil.copy(job.parent / "float.pt2", job / "model")
+    _save_arrays(job / "calibration", source.named(source.calibration))
+    _save_arrays(job / "evaluation", source.named(source.evaluation))
+    Task(
+        job="bench",
+        model=ReportModel(id="bench", sha256="", format="pt2"),
+        model_size=(job / "model").stat().st_size,
+        spec=parsed,
+        calibration="calibration" if parsed.calibration else None,
+        evaluation="evaluation" if parsed.evaluation else None,
+        threads=THREADS,
+    ).write(job)
+    return job
+
+
+def _save_arrays(path: Path, arrays: dict[str, Array]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **cast(Any, arrays))
+
+
+def _load(stem: str, _source: Source, folder: Path) -> Run:
+    return run_of(torch.jit.load(folder / f"{stem}.ts.pt"))  # type: ignore[no-untyped-call]
+
+
+def _unwatched(_stage: str, _share: float) -> None:
+    """Nobody follows a benchmark's progress."""

@@ -1,0 +1,179 @@
+"""The four tables: which models, which routes, what the caption must say."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers import fewbit_route, onnx_routes, openvino_routes, torch_routes
+from benchmarks.peers.contention import Clock
+from benchmarks.peers.contest import Entry, contest, reason_of
+from benchmarks.peers.models import cnn, encoder, encoder_with_outliers
+from benchmarks.peers.route import Route
+from benchmarks.peers.source import Source, save_fixed, save_float
+from benchmarks.peers.turns import Turns
+
+STATIC: dict[str, Any] = {"method": "static", "calibration": {"dataset": "bench", "samples": 128, "batch_size": 8}}
+SMOOTH: dict[str, Any] = {"smooth": {"alpha": "auto"}, "weights": {"range": "mse"}}
+REPEATS = 2
+
+FEWBIT_DYNAMIC = fewbit_route.route("Fewbit dynamic", "fewbit-dynamic")
+FEWBIT_STATIC = fewbit_route.route("Fewbit static", "fewbit-static", **STATIC)
+FEWBIT_SMOOTH = fewbit_route.route("Fewbit dynamic, smooth auto, mse", "fewbit-smooth", **SMOOTH)
+
+MEASURED = (
+    "ms: median over turns of each turn's fastest of 3 calls, 2 threads, all peers in one process; (ratio to float "
+    "torch); ~ where others used the cores too: no basis for a ranking. alone: each in a process of its own, first "
+    "shape. Bytes: against the float .pt2. s: from the float file (.pt2, .onnx, or the module) to the delivered one."
+)
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One model and who competes on it."""
+
+    title: str
+    caption: str
+    source: Callable[[], Source]
+    routes: tuple[Route, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Ready to print, and to travel as JSON."""
+
+    title: str
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+CONTESTS = {
+    "encoder": Contest(
+        "BERT encoder, 6 x 384, 22.7 M parameters",
+        f"Random weights and random token ids: the dB are no accuracy. {MEASURED}",
+        encoder,
+        (
+            torch_routes.FLOAT,
+            torch_routes.AO_DYNAMIC,
+            torch_routes.TORCHAO,
+            onnx_routes.FLOAT,
+            onnx_routes.DYNAMIC,
+            openvino_routes.NNCF,
+            FEWBIT_DYNAMIC,
+        ),
+    ),
+    "cnn": Contest(
+        "residual CNN, 3 stages, 0.38 M parameters, batch 16 and 1",
+        f"Static ranges from the same 128 images for all. {MEASURED}",
+        cnn,
+        (
+            torch_routes.FLOAT,
+            torch_routes.AO_STATIC,
+            onnx_routes.FLOAT,
+            onnx_routes.STATIC,
+            openvino_routes.NNCF,
+            FEWBIT_STATIC,
+        ),
+    ),
+    "outliers": Contest(
+        "the encoder with 1 % of LayerNorm channels x 30",
+        "Output against float on 64 x 64 random tokens; planted everywhere but in the last LayerNorm.",
+        encoder_with_outliers,
+        (torch_routes.AO_DYNAMIC, torch_routes.TORCHAO, onnx_routes.DYNAMIC, FEWBIT_DYNAMIC, FEWBIT_SMOOTH),
+    ),
+}
+
+
+def table_of_turns(name: str, folder: Path, alone: Callable[[Entry], Entry]) -> Table:
+    """Tables 1 and 2. ``alone`` adds to an entry its latency in a process of its own."""
+    chosen = CONTESTS[name]
+    source = chosen.source()
+    entries = [entry if entry.failed else alone(entry) for entry in contest(source, chosen.routes, folder)]
+    float_size = (folder / "float.pt2").stat().st_size
+    first = next(iter(source.timed))
+    columns = ("", "bytes / float", *(f"ms, {label}" for label in source.timed), "alone", "SQNR dB", "s", "")
+    rows = [_row(entry, entries[0], float_size, tuple(source.timed), first) for entry in entries]
+    return Table(chosen.title, f"{chosen.caption} {_busy(entries)}", columns, rows)
+
+
+def table_of_closeness(name: str, folder: Path) -> Table:
+    """Table 4: decibels only."""
+    chosen = CONTESTS[name]
+    entries = contest(_untimed(chosen.source()), chosen.routes, folder)
+    rows = [(each.route.name, "-" if each.failed else _decibels(each.sqnr_db), each.remark) for each in entries]
+    return Table(chosen.title, chosen.caption, ("", "SQNR dB", ""), rows)
+
+
+def table_of_quantizing(folder: Path) -> Table:
+    """Table 3: from the float file to the quantized one, the better of two."""
+    routes: tuple[tuple[str, Callable[[Source, Path], str]], ...] = (
+        ("Fewbit dynamic, convert only", lambda source, at: fewbit_route.convert_only({}, source, at)),
+        ("Fewbit static, convert only", lambda source, at: fewbit_route.convert_only(STATIC, source, at)),
+        ("NNCF on the torch program, fixed shape", openvino_routes.quantize_torch),
+        ("NNCF on the OpenVINO model", openvino_routes.quantize_openvino),
+    )
+    columns: dict[str, list[str]] = {}
+    clock = Clock.now()
+    for source in (encoder(), cnn()):
+        columns[source.name] = [_best(call, source, folder / f"{source.name}-{index}")
+                                for index, (_, call) in enumerate(routes)]  # fmt: skip
+    rows = [(name, *(cells[index] for cells in columns.values())) for index, (name, _) in enumerate(routes)]
+    caption = (
+        "Imports done before; the better of two; the same 128 samples for all that calibrate (Fewbit dynamic does "
+        f"not). Other processes kept {clock.others(Clock.now()):.1f} cores busy meanwhile."
+    )
+    return Table("time to quantize, load to artifact", caption, ("", *(f"{name}, s" for name in columns)), rows)
+
+
+def _best(call: Callable[[Source, Path], str], source: Source, folder: Path) -> str:
+    seconds = []
+    for index in range(REPEATS):
+        at = folder / str(index)
+        at.mkdir(parents=True)
+        save_float(source, at)
+        save_fixed(source, at)
+        began = time.perf_counter()
+        try:
+            call(source, at)
+        except Exception as error:
+            return reason_of(error)
+        seconds.append(time.perf_counter() - began)
+    return f"{min(seconds):.2f}"
+
+
+def _untimed(source: Source) -> Source:
+    return replace(source, timed={})
+
+
+def _row(entry: Entry, base: Entry, float_size: int, labels: tuple[str, ...], first: str) -> tuple[str, ...]:
+    if entry.failed:
+        return entry.route.name, *("-" for _ in range(len(labels) + 4)), entry.remark
+    return (
+        entry.route.name,
+        f"{entry.size / float_size:.3f}",
+        *(_latency(entry.turns[label], base.turns[label]) for label in labels),
+        _latency(entry.alone[first], base.alone[first]),
+        _decibels(entry.sqnr_db),
+        f"{entry.seconds:.2f}",
+        entry.remark,
+    )
+
+
+def _busy(entries: Sequence[Entry]) -> str:
+    turns = [each for entry in entries for each in (*entry.turns.values(), *entry.alone.values())]
+    worst = max((each.others for each in turns), default=0.0)
+    return f"Other processes kept up to {worst:.1f} cores busy meanwhile."
+
+
+def _latency(mine: Turns, base: Turns) -> str:
+    mark = "~" if mine.noisy or base.noisy else ""
+    return f"{mine.p50:.2f} ({mine.p50 / base.p50:.2f}){mark}"
+
+
+def _decibels(value: float) -> str:
+    return "" if math.isinf(value) else f"{value:.1f}"
