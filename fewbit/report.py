@@ -140,10 +140,12 @@ class ActivationScheme(Resource):
 
 
 class Scheme(Resource):
-    """How one layer is quantized; ``activations`` is null when only the weights are."""
+    """How one layer is quantized; ``activations`` is null when only the weights are. ``smooth``: the alpha that its
+    input was smoothed with; null when it was left as it is."""
 
     weights: WeightScheme
     activations: ActivationScheme | None
+    smooth: float | None = None
 
 
 class EagerVerdict(Resource):
@@ -223,7 +225,8 @@ class Finding(Resource):
 
 
 class ReportArtifact(Resource):
-    """A delivered file. ``verified``: it was loaded in a fresh process, ran, and agreed with the engine."""
+    """A delivered file. ``verified``: it was loaded in a fresh process, ran, and agreed with the engine. ``output`` is
+    null for a file that holds weights and no program: each weight was rebuilt from it and compared instead."""
 
     name: str
     kind: str

@@ -48,8 +48,6 @@ def _without_data(spec: JobSpec) -> Iterator[FieldError]:
 
 def _absent(spec: JobSpec) -> Iterator[FieldError]:
     asked = {
-        "smooth": spec.smooth is not None,
-        "bias_correction": spec.bias_correction,
         "auto": spec.auto is not None,
         "webhook": spec.webhook is not None,
     }

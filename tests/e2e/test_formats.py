@@ -60,7 +60,7 @@ def test_a_saved_module_is_quantized_static_on_its_own_data(client: Client, tmp_
     }
     report = job(client, packed.saved(trained(), tmp_path / "module.pt"), method="static", **data)
     assert report.model.format == "module"
-    assert [row.executed for row in report.layers][0] == "quantized::linear_relu"
+    assert report.layers[0].executed == "quantized::linear_relu"
     assert report.accuracy is not None
     assert report.accuracy.metrics[0].before > 0.9
     assert abs(report.accuracy.metrics[0].delta) <= 0.005

@@ -37,7 +37,7 @@ def test_every_field_at_fault_is_named_at_once(http: httpx2.Client, worker: Work
         evaluation={"dataset": "dst_nowhere", "batch_size": 0},
         calibration={"dataset": "dst_nowhere"},
         layers=[{"match": ""}],
-        smooth={"alpha": 0.5},
+        auto={},
     )
     assert codes(answer) == {
         ("/mehtod", "unknown-field"),
@@ -48,7 +48,7 @@ def test_every_field_at_fault_is_named_at_once(http: httpx2.Client, worker: Work
         ("/layers/0/match", "string-too-short"),
         ("/model", "unknown-model"),
         ("/calibration/dataset", "unknown-dataset"),
-        ("/smooth", "unsupported"),
+        ("/auto", "unsupported"),
     }
 
 
@@ -74,9 +74,6 @@ def test_a_missing_model_is_named(http: httpx2.Client) -> None:
         ({"weights": {"dtype": "int4"}}, "/weights/dtype"),
         ({"weights": {"granularity": "per_group", "group_size": 32}}, "/weights/granularity"),
         ({"layers": [{"match": "*", "weights": {"dtype": "int4"}}]}, "/layers/0/weights/dtype"),
-        ({"artifacts": ["pt2", "onnx"]}, "/artifacts/1"),
-        ({"smooth": {"alpha": "auto"}}, "/smooth"),
-        ({"bias_correction": True}, "/bias_correction"),
         ({"auto": {}}, "/auto"),
         ({"webhook": "whk_1"}, "/webhook"),
         ({"gates": {"max_drop": {"f1": 0.1}}}, "/gates/max_drop/f1"),
@@ -101,9 +98,10 @@ def test_static_without_data_says_what_to_send(http: httpx2.Client, worker: Work
     [
         {"method": "weight_only", "weights": {"dtype": "int4", "granularity": "per_group", "group_size": 32}},
         {"method": "static", "activations": {"dtype": "int8", "range": "entropy"}},
+        {"smooth": {"alpha": "auto"}, "bias_correction": True},
         {"target": "avx2", "layers": [{"match": "*", "activations": {"range": {"percentile": 99.9}}}]},
     ],
-    ids=["int4 in groups", "static", "target"],
+    ids=["int4 in groups", "static", "smooth", "target"],
 )
 def test_every_method_is_taken(http: httpx2.Client, worker: Worker, spec: dict[str, Any]) -> None:
     data = {"calibration": {"dataset": dataset(http, digits())}} if spec.get("method") == "static" else {}

@@ -78,7 +78,7 @@ def _tensordot_operands(node: fx.Node) -> tuple[fx.Node, fx.Node, bool] | None:
     x, weight, left, right = node.args[:4]
     rank = x.meta["val"].dim()  # type: ignore[union-attr]
     single = len(left) == len(right) == 1 and weight.meta["val"].dim() == 2  # type: ignore[arg-type,union-attr]
-    if not single or left[0] % rank != rank - 1:  # type: ignore[index,operator]
+    if not single or left[0] % rank != rank - 1:  # type: ignore[index]
         return None
     return x, weight, int(right[0]) % 2 == 0  # type: ignore[index,arg-type,return-value]
 

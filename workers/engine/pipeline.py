@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from fewbit.runtime.program import Program
+from workers.engine.bias import corrected
 from workers.engine.calibrate import ranges_of
 from workers.engine.canonical import canonical
 from workers.engine.data import read_calibration, read_evaluation
@@ -30,6 +31,7 @@ from workers.engine.plan import full_range, plan
 from workers.engine.program import signature
 from workers.engine.quantize import quantize
 from workers.engine.reference import Reference, reference_of
+from workers.engine.smooth import smoothed, with_alphas
 from workers.engine.stopwatch import Progress, Stopwatch
 from workers.engine.table import coverage, product_rows, report_rows
 from workers.engine.task import FLOAT_PROGRAM, Task
@@ -67,15 +69,21 @@ def _quantized(task: Task, folder: Path, watch: Stopwatch) -> tuple[Reference, D
     with watch("plan"):
         layers, products = find_layers(program)
         planned = plan(layers, task.spec, full_range(task.spec))
+    with watch("smooth") as advance:
+        smooth = smoothed(program, planned, task.spec.smooth, lambda: read_calibration(task, folder, inputs), advance)
+        program, layers, planned = smooth.program, smooth.layers, smooth.planned
     with watch("calibrate") as advance:
         ranges = ranges_of(program, planned, lambda: read_calibration(task, folder, inputs), advance)
     with watch("quantize") as advance:
         quantized = quantize(planned, advance)
-        reference = reference_of(program, layers, quantized, ranges)
+    with watch("correct") as advance:
+        wanted = task.spec.bias_correction
+        biased = corrected(program, quantized, ranges, wanted, lambda: read_calibration(task, folder, inputs), advance)
+        reference = reference_of(biased.program, layers, biased.quantized, ranges)
     with watch("observe") as advance:
         seen = observe(program, layers, quantized, ranges, data, folder / "float.npy", advance)
         np.save(folder / "expected.npy", outputs_of(reference.program, next(data.batches())))
-    rows = report_rows(planned, quantized, seen)
+    rows = with_alphas(report_rows(planned, quantized, seen), smooth.alphas)
     return reference, Draft(
         inputs=inputs,
         rows=rows,
