@@ -15,5 +15,5 @@ ACTIVATION_RANGES: tuple[str, ...] = (
     "minmax", "moving_average", "histogram", "mse", "entropy", "percentile", "clip",
 )  # fmt: skip
 TARGETS: tuple[Target, ...] = ("avx2", "avx512", "vnni", "arm")
-ARTIFACT_KINDS: tuple[ArtifactKind, ...] = ("pt2", "torchscript")
+ARTIFACT_KINDS: tuple[ArtifactKind, ...] = ("pt2", "torchscript", "onnx", "safetensors")
 METRICS: tuple[str, ...] = ("accuracy",)

@@ -1,4 +1,4 @@
-"""The kinds of artifact: how each is written, and how it is loaded again by someone who has torch and nothing else."""
+"""The kinds of artifact: how each is written, and how it is loaded again by someone who has nothing of this project."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
 from fewbit.runtime.script import Call
+from workers.engine.onnx import load_onnx, save_onnx
 from workers.engine.portable import save_pt2
 from workers.engine.reference import Reference
+from workers.engine.tensors import check_safetensors, save_safetensors
 from workers.engine.torchscript import save_torchscript
 
 Run = Callable[[Sequence[Tensor]], list[Any]]
@@ -23,12 +25,15 @@ Run = Callable[[Sequence[Tensor]], list[Any]]
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind. ``save`` returns the calls that the layers make in it, in the order of a forward pass."""
+    """One kind. ``save`` returns the calls that the layers make in it, in the order of a forward pass, as torch's
+    profiler sees them. ``load`` is None where the file holds no program: its content is held to be right by ``check``,
+    which raises."""
 
     name: str
     file: str
     save: Callable[[Reference, Path], tuple[Call, ...]]
-    load: Callable[[Path], Run]
+    load: Callable[[Path], Run] | None
+    check: Callable[[Path], None] | None = None
 
 
 def load_torchscript(path: Path) -> Run:
@@ -57,5 +62,7 @@ KINDS: dict[str, Kind] = {
     for kind in (
         Kind("torchscript", "model.ts.pt", save_torchscript, load_torchscript),
         Kind("pt2", "model.pt2", save_pt2, load_pt2),
+        Kind("onnx", "model.onnx", save_onnx, load_onnx),
+        Kind("safetensors", "model.safetensors", save_safetensors, None, check_safetensors),
     )
 }

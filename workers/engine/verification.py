@@ -52,10 +52,11 @@ class Measured:
 
 class Runs:
     """The artifacts of a job, each loaded the way its user will. Small ones stay loaded; of large ones there is one in
-    memory at a time."""
+    memory at a time. ``kinds`` run; ``stores`` hold no program."""
 
     def __init__(self, kinds: Sequence[str], folder: Path) -> None:
-        self.kinds = tuple(kinds)
+        self.kinds = tuple(each for each in kinds if KINDS[each].load is not None)
+        self.stores = tuple(each for each in kinds if KINDS[each].load is None)
         self.folder = folder
         self.kept: dict[str, Run] = {}
 
@@ -63,20 +64,32 @@ class Runs:
         """Raises ``EngineError('verification-failed')``: whatever the cause, this file must not be delivered."""
         if kind in self.kept:
             return self.kept[kind]
-        path = self.folder / "out" / KINDS[kind].file
+        path, load = self.folder / "out" / KINDS[kind].file, KINDS[kind].load
+        assert load is not None
         try:
-            run = KINDS[kind].load(path)
+            run = load(path)
         except Exception as error:
             raise EngineError("verification-failed", f"{path.name} does not load: {first_line(error)}") from error
         if path.stat().st_size <= LARGEST_KEPT:
             self.kept[kind] = run
         return run
 
+    def check_stores(self) -> None:
+        """Raises ``EngineError('verification-failed')`` for one that does not hold what the engine computed."""
+        for kind in self.stores:
+            path, check = self.folder / "out" / KINDS[kind].file, KINDS[kind].check
+            assert check is not None
+            try:
+                check(path)
+            except Exception as error:
+                raise EngineError("verification-failed", f"{path.name} is not right: {first_line(error)}") from error
+
 
 def measure_artifacts(
     runs: Runs, draft: Draft, data: Data, folder: Path, advance: Callable[[float], None]
 ) -> dict[str, Measured]:
     """Run each artifact over all of ``data``, hold it against the engine's int8 result, and profile a batch of one."""
+    runs.check_stores()
     measured = {}
     expected = np.load(folder / "expected.npy")
     reference = np.load(folder / "float.npy", mmap_mode="r")
@@ -127,7 +140,7 @@ def report_of(
     seconds: dict[str, float],
 ) -> Report:
     """Put together everything that was measured."""
-    artifacts = tuple(_artifact(kind, each, folder) for kind, each in measured.items())
+    artifacts = tuple(_artifact(kind, measured.get(kind), folder) for kind in draft.artifacts)
     size = _size(task.model_size, artifacts)
     accuracy, accuracy_findings = _accuracy(data, measured)
     noted = (*draft.findings, *accuracy_findings, *_measured_findings(draft, data, latency))
@@ -220,7 +233,7 @@ def _with_kernels(rows: tuple[LayerReport, ...], measured: Mapping[str, Measured
     return tuple(row.model_copy(update={"executed": executed.get(row.name)}) for row in rows)
 
 
-def _artifact(kind: str, measured: Measured, folder: Path) -> ReportArtifact:
+def _artifact(kind: str, measured: Measured | None, folder: Path) -> ReportArtifact:
     path = folder / "out" / KINDS[kind].file
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -230,12 +243,12 @@ def _artifact(kind: str, measured: Measured, folder: Path) -> ReportArtifact:
         size=path.stat().st_size,
         sha256=digest,
         verified=True,
-        output=measured.comparison.similarity,
+        output=measured.comparison.similarity if measured else None,
     )
 
 
 def _size(before: int, artifacts: tuple[ReportArtifact, ...]) -> Size:
-    after = min((each.size for each in artifacts), default=None)
+    after = min((each.size for each in artifacts if KINDS[each.kind].load is not None), default=None)
     return Size(before=before, after=after, ratio=round(after / before, 4) if after is not None else None)
 
 
