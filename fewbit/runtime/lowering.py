@@ -17,7 +17,7 @@ from torch import fx
 from fewbit.runtime import kernels
 from fewbit.runtime.kernels import LINEAR, TINY
 from fewbit.runtime.program import Program, argument, dtype_of, rank
-from fewbit.runtime.record import LayerRecord, QuantizedValue, Record, WeightRecord
+from fewbit.runtime.record import LayerRecord, PerToken, QuantizedValue, Record, WeightRecord
 from fewbit.runtime.source import Source
 
 aten = torch.ops.aten
@@ -332,18 +332,28 @@ class Lowering:
 
     def _per_token(self, layer: Layer) -> Form:
         assert layer.record.per_token is not None
-        levels = layer.record.per_token.levels
-        reads = _reads(layer.input, layer.bias)
+        scheme = layer.record.per_token
 
         def write(source: Source, name: str) -> None:
-            rows, scale = _normalized(source, layer)
+            rows, scale = _normalized(source, layer, scheme)
             packed = self._packed(source, layer, "per_token", self._without_bias)
-            kernel = f"torch.ops.{LINEAR.replace('::', '.')}({rows}, {1 / levels!r}, {levels + 1}, {packed})"
-            if rank(layer.input) == 1:
-                kernel, scale = f"{kernel}.squeeze(0)", f"{scale}.squeeze(0)"
-            _finish(source, layer, name, kernel, scale)
+            kernel = (
+                f"torch.ops.{LINEAR.replace('::', '.')}({rows}, {1 / scheme.steps!r}, {scheme.zero_point}, {packed})"
+            )
+            if scheme.range == "affine":
+                sums = source.attribute((layer.record.weights[0].values, "sums"), lambda: self._sums(layer), "sums")
+                kernel = f"{kernel}.mul_({scale}).addcmul_({rows}_low, {sums})"
+            squeeze = ".squeeze(0)" if rank(layer.input) == 1 else ""
+            _finish(
+                source, layer, name, f"{kernel}{squeeze}", f"{scale}{squeeze}" if scheme.range != "affine" else None
+            )
 
-        return Form(reads, write, LINEAR, layer.record.name)
+        return Form(_reads(layer.input, layer.bias), write, LINEAR, layer.record.name)
+
+    def _sums(self, layer: Layer) -> torch.Tensor:
+        """What one unit more on every input adds to each output: float32 [out_features]."""
+        values, scale = self.stored(layer.record.weights[0])
+        return values.sum(1, dtype=torch.float32) * scale.expand(values.shape[0], 1).flatten()
 
     def _static_linear(self, layer: Layer) -> Form:
         node = self.nodes[layer.record.quantized_input or ""]
@@ -398,18 +408,18 @@ class Lowering:
     def batched(self, layer: Layer) -> Form | None:
         if layer.record.per_token is None:
             return None
-        levels = layer.record.per_token.levels
+        scheme = layer.record.per_token
         experts = self.tensors[layer.record.weights[0].values].shape[0]
 
         def write(source: Source, name: str) -> None:
-            rows, scale = _normalized(source, layer)
+            rows, scale = _normalized(source, layer, scheme)
             key = (layer.record.weights[0].values, "experts")
             packed = source.attribute(
                 key, lambda: kernels.pack_experts(*self.stored(layer.record.weights[0])), layer.record.name
             )
             call = f"torch.ops.{LINEAR.replace('::', '.')}"
             each = ", ".join(
-                f"{call}({rows}[{i}], {1 / levels!r}, {levels + 1}, {packed}[{i}])" for i in range(experts)
+                f"{call}({rows}[{i}], {1 / scheme.steps!r}, {scheme.zero_point}, {packed}[{i}])" for i in range(experts)
             )
             _finish(source, layer, name, f"torch.stack([{each}])", scale)
 
@@ -491,18 +501,28 @@ def _prepared(layer: Layer, x: str) -> str:
     return f"{x}.unsqueeze(0)" if rank(layer.input) == 1 else x
 
 
-def _normalized(source: Source, layer: Layer) -> tuple[str, str]:
-    """The rows divided by their largest magnitude; layers that share an input (q, k, v) share this too."""
+def _normalized(source: Source, layer: Layer, scheme: PerToken) -> tuple[str, str]:
+    """The rows, and what they were divided by; layers that share an input (q, k, v) share this too. Largest and
+    smallest are two passes but no temporary: abs() would take another block of the input's size from the system."""
 
     def write(name: str) -> None:
         source.line(f"{name} = {_prepared(layer, source.name(layer.input))}")
-        # Two passes and no temporary: abs() would take another block of the input's size from the system.
-        extremes = f"torch.amax({name}, [-1], True), torch.neg(torch.amin({name}, [-1], True))"
-        source.line(f"{name}_scale = torch.clamp_min(torch.maximum({extremes}), {TINY!r})")
+        low, high = f"torch.amin({name}, [-1], True)", f"torch.amax({name}, [-1], True)"
+        if scheme.range == "affine":
+            source.line(f"{name}_low = {low}")
+        extent = {
+            "symmetric": f"torch.maximum({high}, torch.neg({low}))",
+            "nonnegative": high,
+            "affine": f"torch.sub({high}, {name}_low)",
+        }[scheme.range]
+        source.line(f"{name}_scale = torch.clamp_min({extent}, {TINY!r})")
         source.once("heap", lambda heap: _widen_heap(source, heap, f"{name}_scale"), "rows")
-        source.line(f"{name} = torch.div({name}, {name}_scale)")
+        if scheme.range == "affine":
+            source.line(f"{name} = torch.addcdiv(torch.neg({name}_low / {name}_scale), {name}, {name}_scale)")
+        else:
+            source.line(f"{name} = torch.div({name}, {name}_scale)")
 
-    name = source.once((layer.input, layer.record.left, "rows"), write, "rows")
+    name = source.once((layer.input, layer.record.left, scheme), write, "rows")
     return name, f"{name}_scale"
 
 

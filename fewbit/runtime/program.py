@@ -81,7 +81,7 @@ def program_of(exported: ExportedProgram) -> Program:
     """Take an exported program as it is, its grad-mode and autocast regions inlined: they would hide the layers inside
     them from everything that walks only the top graph."""
     inline_regions(exported.graph_module)
-    changed = set(exported.graph_signature.buffers_to_mutate.values())
+    changed = {*exported.graph_signature.buffers_to_mutate.values(), *_written(exported)}
     constants: dict[fx.Node, Constant] = {}
     inputs: list[fx.Node] = []
     nodes = [node for node in exported.graph_module.graph.nodes if node.op == "placeholder"]
@@ -94,6 +94,14 @@ def program_of(exported: ExportedProgram) -> Program:
         if isinstance(value, Tensor) and spec.target not in changed:
             constants[node] = Constant(str(spec.target), spec.kind, value.detach())
     return Program(exported, constants, inputs)
+
+
+def _written(exported: ExportedProgram) -> set[str]:
+    """Buffers that a call of the graph writes into."""
+    nodes = [node for node in exported.graph_module.graph.nodes if node.op == "placeholder"]
+    targets = dict(zip(nodes, (spec.target for spec in exported.graph_signature.input_specs), strict=True))
+    calls = (node for node in exported.graph_module.graph.nodes if node.op == "call_function" and mutates(node))
+    return {str(targets[node.args[0]]) for node in calls if node.args and node.args[0] in targets}
 
 
 def is_pure(target: Any) -> bool:

@@ -34,10 +34,21 @@ class WeightRecord(Recorded):
 
 
 class PerToken(Recorded):
-    """Symmetric, each slice over ``axes`` of the input scaled by its own largest magnitude to ``levels`` steps."""
+    """Each slice over ``axes`` of the input by its own range. ``symmetric``: its largest magnitude is ``levels`` steps.
+    ``nonnegative``, ``affine``: from 0, or from its smallest value, to its largest there are ``2 * levels + 1``."""
 
     levels: int
     axes: tuple[int, ...]
+    range: Literal["symmetric", "nonnegative", "affine"] = "symmetric"
+
+    @property
+    def steps(self) -> int:
+        return self.levels if self.range == "symmetric" else 2 * self.levels + 1
+
+    @property
+    def zero_point(self) -> int:
+        """Of the scaled rows, as the kernel takes them: uint8."""
+        return self.levels + 1 if self.range == "symmetric" else 0
 
 
 class QuantizedValue(Recorded):

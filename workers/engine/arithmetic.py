@@ -9,9 +9,10 @@ float       integers only in store: the weight is dequantized and multiplied in 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import fx
 
 from fewbit.runtime.kernels import FULL_LEVELS, FULL_RANGE_MAX_IN_FEATURES, MAX_IN_FEATURES, REDUCED_LEVELS
 from fewbit.runtime.program import dtype_of, rank
@@ -31,12 +32,16 @@ STATIC_CONVOLUTIONS = frozenset(
 )  # fmt: skip
 
 
+Range = Literal["symmetric", "nonnegative", "affine"]
+
+
 @dataclass(frozen=True)
 class Arithmetic:
-    """``levels``: steps to either side of zero for the largest activation; 0 for float."""
+    """``levels``: steps to either side of zero for the largest activation; 0 for float. ``range``: of a token."""
 
     mode: Mode
     levels: int = 0
+    range: Range = "symmetric"
 
     @property
     def reduced(self) -> bool:
@@ -55,7 +60,25 @@ def arithmetic_of(layer: Layer, spec: JobSpec, full_range: bool) -> Arithmetic:
     if mode == "float":
         return FLOAT
     wide = mode != "per_step" and full_range and _summed(layer) <= FULL_RANGE_MAX_IN_FEATURES
-    return Arithmetic(mode, FULL_LEVELS if wide else REDUCED_LEVELS)
+    range_: Range = range_of(layer) if mode == "per_token" and layer.kind == "linear" else "symmetric"
+    return Arithmetic(mode, FULL_LEVELS if wide else REDUCED_LEVELS, range_)
+
+
+def range_of(layer: Layer) -> Range:
+    """What is behind a relu is never negative, what is behind a gelu hardly: symmetric steps would leave half of their
+    eight bits unused, 6 dB. Such rows are counted from 0, or from their own smallest value."""
+    if any(use.left or use.alpha != 1 or use.beta != 1 for use in layer.uses):
+        return "symmetric"
+    behind = {_activation_behind(use.input) for use in layer.uses}
+    if behind <= NONNEGATIVE:
+        return "nonnegative"
+    return "affine" if behind <= NONNEGATIVE | BOUNDED else "symmetric"
+
+
+def _activation_behind(node: fx.Node) -> Any:
+    while node.target in PASSING and node.args and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node.target
 
 
 def _summed(layer: Layer) -> int:
@@ -93,5 +116,21 @@ def _recurrent(layer: Layer, _: JobSpec) -> Mode:
     complete = all(len(use.operands) % 2 == 0 for use in layer.uses)
     return "per_step" if known and complete and width >= LEAST_RECURRENT_WIDTH else "float"
 
+
+NONNEGATIVE = frozenset(
+    (aten.relu.default, aten.relu6.default, aten.softmax.int, aten._softmax.default, aten.sigmoid.default,
+     aten.exp.default, aten.abs.default, aten.softplus.default, aten.square.default)
+)  # fmt: skip
+BOUNDED = frozenset(
+    (aten.gelu.default, aten.silu.default, aten.hardswish.default, aten.mish.default, aten.elu.default)
+)  # fmt: skip
+PASSING = frozenset(
+    (aten.dropout.default, aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.clone.default,
+     aten.contiguous.default, aten.transpose.int, aten.permute.default, aten.unsqueeze.default, aten.squeeze.dim,
+     aten.max_pool2d.default, aten.max_pool1d.default, aten.avg_pool2d.default, aten.avg_pool1d.default,
+     aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool1d.default, aten.mean.dim, aten.slice.Tensor,
+     aten.select.int)
+)  # fmt: skip
+"""Calls after which nothing is smaller than before."""
 
 MODES = {"linear": _linear, "batched": _batched, "convolution": _convolution, "recurrent": _recurrent}

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from fewbit.runtime.kernels import TINY
+from fewbit.runtime.record import PerToken
+from workers.engine.arithmetic import Arithmetic
 from workers.engine.layers import Operand, Use
 from workers.engine.observers import fake_quantize
 from workers.engine.quantize import QuantizedLayer
@@ -35,7 +37,7 @@ def imitated(
     }
     x = value(use.input)
     if quantized.arithmetic.mode == "per_token" and use.axes:
-        swapped[use.input] = per_token(x, use.axes, quantized.arithmetic.levels)
+        swapped[use.input] = per_token(x, use.axes, quantized.arithmetic)
     elif quantized.arithmetic.mode == "static":
         swapped[use.input] = fake_quantize(x.float(), ranges[use.input].qparams).to(x.dtype)
     arguments, keywords = fx.node.map_arg(
@@ -52,10 +54,14 @@ def operand_value(operand: Operand, weight: QuantizedWeight) -> Tensor:
     return whole.t() if operand.transposed else whole
 
 
-def per_token(x: Tensor, axes: tuple[int, ...], levels: int) -> Tensor:
-    """``x`` quantized and dequantized, each slice over ``axes`` by its own largest magnitude, in the dtype of ``x``."""
-    scale = x.float().abs().amax(axes, keepdim=True).clamp_min(TINY)
-    return (torch.round(x.float() / scale * levels) * (scale / levels)).to(x.dtype)
+def per_token(x: Tensor, axes: tuple[int, ...], arithmetic: Arithmetic) -> Tensor:
+    """``x`` quantized and dequantized, each slice over ``axes`` by its own range, in the dtype of ``x``."""
+    wide = x.float()
+    scheme = PerToken(levels=arithmetic.levels, axes=axes, range=arithmetic.range)
+    low = wide.amin(axes, keepdim=True) if scheme.range == "affine" else torch.zeros(())
+    largest = (wide - low).abs() if scheme.range == "affine" else wide.abs()
+    scale = largest.amax(axes, keepdim=True).clamp_min(TINY)
+    return (torch.round((wide - low) / scale * scheme.steps) * (scale / scheme.steps) + low).to(x.dtype)
 
 
 def _too_large(quantized: QuantizedLayer) -> bool:
@@ -63,7 +69,8 @@ def _too_large(quantized: QuantizedLayer) -> bool:
 
 
 def _rows(weight: QuantizedWeight, indices: Tensor) -> Tensor:
-    values, scale = weight.values[indices], weight.scale[indices]
+    scales = weight.scale.expand(weight.values.shape[0], -1)
+    values, scale = weight.values[indices], scales[indices]
     if weight.group_size is None:
         return values.to(torch.float32) * scale
     grouped = values.to(torch.float32).view(*scale.shape, weight.group_size) * scale.unsqueeze(-1)

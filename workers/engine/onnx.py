@@ -16,6 +16,7 @@ import contextlib
 import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch import Tensor, fx
 
 from fewbit.runtime.kernels import TINY
 from fewbit.runtime.program import Program, dtype_of, mutates, rank
-from fewbit.runtime.record import LayerRecord, QuantizedValue, WeightRecord
+from fewbit.runtime.record import LayerRecord, PerToken, QuantizedValue, WeightRecord
 from fewbit.runtime.script import Call
 from fewbit.runtime.source import NotExpressible, user_outputs
 from workers.engine.errors import first_line
@@ -81,6 +82,15 @@ def _session(path: Path) -> Any:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of an input as integers of ``scale``, counted from ``low``; one and zero where there is None."""
+
+    integers: fx.Node
+    scale: fx.Node | None = None
+    low: fx.Node | None = None
+
+
 class _Rewriter(Surgery):
     """``fixed``: quantized values in float32, before they are cast back; ``rows``, ``operands`` and ``biases``: what
     several layers share; ``nibbles``: by the name of its graph input, a weight to be stored in four bits."""
@@ -92,7 +102,7 @@ class _Rewriter(Surgery):
         self.recorded = {node.name: node for node in reference.program.graph.nodes}
         self.fixed: dict[str, fx.Node] = {}
         self.biases: dict[tuple[str, str, str], list[fx.Node]] = {}
-        self.rows: dict[tuple[str, bool, int], tuple[fx.Node, fx.Node]] = {}
+        self.rows: dict[tuple[str, bool, PerToken], _Rows] = {}
         self.operands: dict[tuple[str, bool], fx.Node] = {}
         self.nibbles: dict[str, Tensor] = {}
 
@@ -119,18 +129,20 @@ class _Rewriter(Surgery):
             self.fixed[value.node] = fixed
             self.supersede(node, self.cast(node, fixed, dtype_of(node)))
 
-    def _normalized(self, layer: LayerRecord, levels: int) -> tuple[fx.Node, fx.Node]:
-        """(rows in integers of their own largest magnitude, those magnitudes)."""
-        key = (layer.input, layer.left, levels)
+    def _normalized(self, layer: LayerRecord, scheme: PerToken) -> _Rows:
+        key = (layer.input, layer.left, scheme)
         if key not in self.rows:
             x = self.nodes[layer.input]
             with self.graph.inserting_before(after(x)):
                 wide = self._prepared(layer, x)
-                largest = self.call(x, aten.amax.default, self.call(x, aten.abs.default, wide), [-1], True)
+                low = self.call(x, aten.amin.default, wide, [-1], True) if scheme.range == "affine" else None
+                above = wide if low is None else self.call(x, aten.sub.Tensor, wide, low)
+                sized = self.call(x, aten.abs.default, above) if scheme.range == "symmetric" else above
+                largest = self.call(x, aten.amax.default, sized, [-1], True)
                 scale = self.call(x, aten.clamp_min.default, largest, TINY)
-                rows = self.call(x, aten.div.Tensor, wide, scale)
-                fixed = self.call(x, quantize_dequantize, rows, 1 / levels, levels + 1)
-            self.rows[key] = fixed, scale
+                rows = self.call(x, aten.div.Tensor, above, scale)
+                fixed = self.call(x, quantize_dequantize, rows, 1 / scheme.steps, scheme.zero_point)
+            self.rows[key] = _Rows(fixed, scale, low)
         return self.rows[key]
 
     def _prepared(self, layer: LayerRecord, x: fx.Node) -> fx.Node:
@@ -190,17 +202,26 @@ class _Rewriter(Surgery):
         if not _has_kernel(layer, weight):
             return
         with self.graph.inserting_before(node):
-            x, scale = self._multiplied(layer)
-            result = self.call(node, aten.matmul.default, x, self._operand(node, weight, True))
-            if scale is not None:
-                result = self.call(node, aten.mul.Tensor, result, scale)
+            rows = self._multiplied(layer)
+            result = self.call(node, aten.matmul.default, rows.integers, self._operand(node, weight, True))
+            if rows.scale is not None:
+                result = self.call(node, aten.mul.Tensor, result, rows.scale)
+            if rows.low is not None:
+                share = self.call(node, aten.mul.Tensor, rows.low, self._sums(weight))
+                result = self.call(node, aten.add.Tensor, result, share)
             self.supersede(node, self._finished(layer, node, result))
 
-    def _multiplied(self, layer: LayerRecord) -> tuple[fx.Node, fx.Node | None]:
+    def _sums(self, weight: WeightRecord) -> fx.Node:
+        """What one unit more on every input adds to each output."""
+        values, scale = self._stored(weight)
+        sums = values.sum(1, dtype=torch.float32) * _by_channel(values, scale)
+        return self.buffer(f"{weight.scale}_sums_{len(self.specs)}", sums)
+
+    def _multiplied(self, layer: LayerRecord) -> _Rows:
         if layer.per_token is not None:
-            return self._normalized(layer, layer.per_token.levels)
+            return self._normalized(layer, layer.per_token)
         fixed = self.fixed.get(layer.quantized_input or "")
-        return self._prepared(layer, fixed or self.nodes[layer.input]), None
+        return _Rows(self._prepared(layer, fixed or self.nodes[layer.input]))
 
     def _finished(self, layer: LayerRecord, node: fx.Node, result: fx.Node) -> fx.Node:
         if layer.left:

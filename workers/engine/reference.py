@@ -64,7 +64,7 @@ class _Rewriter(Surgery):
     def __init__(self, program: Program) -> None:
         super().__init__(program)
         self.stored: dict[int, tuple[fx.Node, fx.Node, str, str]] = {}
-        self.rows: dict[tuple[str, int, tuple[int, ...]], fx.Node] = {}
+        self.rows: dict[tuple[str, PerToken], fx.Node] = {}
         self.fixed: dict[str, fx.Node] = {}
         self.layers: list[LayerRecord] = []
         self.values: list[QuantizedValue] = []
@@ -182,7 +182,8 @@ class _Rewriter(Surgery):
         if weight.dtype == "int4":
             gathered = self.call(node, aten.sub.Scalar, self._nibbles(node, gathered), 8)
         wide = self.cast(node, gathered, torch.float32)
-        steps = self.call(node, aten.embedding.default, scale, indices)
+        shared = weight.scale.shape[0] == 1
+        steps = scale if shared else self.call(node, aten.embedding.default, scale, indices)
         if weight.group_size is None:
             return self.call(node, aten.mul.Tensor, wide, steps)
         grouped = self.call(node, aten.unflatten.int, wide, len(shape) - 1, [-1, weight.group_size])
@@ -240,20 +241,27 @@ class _Rewriter(Surgery):
             return self.fixed[use.input.name]
         if arithmetic.mode != "per_token" or not use.axes:
             return x
-        key = (x.name, arithmetic.levels, use.axes)
+        scheme = PerToken(levels=arithmetic.levels, axes=use.axes, range=arithmetic.range)
+        key = (x.name, scheme)
         if key not in self.rows:
             with self.graph.inserting_before(after(x)):
-                self.rows[key] = self._per_token(x, arithmetic.levels, use.axes)
+                self.rows[key] = self._per_token(x, scheme)
         return self.rows[key]
 
-    def _per_token(self, x: fx.Node, levels: int, axes: tuple[int, ...]) -> fx.Node:
-        dtype, wide = dtype_of(x), self.cast(x, x, torch.float32)
-        largest = self.call(x, aten.amax.default, self.call(x, aten.abs.default, wide), list(axes), True)
+    def _per_token(self, x: fx.Node, scheme: PerToken) -> fx.Node:
+        dtype, wide, axes = dtype_of(x), self.cast(x, x, torch.float32), list(scheme.axes)
+        low = self.call(x, aten.amin.default, wide, axes, True) if scheme.range == "affine" else None
+        above = wide if low is None else self.call(x, aten.sub.Tensor, wide, low)
+        sized = self.call(x, aten.abs.default, above) if scheme.range == "symmetric" else above
+        largest = self.call(x, aten.amax.default, sized, axes, True)
         scale = self.call(x, aten.clamp_min.default, largest, TINY)
-        steps = self.call(x, aten.mul.Tensor, self.call(x, aten.div.Tensor, wide, scale), float(levels))
+        steps = self.call(x, aten.mul.Tensor, self.call(x, aten.div.Tensor, above, scale), float(scheme.steps))
         rounded = self.call(x, aten.round.default, steps)
-        step = self.call(x, aten.div.Tensor, scale, float(levels))
-        return self.cast(x, self.call(x, aten.mul.Tensor, rounded, step), dtype)
+        step = self.call(x, aten.div.Tensor, scale, float(scheme.steps))
+        result = self.call(x, aten.mul.Tensor, rounded, step)
+        if low is not None:
+            result = self.call(x, aten.add.Tensor, result, low)
+        return self.cast(x, result, dtype)
 
     def _fix(self, name: str, fixed: FixedRange) -> None:
         x, q = self.nodes[name], fixed.qparams
@@ -281,7 +289,8 @@ class _Rewriter(Surgery):
     ) -> None:
         arithmetic = quantized.arithmetic
         weights = zip(quantized.layer.operands, quantized.weights, operands, strict=False)
-        per_token = PerToken(levels=arithmetic.levels, axes=use.axes) if arithmetic.mode == "per_token" else None
+        scheme = PerToken(levels=arithmetic.levels, axes=use.axes, range=arithmetic.range)
+        per_token = scheme if arithmetic.mode == "per_token" else None
         bias = self.nodes.get(use.bias.name) if use.bias is not None else None
         self.layers.append(LayerRecord(
             name=quantized.layer.name,

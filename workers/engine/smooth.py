@@ -321,7 +321,7 @@ def _quantized(rows: Tensor, planned: Planned) -> Tensor:
     if planned.arithmetic.mode == "float":
         return rows
     if planned.arithmetic.mode == "per_token":
-        return per_token(rows, (-1,), planned.arithmetic.levels)
+        return per_token(rows, (-1,), planned.arithmetic)
     observer = observer_for(planned.activations.range)
     observer.observe(rows)
     return fake_quantize(rows, observer.qparams(planned.activations.dtype, planned.arithmetic.reduced))
