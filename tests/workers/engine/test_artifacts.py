@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from fewbit.runtime.kernels import LINEAR as KERNEL
 from tests.workers.engine import models
 from tests.workers.engine.runs import EngineRun, run_engine
 from workers.engine.artifacts import load_pt2, load_torchscript
-from fewbit.runtime.kernels import LINEAR as KERNEL
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch.export's own, about the models below
 
