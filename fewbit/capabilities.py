@@ -6,7 +6,7 @@ from fewbit.spec import ArtifactKind, Backend, Method, Target
 
 FORMATS: tuple[str, ...] = ("pt2", "transformers", "module", "torchscript")
 METHODS: tuple[Method, ...] = ("dynamic", "static", "weight_only", "analyze")
-BACKENDS: tuple[Backend, ...] = ("graph",)
+BACKENDS: tuple[Backend, ...] = ("graph", "eager")
 WEIGHT_DTYPES: tuple[str, ...] = ("int8", "int4")
 WEIGHT_GRANULARITIES: tuple[str, ...] = ("per_channel", "per_tensor", "per_group")
 WEIGHT_RANGES: tuple[str, ...] = ("minmax", "mse", "percentile", "clip")

@@ -6,7 +6,34 @@ from collections.abc import Collection, Iterator, Sequence
 
 from fewbit import capabilities as can
 from fewbit.problems import FieldError
-from fewbit.spec import JobSpec, Weights, WeightsOverride
+from fewbit.spec import Activations, JobSpec, Weights, WeightsOverride
+
+EAGER_METHODS = ("dynamic", "static")
+EAGER_FORMATS: tuple[str, ...] = ("transformers", "module")  # those that hold an nn.Module
+
+
+def resolved(spec: JobSpec) -> JobSpec:
+    """The spec as it is stored: what was left out, and depends on the backend, filled in. Only TorchScript can hold
+    what torch.ao makes, and its dynamic default is one scale for a whole weight."""
+    if spec.backend != "eager":
+        return spec
+    changes: dict[str, object] = {}
+    if "artifacts" not in spec.model_fields_set:
+        changes["artifacts"] = ("torchscript",)
+    if spec.method == "dynamic" and "granularity" not in spec.weights.model_fields_set:
+        changes["weights"] = spec.weights.model_copy(update={"granularity": "per_tensor"})
+    return spec.model_copy(update=changes)
+
+
+def unsuited(spec: JobSpec, format: str) -> Iterator[FieldError]:
+    """What this backend cannot do with an upload of this format."""
+    if spec.backend == "eager" and format not in EAGER_FORMATS:
+        message = (
+            f"backend eager replaces modules, and a {format} upload holds none any more: it is a graph. Leave backend "
+            "out, or upload the model as a Transformers folder or, if it is made of torch.nn classes only, with "
+            "torch.save(model, path)."
+        )
+        yield FieldError(pointer="/backend", code="backend-needs-module", message=message)
 
 
 def unsupported(spec: JobSpec) -> Iterator[FieldError]:
@@ -19,6 +46,8 @@ def unsupported(spec: JobSpec) -> Iterator[FieldError]:
             yield from _integer_weights(f"/layers/{index}/weights", rule.weights, spec)
     for index, kind in enumerate(spec.artifacts):
         yield from _one_of(f"/artifacts/{index}", kind, can.ARTIFACT_KINDS)
+    if spec.backend == "eager":
+        yield from _eager(spec)
     yield from _without_data(spec)
     yield from _absent(spec)
     yield from _metrics(spec)
@@ -35,6 +64,38 @@ def _integer_weights(where: str, weights: Weights | WeightsOverride, spec: JobSp
     if weights.granularity == "per_group":
         message = f"The int8 kernels take one scale a channel: method {spec.method} cannot group. {remedy}"
         yield _unsupported(f"{where}/granularity", message)
+
+
+def _eager(spec: JobSpec) -> Iterator[FieldError]:
+    """torch.ao's defaults, and which layers they are applied to: the rest is the graph backend's."""
+    remedy = "Leave the field out, or post the job with backend graph."
+    if spec.method in can.METHODS and spec.method not in EAGER_METHODS:
+        yield _unsupported("/method", f"backend eager has the methods {_listed(EAGER_METHODS)}. {remedy}")
+    for index, kind in enumerate(spec.artifacts if "artifacts" in spec.model_fields_set else ()):
+        if kind != "torchscript":
+            message = f"What torch.ao makes can be written as torchscript only, not as {kind}. {remedy}"
+            yield _unsupported(f"/artifacts/{index}", message)
+    for pointer in _beyond_defaults(spec):
+        yield _unsupported(pointer, f"{pointer[1:].replace('/', '.')}: torch.ao's default is not this. {remedy}")
+
+
+def _beyond_defaults(spec: JobSpec) -> Iterator[str]:
+    """The fields that ask torch.ao for other arithmetic than its own."""
+    asked = {
+        "/weights/range": spec.weights.range != "minmax",
+        "/weights/granularity": spec.method == "static" and spec.weights.granularity == "per_tensor",
+        "/activations/dtype": spec.activations.dtype != Activations().dtype,
+        "/activations/range": spec.method == "static" and spec.activations.range != Activations().range,
+        "/smooth": spec.smooth is not None,
+        "/bias_correction": spec.bias_correction,
+        "/target": spec.target == "arm",
+    }
+    yield from (pointer for pointer, is_asked in asked.items() if is_asked)
+    for index, rule in enumerate(spec.layers):
+        if rule.weights is not None:
+            yield f"/layers/{index}/weights"
+        if rule.activations is not None:
+            yield f"/layers/{index}/activations"
 
 
 def _without_data(spec: JobSpec) -> Iterator[FieldError]:

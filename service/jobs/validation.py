@@ -18,7 +18,7 @@ from fewbit.problems import FieldError, JobProblem
 from fewbit.spec import Calibration, Evaluation, JobSpec
 from service.jobs.fitting import dataset_errors
 from service.jobs.spec import ReadSpec
-from service.jobs.support import unsupported
+from service.jobs.support import resolved, unsuited, unsupported
 from service.parts import Parts
 from service.problems import InvalidRequest, ModelNotReady, UnusableModel
 from store.records import BlobRef, DatasetRecord, ModelRecord, NewJob
@@ -44,8 +44,8 @@ class NamedDataset:
 
 async def validated(read: ReadSpec, parts: Parts) -> NewJob:
     """The job as it will be stored. Raises ``InvalidRequest``, ``UnusableModel`` and ``ModelNotReady``."""
-    spec = read.spec
-    errors = [*read.errors, *unsupported(spec)]
+    errors = [*read.errors, *unsupported(read.spec)]
+    spec = resolved(read.spec)
     calibration = await _named(parts, "calibration", spec.calibration)
     evaluation = await _named(parts, "evaluation", spec.evaluation)
     datasets = [each for each in (calibration, evaluation) if each is not None]
@@ -99,6 +99,7 @@ async def _inspected(parts: Parts, model: ModelRecord) -> ModelRecord | None:
 def _errors_against_model(spec: JobSpec, model: ModelRecord, datasets: Sequence[NamedDataset]) -> list[FieldError]:
     """In a thread: ten thousand patterns over thousands of layers take seconds."""
     errors = [*_unmatched_patterns(spec, [layer.name for layer in model.layers]), *_example_errors(model, datasets)]
+    errors += unsuited(spec, model.format)
     for each in datasets:
         if each.record is not None:
             inputs = None if model.format in WITHOUT_EXAMPLES else model.inputs

@@ -70,7 +70,6 @@ def test_a_missing_model_is_named(http: httpx2.Client) -> None:
     ("spec", "pointer"),
     [
         ({"method": "auto"}, "/method"),
-        ({"backend": "eager"}, "/backend"),
         ({"weights": {"dtype": "int4"}}, "/weights/dtype"),
         ({"weights": {"granularity": "per_group", "group_size": 32}}, "/weights/granularity"),
         ({"layers": [{"match": "*", "weights": {"dtype": "int4"}}]}, "/layers/0/weights/dtype"),
@@ -85,6 +84,17 @@ def test_what_this_release_does_not_do_is_refused(
     answer = refused(http, model=ready_model(http, worker), **spec)
     assert codes(answer) == {(pointer, "unsupported")}
     assert message(answer, "unsupported").endswith(".")
+
+
+def test_eager_on_a_graph_says_what_to_upload_instead(http: httpx2.Client, worker: Worker) -> None:
+    answer = refused(http, model=ready_model(http, worker), backend="eager")
+    assert codes(answer) == {("/backend", "backend-needs-module")}
+    assert "torch.save(model, path)" in message(answer, "backend-needs-module")
+
+
+def test_eager_takes_only_what_torch_ao_has(http: httpx2.Client, worker: Worker) -> None:
+    answer = refused(http, model=ready_model(http, worker), backend="eager", artifacts=["onnx"], method="weight_only")
+    assert {where for where, _ in codes(answer)} >= {"/artifacts/0", "/method"}
 
 
 def test_static_without_data_says_what_to_send(http: httpx2.Client, worker: Worker) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from fewbit.runtime.program import Program
+from workers.engine import eager
 from workers.engine.bias import corrected
 from workers.engine.calibrate import ranges_of
 from workers.engine.canonical import canonical
@@ -46,18 +47,23 @@ def convert(folder: Path, progress: Progress) -> None:
     watch = Stopwatch(progress)
     _prepare(task)
 
+    draft = (_by_torch if task.spec.backend == "eager" else _by_graph)(task, folder, watch)
+    draft.model_copy(update={"timings_s": watch.seconds, "peak_memory_bytes": peak_memory_bytes()}).write(folder)
+
+
+def _by_torch(task: Task, folder: Path, watch: Stopwatch) -> Draft:
+    """``torch.ao`` on the module itself; the program says what its layers are, and what they give in float."""
+    with watch("load"):
+        program = canonical(_opened(task, folder))
+    return eager.convert(task, folder, program, watch)
+
+
+def _by_graph(task: Task, folder: Path, watch: Stopwatch) -> Draft:
     reference, draft = _quantized(task, folder, watch)  # the float weights are gone before the artifacts are written
     gc.collect()
     with watch("package"):
         written = package(reference, task.spec, folder)
-    draft.model_copy(
-        update={
-            "calls": written.calls,
-            "findings": (*draft.findings, *written.findings),
-            "timings_s": watch.seconds,
-            "peak_memory_bytes": peak_memory_bytes(),
-        }
-    ).write(folder)
+    return draft.model_copy(update={"calls": written.calls, "findings": (*draft.findings, *written.findings)})
 
 
 def _quantized(task: Task, folder: Path, watch: Stopwatch) -> tuple[Reference, Draft]:

@@ -141,7 +141,8 @@ def _nan_inf(layer: Layer) -> Reason | None:
 def eager_verdict(layer: Layer) -> EagerVerdict:
     """What ``quantize_dynamic(model)`` with its default arguments would do with this layer, and why."""
     if layer.type in EAGER_RECURRENT and layer.kind == "recurrent":
-        return EagerVerdict(quantized=True)
+        path, kind = layer_path(layer.uses[0].node)
+        return EagerVerdict(quantized=True) if path else _left_float(_root(kind))
     if layer.kind not in ("linear", "nested"):
         return _left_float(_eager_not_linear(layer))
     path, kind = layer_path(layer.uses[0].node) if layer.kind == "linear" else (layer.name, layer.type)
@@ -156,13 +157,7 @@ def _left_float(reason: Reason) -> EagerVerdict:
 
 def _eager_linear(layer: Layer, path: str) -> EagerVerdict:
     if path == "":
-        return _left_float(Reason(
-            code="root-module",
-            message="The model itself is this nn.Linear. convert() only rebinds children "
-                    "(module._modules[name] = new), and the root is nobody's child.",
-            evidence={"type": "torch.nn.Linear", "path": ""},
-            remedy="Wrap it: quantize_dynamic(nn.Sequential(linear)).",
-        ))  # fmt: skip
+        return _left_float(_root("torch.nn.Linear"))
     if layer.weight.dtype is not torch.float32:
         return EagerVerdict(quantized=True, reason=Reason(
             code="dtype",
@@ -179,6 +174,16 @@ def _eager_linear(layer: Layer, path: str) -> EagerVerdict:
             remedy="torch.backends.mha.set_fastpath_enabled(False) before calling the model.",
         ))  # fmt: skip
     return EagerVerdict(quantized=True)
+
+
+def _root(kind: str) -> Reason:
+    return Reason(
+        code="root-module",
+        message=f"The model itself is this {kind.removeprefix('torch.')}. convert() only rebinds children "
+        "(module._modules[name] = new), and the root is nobody's child.",
+        evidence={"type": kind, "path": ""},
+        remedy="Wrap it: quantize_dynamic(nn.Sequential(model)).",
+    )
 
 
 def _eager_other_class(layer: Layer, kind: str) -> Reason:
