@@ -91,7 +91,7 @@ def test_a_pt2_of_another_torch(http: httpx2.Client, mlp: Upload, tmp_path: Path
 
 def test_a_pickle_instead_of_a_pt2_is_told_how_to_export(http: httpx2.Client) -> None:
     buffer = io.BytesIO()
-    torch.save(torch.nn.Linear(4, 4), buffer)
+    torch.save(torch.nn.Linear(4, 4).state_dict(), buffer)
     slug, detail = outcome(http, buffer.getvalue())
     assert slug == "invalid-model"
     assert "torch.export.save" in detail
@@ -183,7 +183,7 @@ def test_a_dataset_that_does_not_fit_the_model_is_422_now_not_a_failed_job_later
         ({"wieghts": {}}, "/wieghts"),
         ({"weights": {"dtpye": "int8"}}, "/weights/dtpye"),
         ({"layers": [{"match": "hiden*", "quantize": False}]}, "/layers/0/match"),
-        ({"method": "static"}, "/method"),
+        ({"method": "static"}, "/calibration"),
         ({"evaluation": {"dataset": "dst_nothing"}}, "/evaluation/dataset"),
         ({"model": "mdl_nothing"}, "/model"),
     ],

@@ -31,7 +31,7 @@ FOLDABLE = {
 def canonical(program: Program) -> Program:
     """``program`` itself when there is nothing to change."""
     nodes = program.graph.nodes
-    if not any(each.target in (*NORMS, *PRODUCTS) or _in_place(each) is not None for each in nodes):
+    if not any(_is_written_otherwise(each) or _in_place(each) is not None for each in nodes):
         return program
     surgery = Surgery(program)
     for node in list(surgery.graph.nodes):
@@ -42,7 +42,13 @@ def canonical(program: Program) -> Program:
             _fold(surgery, node)
         elif node.target in PRODUCTS:
             _make_linear(surgery, node)
+        elif _is_grouped(node):
+            _make_batched(surgery, node)
     return surgery.finish()
+
+
+def _is_written_otherwise(node: fx.Node) -> bool:
+    return node.target in NORMS or node.target in PRODUCTS or _is_grouped(node)
 
 
 # --- Linear layers in other words ---
@@ -81,6 +87,41 @@ def _tensordot_operands(node: fx.Node) -> tuple[fx.Node, fx.Node, bool] | None:
     if not single or left[0] % rank != rank - 1:  # type: ignore[index]
         return None
     return x, weight, int(right[0]) % 2 == 0  # type: ignore[index,arg-type,return-value]
+
+
+# --- Mixtures of experts ---
+
+
+def _is_grouped(node: fx.Node) -> bool:
+    """Transformers' ``grouped_mm_fallback(x [rows, in], W [experts, in, out], offsets [experts])``: rows up to the
+    first offset are multiplied by the first matrix, and so on. An operator that torch alone does not have."""
+    return str(node.target) == "transformers.grouped_mm_fallback.default"
+
+
+def _make_batched(surgery: Surgery, node: fx.Node) -> None:
+    """Every matrix times every row, of which each row keeps its own."""
+    x, weight, offsets = node.args
+    experts = weight.meta["val"].shape[0]  # type: ignore[union-attr]
+    stored = weight
+    while isinstance(stored, fx.Node) and stored.target in (aten.transpose.int, aten.permute.default):
+        stored = stored.args[0]
+    if _value(surgery, stored) is None or not isinstance(experts, int):
+        return
+    with surgery.graph.inserting_before(node):
+        copies = surgery.call(
+            node, aten.expand.default, surgery.call(node, aten.unsqueeze.default, x, 0), [experts, -1, -1]
+        )
+        products = surgery.call(node, aten.bmm.default, copies, weight)
+        products.meta[WRITTEN_AS] = "transformers.grouped_mm_fallback"
+        ones = surgery.call(
+            node, aten.ones_like.default, surgery.call(node, aten.select.int, x, 1, 0), dtype=torch.int64
+        )
+        rows = surgery.call(node, aten.sub.Tensor, surgery.call(node, aten.cumsum.default, ones, 0), ones)
+        bounds = surgery.cast(node, offsets, torch.int64)  # type: ignore[arg-type]
+        owners = surgery.call(node, aten.searchsorted.Tensor, bounds, rows, right=True)
+        owners = surgery.call(node, aten.clamp_max.default, owners, experts - 1)
+        result = surgery.call(node, aten.index.Tensor, products, [owners, rows])
+    surgery.supersede(node, result)
 
 
 # --- Calls that write in place ---

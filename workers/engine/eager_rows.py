@@ -82,15 +82,6 @@ def _dynamic_reason(layer: Layer) -> Reason:
     verdict = reasons.eager_verdict(layer)
     if verdict.reason is not None and not verdict.quantized:
         return verdict.reason
-    if layer.name == "":
-        return Reason(
-            code="root-module",
-            message=f"The model itself is this {layer.type}. convert() only rebinds children, and the root is nobody's "
-            "child.",
-            evidence={"type": layer.type, "path": ""},
-            remedy="Post the job with backend: graph.",
-            patch={"backend": "graph"},
-        )
     return Reason(
         code="not-swapped",
         message=f"quantize_dynamic left the {layer.type} at {layer.name} in place.",

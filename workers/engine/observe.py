@@ -68,7 +68,7 @@ def observe(
                 use,
                 _imitation(by_name.get(layer.name) if first else None, use, ranges),
                 observation,
-                data.batch_size,
+                len(batch.inputs[0]) if batch.inputs else 1,
             )
             for layer in layers
             for use in layer.uses

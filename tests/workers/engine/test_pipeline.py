@@ -150,3 +150,9 @@ def test_another_torchs_schema_is_refused_by_its_number(tmp_path: Path) -> None:
 def test_a_model_that_fails_on_the_data_says_on_which_samples(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="samples 0 to 31"):
         run_engine(tmp_path, models.mlp(), EXAMPLE, {"x": X[:, :63]})
+
+
+def test_a_short_last_batch_does_not_change_what_a_sample_costs(tmp_path: Path) -> None:
+    run = run_engine(tmp_path, models.mlp(), EXAMPLE, {"x": X, "labels": LABELS})
+    assert len(X) % 32
+    assert [row.macs for row in run.report.layers] == [64 * 256, 256 * 128, 128 * 10]

@@ -108,10 +108,6 @@ BOTH = {"input_ids": TOKENS, "attention_mask": MASK}
 PAIRED = {"input_ids": TOKENS, "decoder_input_ids": TOKENS[:, :4]}
 HEARD = {"input_features": torch.sin(torch.arange(3 * 8 * 16.0)).reshape(3, 8, 16), "decoder_input_ids": TOKENS[:, :4]}
 
-EXPERTS = tuple(
-    f"model.layers.{layer}.mlp.experts.{name}" for layer in (0, 1) for name in ("gate_up_proj", "down_proj")
-)
-
 ARCHITECTURES = (
     Situation("BERT", "not-lowered", lambda: bert(return_dict=False), nothing, BOTH, gemms=14),
     Situation("BERT with named outputs", "not-lowered", bert, nothing, BOTH, gemms=14),
@@ -121,8 +117,7 @@ ARCHITECTURES = (
     Situation("ALBERT", "shared", albert, nothing, BOTH, gemms=8),
     Situation("GPT-2", "lookalike", gpt2, nothing, BOTH, gemms=9),
     Situation("Llama", "not-lowered", llama, nothing, BOTH, gemms=15),
-    Situation("Mixtral, grouped products", "opaque-op", lambda: mixtral("grouped_mm"), nothing, BOTH, gemms=15,
-              float_layers=dict.fromkeys(EXPERTS, "opaque-op")),
+    Situation("Mixtral, grouped products", "param-3d", lambda: mixtral("grouped_mm"), nothing, BOTH, gemms=15),
     Situation("Mixtral, experts picked by token", "computed-weight", lambda: mixtral("batched_mm"), nothing, BOTH,
               gemms=11),
     Situation("T5", "weight-attr-read", t5, nothing, PAIRED, gemms=33),
