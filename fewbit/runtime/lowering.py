@@ -15,9 +15,10 @@ import torch
 from torch import fx
 
 from fewbit.runtime import kernels
-from fewbit.runtime.kernels import LINEAR, TINY
+from fewbit.runtime.kernels import LINEAR
 from fewbit.runtime.program import Program, argument, dtype_of, rank
-from fewbit.runtime.record import LayerRecord, PerToken, QuantizedValue, Record, WeightRecord
+from fewbit.runtime.record import LayerRecord, QuantizedValue, Record, WeightRecord
+from fewbit.runtime.rows import Layer, finish, normalized, prepared
 from fewbit.runtime.source import Source
 
 aten = torch.ops.aten
@@ -41,7 +42,6 @@ IN_PLACE = frozenset((
 OWNERS = frozenset((LINEAR, "aten::_weight_int8pack_mm", "aten::_weight_int4pack_mm_for_cpu"))
 """Operators after which ``_finish`` leaves a tensor that nothing else refers to."""
 
-WIDE = 8_000_000  # float32 values: just below glibc's largest threshold, 32 MB
 INT4_GROUPS = (32, 64, 128, 256)
 
 
@@ -55,16 +55,6 @@ class Form:
     operator: str = ""
     layer: str | None = None
     times: int = 1
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer call with the nodes its record names."""
-
-    record: LayerRecord
-    node: fx.Node
-    input: fx.Node
-    bias: fx.Node | None
 
 
 class Lowering:
@@ -335,7 +325,7 @@ class Lowering:
         scheme = layer.record.per_token
 
         def write(source: Source, name: str) -> None:
-            rows, scale = _normalized(source, layer, scheme)
+            rows, scale = normalized(source, layer, scheme)
             packed = self._packed(source, layer, "per_token", self._without_bias)
             kernel = (
                 f"torch.ops.{LINEAR.replace('::', '.')}({rows}, {1 / scheme.steps!r}, {scheme.zero_point}, {packed})"
@@ -344,9 +334,7 @@ class Lowering:
                 sums = source.attribute((layer.record.weights[0].values, "sums"), lambda: self._sums(layer), "sums")
                 kernel = f"{kernel}.mul_({scale}).addcmul_({rows}_low, {sums})"
             squeeze = ".squeeze(0)" if rank(layer.input) == 1 else ""
-            _finish(
-                source, layer, name, f"{kernel}{squeeze}", f"{scale}{squeeze}" if scheme.range != "affine" else None
-            )
+            finish(source, layer, name, f"{kernel}{squeeze}", f"{scale}{squeeze}" if scheme.range != "affine" else None)
 
         return Form(_reads(layer.input, layer.bias), write, LINEAR, layer.record.name)
 
@@ -362,12 +350,12 @@ class Lowering:
         reads = _reads(read, layer.bias)
 
         def write(source: Source, name: str) -> None:
-            x = _prepared(layer, source.name(read))
+            x = prepared(layer, source.name(read))
             packed = self._packed(source, layer, "static", self._without_bias)
             kernel = f"torch.ops.{LINEAR.replace('::', '.')}({x}, {value.scale!r}, {value.zero_point}, {packed})"
             if rank(layer.input) == 1:
                 kernel = f"{kernel}.squeeze(0)"
-            _finish(source, layer, name, kernel, None)
+            finish(source, layer, name, kernel, None)
 
         return Form(reads, write, LINEAR, layer.record.name)
 
@@ -401,7 +389,7 @@ class Lowering:
             flat = f"{rows}.reshape(-1, {rows}.size(-1)).to(torch.bfloat16)"
             product = "torch.ops.aten." + call.format(x=flat, values=held, scale=steps)
             shaped = f"{product}.to(torch.float32).view({rows}.size()[:-1] + [{size}])"
-            _finish(source, layer, name, shaped, None)
+            finish(source, layer, name, shaped, None)
 
         return Form(_reads(layer.input, layer.bias), write, f"aten::{call.partition('(')[0]}", layer.record.name)
 
@@ -412,7 +400,7 @@ class Lowering:
         experts = self.tensors[layer.record.weights[0].values].shape[0]
 
         def write(source: Source, name: str) -> None:
-            rows, scale = _normalized(source, layer, scheme)
+            rows, scale = normalized(source, layer, scheme)
             key = (layer.record.weights[0].values, "experts")
             packed = source.attribute(
                 key, lambda: kernels.pack_experts(*self.stored(layer.record.weights[0])), layer.record.name
@@ -421,7 +409,7 @@ class Lowering:
             each = ", ".join(
                 f"{call}({rows}[{i}], {1 / scheme.steps!r}, {scheme.zero_point}, {packed}[{i}])" for i in range(experts)
             )
-            _finish(source, layer, name, f"torch.stack([{each}])", scale)
+            finish(source, layer, name, f"torch.stack([{each}])", scale)
 
         return Form(_reads(layer.input, layer.bias), write, LINEAR, layer.record.name, experts)
 
@@ -491,71 +479,3 @@ def _reads(*nodes: fx.Node | None) -> tuple[Value, ...]:
 def _each(value: Any, count: int) -> list[int]:
     values = list(value) if isinstance(value, list | tuple) else [value]
     return values * count if len(values) == 1 else values
-
-
-def _prepared(layer: Layer, x: str) -> str:
-    if dtype_of(layer.input) is not torch.float32:
-        x = f"{x}.to(torch.float32)"
-    if layer.record.left:
-        x = f"{x}.transpose(-1, -2)"
-    return f"{x}.unsqueeze(0)" if rank(layer.input) == 1 else x
-
-
-def _normalized(source: Source, layer: Layer, scheme: PerToken) -> tuple[str, str]:
-    """The rows, and what they were divided by; layers that share an input (q, k, v) share this too. Largest and
-    smallest are two passes but no temporary: abs() would take another block of the input's size from the system."""
-
-    def write(name: str) -> None:
-        source.line(f"{name} = {_prepared(layer, source.name(layer.input))}")
-        low, high = f"torch.amin({name}, [-1], True)", f"torch.amax({name}, [-1], True)"
-        if scheme.range == "affine":
-            source.line(f"{name}_low = {low}")
-        extent = {
-            "symmetric": f"torch.maximum({high}, torch.neg({low}))",
-            "nonnegative": high,
-            "affine": f"torch.sub({high}, {name}_low)",
-        }[scheme.range]
-        source.line(f"{name}_scale = torch.clamp_min({extent}, {TINY!r})")
-        source.once("heap", lambda heap: _widen_heap(source, heap, f"{name}_scale"), "rows")
-        if scheme.range == "affine":
-            source.line(f"{name} = torch.addcdiv(torch.neg({name}_low / {name}_scale), {name}, {name}_scale)")
-        else:
-            source.line(f"{name} = torch.div({name}, {name}_scale)")
-
-    name = source.once((layer.input, layer.record.left, scheme), write, "rows")
-    return name, f"{name}_scale"
-
-
-def _widen_heap(source: Source, heap: str, scale: str) -> None:
-    """Keep a copy of ``scale`` in a block of 32 MB, most of which is never touched.
-
-    glibc takes blocks beyond a threshold from the system, page by page, each time; freeing a large one raises the
-    threshold, to 32 MB at most. Without this, a 6 x 384 BERT alone in its process spent 24 ms instead of 13 on a batch
-    of 8 x 64, and 217 instead of 137 on 32 x 128: 80,000 page faults a call.
-    """
-    source.line(f"{heap} = torch.empty([{WIDE} + {scale}.numel()])")
-    source.line(f"{scale} = {heap}[:{scale}.numel()].view({scale}.size()).copy_({scale})")
-
-
-def _finish(source: Source, layer: Layer, name: str, product: str, scale: str | None) -> None:
-    """``name = scale * product (+ bias)`` in the layer's own dtype, in the product's own memory where it is of its own:
-    a second block of its size costs more than the arithmetic."""
-    record, bias = layer.record, layer.bias
-    source.line(f"{name} = {product}")
-    plain = record.alpha == 1 and record.beta == 1 and not record.left
-    if scale and bias is not None and plain and _is_vector(bias):
-        source.line(f"{name} = torch.addcmul({source.name(bias)}, {name}, {scale}, out={name})")
-    elif scale:
-        source.line(f"{name} = {name}.mul_({scale})")
-    if record.left:
-        source.line(f"{name} = {name}.transpose(-1, -2)")
-    if record.alpha != 1:
-        source.line(f"{name} = {name}.mul_({record.alpha!r})")
-    if bias is not None and not (scale and plain and _is_vector(bias)):
-        source.line(f"{name} = torch.add({name}, {source.name(bias)}, alpha={record.beta!r})")
-    if dtype_of(layer.node) is not torch.float32:
-        source.line(f"{name} = {name}.to({dtype_of(layer.node)})")
-
-
-def _is_vector(bias: fx.Node) -> bool:
-    return rank(bias) == 1 and dtype_of(bias) is torch.float32

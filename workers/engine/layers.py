@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
-from torch.export.graph_signature import InputKind
 
 from fewbit.runtime.program import Constant, Program, argument, rank
-from workers.engine.program import WRITTEN_AS, layer_path
+from workers.engine.names import layer_name, op_name
+from workers.engine.program import layer_path
 
 aten = torch.ops.aten
 Kind = Literal["linear", "batched", "einsum", "convolution", "embedding", "recurrent", "bilinear", "nested", "opaque"]
@@ -108,7 +108,7 @@ def find_layers(program: Program) -> tuple[tuple[Layer, ...], tuple[Product, ...
             rows.setdefault(key, []).append(match)
         elif node.target in PRODUCTS:
             path, kind = layer_path(node)
-            products.append(Product(path, kind, _op_name(node), node))
+            products.append(Product(path, kind, op_name(node), node))
     layers = tuple(_layer(program, name, matches) for (name, *_), matches in rows.items())
     return tuple(_unique((*layers, *_nested_layers(program)))), tuple(products)
 
@@ -133,7 +133,7 @@ def _layer(program: Program, name: str, matches: list[_Match]) -> Layer:
     return Layer(
         name=name,
         type=layer_path(first.use.node)[1],
-        op=_op_name(first.use.node),
+        op=op_name(first.use.node),
         kind=first.kind,
         operands=first.operands,
         parameters=sum(owned.values()),
@@ -384,9 +384,9 @@ def _nested_layers(program: Program) -> Iterator[Layer]:
         path, kind = layer_path(inner)
         sources = program.sources(weight)
         yield Layer(
-            name=_layer_name(sources, path, kind),
+            name=layer_name(sources, path, kind),
             type=kind or layer_path(call.node)[1],
-            op=_op_name(inner),
+            op=op_name(inner),
             kind="nested",
             operands=(operand,),
             parameters=sum(source.value.numel() for source in sources),
@@ -422,43 +422,8 @@ def _layers_of_region(
         yield from ((outer[weight], inner, operand) for weight, inner, operand in deeper if weight in outer)
 
 
-# --- Names ------------------------------------------------------------------------------------------------------------
-
-_SUFFIXES = (".weight", "_weight", ".weight_orig", ".weight_v", ".weight_g")
-
-
 def _name_of(program: Program, match: _Match) -> str:
     path, kind = layer_path(match.use.node)
     if match.kind == "recurrent" and kind.startswith("torch.nn."):
         return path  # one module, many weights
-    return _layer_name(program.sources(match.owned[0]), path, kind)
-
-
-def _layer_name(sources: list[Constant], path: str, kind: str) -> str:
-    """The layer's fully-qualified name in the user's model: the weight's own, without its suffix.
-
-    ``enc.self_attn.in_proj_weight`` is the layer ``enc.self_attn.in_proj``; a bare Parameter keeps its whole name; a
-    weight that another module owns (tied, aliased) takes the name of the module that called it.
-    """
-    primary = max(sources, key=lambda source: source.value.numel())
-    name = primary.name
-    if path and not name.startswith(f"{path}."):
-        registered = primary.kind is InputKind.PARAMETER
-        return path if kind.startswith("torch.nn.") or not registered else _without_suffix(name, kind)
-    if ".parametrizations." in name:
-        return name.split(".parametrizations.", 1)[0]
-    return _without_suffix(name, kind)
-
-
-def _without_suffix(name: str, kind: str) -> str:
-    for suffix in _SUFFIXES:
-        if name.endswith(suffix):
-            return name.removesuffix(suffix)
-    return "" if name == "weight" and kind.startswith("torch.nn.") else name
-
-
-def _op_name(node: fx.Node) -> str:
-    target = node.target
-    if WRITTEN_AS in node.meta:
-        return str(node.meta[WRITTEN_AS])
-    return f"{target.namespace}.{target._opname}" if isinstance(target, torch._ops.OpOverload) else str(target)
+    return layer_name(program.sources(match.owned[0]), path, kind)
