@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from fewbit.resources import ModelFormat, Reason, Resource
 from fewbit.spec import JobSpec
 
@@ -87,8 +89,20 @@ class Flip(Resource):
     label: int | None
 
 
+class ClassAccuracy(Resource):
+    """The share of one label's samples that is right, float and int8."""
+
+    label: int
+    samples: int
+    before: float
+    after: float
+    delta: float
+
+
 class Accuracy(Resource):
-    """Measured by running the delivered artifact, in a process that never saw the model. ``artifact`` names it."""
+    """Measured by running the delivered artifact, in a process that never saw the model. ``artifact`` names it.
+    ``classes``: by label, those that changed most first; empty where labels are no classes. ``conclusion``: what the
+    numbers mean, in a sentence."""
 
     artifact: str
     samples: int
@@ -98,6 +112,8 @@ class Accuracy(Resource):
     metrics: tuple[Metric, ...]
     output: OutputSimilarity
     flips: tuple[Flip, ...]
+    classes: tuple[ClassAccuracy, ...] = ()
+    conclusion: str = ""
 
 
 class Percentiles(Resource):
@@ -148,6 +164,26 @@ class Scheme(Resource):
     smooth: float | None = None
 
 
+class Requested(Resource):
+    """What the spec asks of this layer. ``rule``: the JSON pointer of the entry of ``layers`` that decided last; null
+    where the job's defaults did. ``weights`` and ``activations`` are null where it asks for float."""
+
+    quantized: bool
+    weights: WeightScheme | None
+    activations: Literal["dynamic", "static"] | None
+    rule: str | None = None
+
+
+class Execution(Resource):
+    """What the profiler saw of this layer in ``artifact``: its kernel, milliseconds for one batch over all its calls,
+    and the share of all layers' time."""
+
+    artifact: str
+    kernel: str
+    ms: float
+    share: float
+
+
 class EagerVerdict(Resource):
     """What ``torch.ao.quantization.quantize_dynamic(model)`` would do with this layer."""
 
@@ -164,28 +200,71 @@ class Histogram(Resource):
 
 class WeightStats(Resource):
     """Statistics of the float weight. ``outlier_ratio``: share beyond six standard deviations; ``zeroed_ratio``:
-    share of non-zero weights that round to zero; ``saturated_ratio``: share beyond the chosen clip."""
+    share of non-zero weights that round to zero; ``saturated_ratio``: share beyond the chosen clip; ``sqnr_db`` by
+    granularity; ``mse_range_gain_db``: what clipping at the mse-best range would add to the SQNR of this scheme."""
 
     min: float
     max: float
+    mean: float
     std: float
     kurtosis: float
     outlier_ratio: float
     zeroed_ratio: float
     saturated_ratio: float
     sqnr_db: dict[str, float]
+    mse_range_gain_db: float | None = None
     histogram: Histogram
 
 
+class OutlierChannel(Resource):
+    """An input channel far larger than the rest: ``ratio`` is its largest magnitude over the median channel's."""
+
+    channel: int
+    max_abs: float
+    ratio: float
+
+
+class ActivationStats(Resource):
+    """What the float model gives this layer to read, on the evaluation data. ``percentiles`` by name (``"99.9"``);
+    ``saturated_ratio``: share beyond the fixed range of a static layer; ``drift``: how far the evaluation data lies
+    from the calibration data, as the largest distance between the two cumulative distributions (Kolmogorov and
+    Smirnov), 0 to 1; null without calibration data of its own."""
+
+    min: float
+    max: float
+    mean: float
+    std: float
+    percentiles: dict[str, float]
+    outlier_channels: tuple[OutlierChannel, ...]
+    saturated_ratio: float | None = None
+    drift: float | None = None
+    histogram: Histogram
+
+
+class TargetSaturation(Resource):
+    """The layer's integer sums on one kind of CPU: the share of u8*s8 pairs that int16 clamps, and the SQNR of the
+    layer's output against float then."""
+
+    saturated_ratio: float
+    output_sqnr_db: float
+
+
 class LayerError(Resource):
-    """``output_sqnr_db``: the quantized layer's own output against float on the same input."""
+    """``output_sqnr_db``: the quantized layer's own output against float on the same input; ``accumulated_sqnr_db``:
+    its output in the quantized model against the float model, all errors before it included; ``sensitivity``: what the
+    model loses if only this layer is quantized, as the power of its output's error relative to its output's;
+    ``spared_gain_db``: what the model's output SQNR gains if only this layer stays float."""
 
     output_sqnr_db: float | None
+    accumulated_sqnr_db: float | None = None
     sensitivity: float | None = None
+    spared_gain_db: float | None = None
 
 
 class LayerReport(Resource):
-    """One row of the layer table. ``shape`` is the weight's; ``macs`` are for one sample; ``calls`` counts the uses."""
+    """One row of the layer table. ``shape`` is the weight's; ``macs`` are for one sample; ``calls`` counts the uses.
+    ``requested`` by the spec, ``quantized`` with ``scheme`` in the graph, ``executed`` by the profiler; ``saturation``
+    by kind of CPU: avx2, avx512, vnni."""
 
     name: str
     type: str
@@ -194,13 +273,16 @@ class LayerReport(Resource):
     parameters: int
     macs: int
     calls: int
+    requested: Requested | None = None
     quantized: bool
     scheme: Scheme | None
     executed: str | None
+    execution: Execution | None = None
     reason: Reason | None
     eager: EagerVerdict
     weights: WeightStats | None
-    activations: dict[str, Any] | None = None
+    activations: ActivationStats | None = None
+    saturation: dict[str, TargetSaturation] | None = None
     error: LayerError | None
 
 
@@ -213,13 +295,41 @@ class Product(Resource):
     macs: int | None
 
 
+class SensitivitySummary(Resource):
+    """How ``error.sensitivity`` was found. ``passes``: what it cost, in passes of the float model over ``samples``."""
+
+    method: Literal["estimate", "brute_force"]
+    samples: int
+    passes: float
+
+
+class Convergence(Resource):
+    """After ``samples`` calibration samples, the share of the final ranges that is reached (the mean over layers)."""
+
+    samples: int
+    range_share: float
+
+
+class CalibrationReport(Resource):
+    """The calibration data. ``recommended_samples``: where the ranges settled; null where they had not.
+    ``constant_inputs`` and ``non_finite_inputs`` name arrays."""
+
+    samples: int
+    recommended_samples: int | None
+    duplicates: int
+    constant_inputs: tuple[str, ...]
+    non_finite_inputs: tuple[str, ...]
+    convergence: tuple[Convergence, ...]
+
+
 class Finding(Resource):
-    """Something to know or to act on."""
+    """Something to know or to act on. ``patch``: a JSON merge patch for the job spec that mends it."""
 
     severity: Literal["info", "warning", "error"]
     code: str
     layer: str | None = None
     message: str
+    evidence: dict[str, Any] = Field(default_factory=dict)
     remedy: str | None = None
     patch: dict[str, Any] | None = None
 
@@ -264,6 +374,8 @@ class Report(Resource):
     size: Size
     accuracy: Accuracy | None
     latency: Latency | None
+    sensitivity: SensitivitySummary | None = None
+    calibration: CalibrationReport | None = None
     layers: tuple[LayerReport, ...]
     products: tuple[Product, ...]
     findings: tuple[Finding, ...]

@@ -129,6 +129,19 @@ class Gates(Strict):
     min_speedup: float | None = Field(default=None, gt=0)
 
 
+class ReportParts(Strict):
+    """What the report measures beyond layers, reasons, size and accuracy. Each part costs time and can be left out.
+    ``sensitivity``: an estimate from a few passes, or one evaluation a layer (``brute_force``)."""
+
+    weights: bool = True
+    activations: bool = True
+    errors: bool = True
+    saturation: bool = True
+    calibration: bool = True
+    sensitivity: Literal["estimate", "brute_force", "off"] = "estimate"
+    latency: bool = True
+
+
 class Auto(Strict):
     """The search of ``method: auto``."""
 
@@ -152,6 +165,7 @@ class JobSpec(Strict):
     calibration: Calibration | None = None
     evaluation: Evaluation | None = None
     gates: Gates = Gates()
+    report: ReportParts = ReportParts()
     artifacts: tuple[ArtifactKind, ...] = Field(default=("pt2", "torchscript"), min_length=1)
     auto: Auto | None = None
     labels: dict[str, str] = Field(default_factory=dict, max_length=64)

@@ -127,6 +127,7 @@ def weight_stats(weight: Tensor, quantized: QuantizedWeight, reduce: tuple[int, 
     return WeightStats(
         min=low,
         max=high,
+        mean=mean,
         std=spread * unit,
         kurtosis=sums.fourth / sums.square**2 if sums.square else 0.0,
         outlier_ratio=_outliers(weight, mean, OUTLIER_SIGMAS * spread * unit, max(high - mean, mean - low)),
