@@ -363,7 +363,7 @@ class Provenance(Resource):
 
 
 class Report(Resource):
-    """``GET /jobs/{id}/report``."""
+    """``GET /jobs/{id}/report``. ``patch``: what the findings' patches ask for, all in one; null when none does."""
 
     job: str
     model: ReportModel
@@ -379,5 +379,6 @@ class Report(Resource):
     layers: tuple[LayerReport, ...]
     products: tuple[Product, ...]
     findings: tuple[Finding, ...]
+    patch: dict[str, Any] | None = None
     artifacts: tuple[ReportArtifact, ...]
     provenance: Provenance

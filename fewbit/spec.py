@@ -45,13 +45,18 @@ WeightRange = Literal["minmax", "mse"] | Percentile | Clip
 ActivationRange = Literal["minmax", "moving_average", "histogram", "mse", "entropy"] | Percentile | Clip
 
 
+NonFinite = Literal["refuse", "repair"]
+
+
 class Weights(Strict):
-    """How weights are quantized: symmetric, zero point 0."""
+    """How weights are quantized: symmetric, zero point 0. ``non_finite``: a layer with NaN or infinite weights stays
+    float, or they are repaired first: NaN to 0, infinity to the largest finite magnitude beside it."""
 
     dtype: Literal["int8", "int4"] = "int8"
     granularity: Granularity = "per_channel"
     group_size: int | None = Field(default=None, ge=8)
     range: WeightRange = "minmax"
+    non_finite: NonFinite = "refuse"
 
     @model_validator(mode="after")
     def _group_size_goes_with_per_group(self) -> Self:
@@ -74,6 +79,7 @@ class WeightsOverride(Strict):
     granularity: Granularity | None = None
     group_size: int | None = Field(default=None, ge=8)
     range: WeightRange | None = None
+    non_finite: NonFinite | None = None
 
 
 class ActivationsOverride(Strict):

@@ -3,36 +3,94 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from fewbit.report import CalibrationReport
 from fewbit.runtime.program import Program
+from fewbit.spec import ReportParts
+from workers.engine.arithmetic import FLOAT
 from workers.engine.chains import FixedValue, fixed_values
 from workers.engine.data import Data
+from workers.engine.diagnosis.activations import InputWatch, watches_of
+from workers.engine.diagnosis.branches import Branches
+from workers.engine.diagnosis.calibration_set import RangeWatch, calibration_report
 from workers.engine.errors import EngineError, first_line
 from workers.engine.observers import Observer, QParams, observer_for
 from workers.engine.plan import Planned
 from workers.engine.reference import FixedRange
+from workers.engine.repair import cleaned
 from workers.engine.run import ProgramRun
 
 
+@dataclass(frozen=True)
+class Calibrated:
+    """``planned``: the plan, its layers that no sample reached back on float products; ``unreached`` names those.
+    ``inputs``: what layers read in the calibration data; ``report``: of that data itself."""
+
+    planned: tuple[Planned, ...]
+    ranges: dict[fx.Node, FixedRange]
+    unreached: tuple[str, ...] = ()
+    inputs: dict[fx.Node, InputWatch] = field(default_factory=dict)
+    report: CalibrationReport | None = None
+
+
 def ranges_of(
-    program: Program, planned: Sequence[Planned], data: Callable[[], Data], advance: Callable[[float], None]
-) -> dict[fx.Node, FixedRange]:
-    """The ranges this plan needs; ``data`` is read only when it needs any."""
+    program: Program,
+    planned: tuple[Planned, ...],
+    data: Callable[[], Data],
+    parts: ReportParts,
+    advance: Callable[[float], None],
+) -> Calibrated:
+    """The ranges this plan needs; ``data`` is read only when it needs any. Raises
+    ``EngineError('calibration-failed')``, naming the batch."""
     values = fixed_values(program, planned)
-    return calibrate(program, values, data(), advance) if values else {}
-
-
-def calibrate(
-    program: Program, values: Mapping[fx.Node, FixedValue], data: Data, advance: Callable[[float], None]
-) -> dict[fx.Node, FixedRange]:
-    """The range of every value. Raises ``EngineError('calibration-failed')``, naming the batch or the value."""
+    if not values:
+        return Calibrated(planned, {})
+    given, branches = data(), Branches(program, [each.layer for each in planned])
     observers = {node: observer_for(each.settings.range) for node, each in values.items() if each.like is None}
-    run_over(program, {node: _watch(each) for node, each in observers.items()}, data, advance)
+    extents = {node: RangeWatch() for node in observers} if parts.calibration else {}
+    inputs = watches_of(each.layer for each in planned) if parts.activations else {}
+    watched = [*observers.items(), *extents.items(), *inputs.items()]
+    run_over(cleaned(program), {**_around(watched), **branches.around()}, given, advance)
+    planned, ranges = _known(program, planned, values, observers)
+    unseen = {node for node, each in observers.items() if not each.seen}
+    missed = (each.layer.name for each in planned if any(use.input in unseen for use in each.layer.uses))
+    report = calibration_report(given, list(extents.values())) if parts.calibration else None
+    return Calibrated(planned, ranges, (*missed, *branches.never_run), inputs, report)
+
+
+def _known(
+    program: Program,
+    planned: tuple[Planned, ...],
+    values: Mapping[fx.Node, FixedValue],
+    observers: Mapping[fx.Node, Observer],
+) -> tuple[tuple[Planned, ...], dict[fx.Node, FixedRange]]:
+    """The plan and its ranges without what no sample reached: there is no range to fix, so those layers multiply in
+    float, and what their chains would have passed on in integers is asked for again."""
+    while True:
+        missing = {node for node, each in values.items() if each.like is None and not _was_seen(node, observers)}
+        lost = {each.layer.name for each in planned if each.arithmetic.mode == "static" and _touches(each, missing)}
+        if not lost:
+            known = {node: each for node, each in values.items() if (each.like or node) not in missing}
+            return planned, _ranges(known, observers)
+        planned = tuple(replace(each, arithmetic=FLOAT) if each.layer.name in lost else each for each in planned)
+        values = fixed_values(program, planned)
+
+
+def _was_seen(node: fx.Node, observers: Mapping[fx.Node, Observer]) -> bool:
+    return node in observers and observers[node].seen
+
+
+def _touches(planned: Planned, missing: set[fx.Node]) -> bool:
+    """Whether the layer reads or gives one of these values."""
+    return any(missing & {use.input, use.node, *use.node.users} for use in planned.layer.uses)
+
+
+def _ranges(values: Mapping[fx.Node, FixedValue], observers: Mapping[fx.Node, Observer]) -> dict[fx.Node, FixedRange]:
     ranges: dict[fx.Node, FixedRange] = {}
     for node, each in values.items():
         found = ranges[each.like].qparams if each.like is not None else _qparams(node, each, observers[node])
@@ -54,11 +112,20 @@ def run_over(program: Program, around: Mapping[fx.Node, Any], data: Data, advanc
         advance((batch.start + batch.count) / data.samples)
 
 
-def _watch(observer: Observer) -> Callable[..., Any]:
+def _around(watched: Sequence[tuple[fx.Node, Any]]) -> dict[fx.Node, Any]:
+    """Every watch of a node sees its value."""
+    by_node: dict[fx.Node, list[Any]] = {}
+    for node, watch in watched:
+        by_node.setdefault(node, []).append(watch)
+    return {node: _watch(watches) for node, watches in by_node.items()}
+
+
+def _watch(watches: Sequence[Any]) -> Callable[..., Any]:
     def around(_: fx.Node, compute: Callable[[], Any], __: Callable[[Any], Any]) -> Any:
         result = compute()
         if isinstance(result, Tensor):
-            observer.observe(result.detach())
+            for each in watches:
+                each.observe(result.detach())
         return result
 
     return around

@@ -37,7 +37,8 @@ class Batch:
 @dataclass(frozen=True)
 class Data:
     """Named arrays of equal length; ``labels`` int64 [samples] or None; ``kind`` as the report says it. ``rows``: where
-    the model's inputs have no common first axis, how many rows of each array one batch takes."""
+    the model's inputs have no common first axis, how many rows of each array one batch takes. ``names`` of the
+    arrays."""
 
     arrays: tuple[Array, ...]
     dtypes: tuple[torch.dtype, ...]
@@ -47,6 +48,7 @@ class Data:
     kind: Literal["real", "synthetic"]
     fixed_batch: bool
     rows: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
 
     def batches(self) -> Iterator[Batch]:
         if self.rows:
@@ -97,7 +99,8 @@ def read_data(
     if not samples:
         raise EngineError("calibration-failed", "the dataset holds no samples")
     labels = labels[:samples].astype(np.int64) if labels is not None and labels.dtype.kind in "iub" else None
-    return Data(arrays, _dtypes(inputs), labels, samples, size, "real", fixed)
+    names = tuple(each.name for each in inputs)
+    return Data(arrays, _dtypes(inputs), labels, samples, size, "real", fixed, names=names)
 
 
 def batch_of(inputs: tuple[InputSignature, ...], wanted: int) -> tuple[int, bool]:
@@ -148,7 +151,8 @@ def _synthetic(inputs: tuple[InputSignature, ...], size: int, fixed: bool, seed:
     rows = tuple(each.shape[0] if each.shape and isinstance(each.shape[0], int) else size for each in inputs)
     arrays = tuple(_random(each, count * batches, generator) for each, count in zip(inputs, rows, strict=True))
     uneven = rows if len(set(rows)) > 1 else ()
-    return Data(arrays, _dtypes(inputs), None, size * batches, size, "synthetic", fixed, uneven)
+    return Data(arrays, _dtypes(inputs), None, size * batches, size, "synthetic", fixed, uneven,
+                tuple(each.name for each in inputs))  # fmt: skip
 
 
 def _random(signature: InputSignature, samples: int, generator: np.random.Generator) -> Array:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from fewbit.report import Coverage, Finding, LayerReport, Product
+from fewbit.report import CalibrationReport, Coverage, Finding, LayerReport, Product, SensitivitySummary
 from fewbit.resources import InputSignature
 from fewbit.runtime.script import Call
 
@@ -23,6 +23,8 @@ class Draft(BaseModel):
     coverage: Coverage
     findings: tuple[Finding, ...]
     finite: bool
+    sensitivity: SensitivitySummary | None = None
+    calibration: CalibrationReport | None = None
     calls: dict[str, tuple[Call, ...]] = {}
     timings_s: dict[str, float] = {}
     peak_memory_bytes: int = 0

@@ -76,7 +76,7 @@ def convert(task: Task, folder: Path, program: Program, watch: Stopwatch) -> Dra
         layers, products = find_layers(program)
         planned = plan(layers, task.spec, full_range=False)
     with watch("observe") as advance:
-        seen = observe(program, layers, (), {}, data, folder / "float.npy", advance)
+        seen = observe(program, layers, (), {}, data, folder / "float.npy", task.spec.report, advance)
     first = next(data.batches())
     with watch("quantize"), _torch_ao():
         calibration = read_calibration(task, folder, inputs) if task.spec.method == "static" else None

@@ -9,11 +9,11 @@ import torch
 from fewbit.report import Finding, Latency, LayerReport
 from fewbit.runtime.program import Program
 from fewbit.spec import JobSpec
+from workers.engine.diagnosis.patches import left_float
 from workers.engine.layers import KNOWN_SPACES
 from workers.engine.program import layer_path
 from workers.engine.quantize import QuantizedLayer
 
-ZEROED_TOO_MANY = 0.5  # share of a layer's weights that round to zero
 LEAST_OWN_SQNR_DB = 15.0
 WORTH_SPEEDING_UP_MS = 10.0  # below this call overhead and a busy machine weigh as much as the arithmetic
 
@@ -51,15 +51,6 @@ def program_findings(program: Program) -> Iterator[Finding]:
 def layer_findings(rows: Sequence[LayerReport], spec: JobSpec) -> Iterator[Finding]:
     """What the layer table says."""
     for row in rows:
-        if row.quantized and row.weights is not None and row.weights.zeroed_ratio > ZEROED_TOO_MANY:
-            yield Finding(
-                severity="warning",
-                code="outlier",
-                layer=row.name,
-                message=f"{row.weights.zeroed_ratio:.0%} of the weights round to zero: a few large ones set the scale.",
-                remedy="Quantize this layer per channel, or clip its range.",
-                patch=_with_rule(spec, {"match": row.name, "weights": {"granularity": "per_channel", "range": "mse"}}),
-            )
         own = row.error.output_sqnr_db if row.error is not None else None
         if row.quantized and own is not None and own < LEAST_OWN_SQNR_DB:
             yield Finding(
@@ -68,11 +59,7 @@ def layer_findings(rows: Sequence[LayerReport], spec: JobSpec) -> Iterator[Findi
                 layer=row.name,
                 message=f"The layer's int8 output is only {own} dB from its float output on the same input.",
                 remedy="Leave this layer float.",
-                patch=_with_rule(spec, {"match": row.name, "quantize": False}),
-            )
-        if row.reason is not None and row.reason.code == "nan-inf":
-            yield Finding(
-                severity="error", code="nan-inf", layer=row.name, message=row.reason.message, remedy=row.reason.remedy
+                patch=left_float(spec, row.name),
             )
     fastpath = [row.name for row in rows if row.eager.reason is not None and row.eager.reason.code == "fastpath"]
     if fastpath:
@@ -83,11 +70,6 @@ def layer_findings(rows: Sequence[LayerReport], spec: JobSpec) -> Iterator[Findi
             message=f"Plain quantize_dynamic would swap {len(fastpath)} layers inside nn.TransformerEncoderLayer, and "
             "the model would then fail in eval under no_grad. The graph route is not affected.",
         )
-
-
-def _with_rule(spec: JobSpec, rule: dict[str, object]) -> dict[str, object]:
-    """A merge patch that adds ``rule``: RFC 7396 replaces arrays whole, so the rules already there go with it."""
-    return {"layers": [*(each.model_dump(exclude_none=True) for each in spec.layers), rule]}
 
 
 def synthetic_data() -> Finding:

@@ -394,6 +394,14 @@ def _nested_layers(program: Program) -> Iterator[Layer]:
         )
 
 
+def layers_inside(program: Program, call: fx.Node, region: Any) -> set[fx.Node]:
+    """The weights, as nodes of the top graph, that layers of one region of ``call`` read."""
+    body = getattr(program.exported.graph_module, str(region.target), None)
+    if not isinstance(body, fx.GraphModule):
+        return set()
+    return {weight for weight, _, _ in _layers_of_region(program, call, body)}
+
+
 def _inside(program: Program, owner: fx.GraphModule, call: fx.Node) -> Iterator[tuple[fx.Node, fx.Node, Operand]]:
     """(weight in the graph of ``call``, the call inside that reads it, the operand), for all regions of ``call``."""
     for attribute in (each for each in call.all_input_nodes if each.op == "get_attr"):

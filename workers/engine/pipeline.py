@@ -10,28 +10,33 @@ A folder goes in (``task.json``, the model, the data), and the same folder comes
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from fewbit.runtime.program import Program
+from fewbit.spec import JobSpec
 from workers.engine import eager
 from workers.engine.bias import corrected
 from workers.engine.calibrate import ranges_of
 from workers.engine.canonical import canonical
 from workers.engine.data import read_calibration, read_evaluation
+from workers.engine.diagnosis.defects import Case, defects
+from workers.engine.diagnosis.diagnose import diagnose
 from workers.engine.draft import Draft
 from workers.engine.findings import conversion_findings
 from workers.engine.formats import open_program
-from workers.engine.layers import find_layers
+from workers.engine.layers import Layer, find_layers
 from workers.engine.machine import peak_memory_bytes
-from workers.engine.observe import observe, outputs_of
+from workers.engine.observe import observe
 from workers.engine.package import package
-from workers.engine.plan import full_range, plan
+from workers.engine.plan import full_range, plan, weights_for
 from workers.engine.program import signature
 from workers.engine.quantize import quantize
 from workers.engine.reference import Reference, reference_of
+from workers.engine.repair import non_finite, repaired
 from workers.engine.smooth import smoothed, with_alphas
 from workers.engine.stopwatch import Progress, Stopwatch
 from workers.engine.table import coverage, product_rows, report_rows
@@ -68,36 +73,53 @@ def _by_graph(task: Task, folder: Path, watch: Stopwatch) -> Draft:
 
 def _quantized(task: Task, folder: Path, watch: Stopwatch) -> tuple[Reference, Draft]:
     """The reference, and all that is known before it is written: every layer's row above all."""
+    parts = task.spec.report
     with watch("load"):
         program = canonical(_opened(task, folder))
         inputs = signature(program)
         data = read_evaluation(task, folder, inputs)
     with watch("plan"):
         layers, products = find_layers(program)
+        program = mended(program, layers, task.spec)
+        layers, products = find_layers(program)
         planned = plan(layers, task.spec, full_range(task.spec))
     with watch("smooth") as advance:
         smooth = smoothed(program, planned, task.spec.smooth, lambda: read_calibration(task, folder, inputs), advance)
         program, layers, planned = smooth.program, smooth.layers, smooth.planned
     with watch("calibrate") as advance:
-        ranges = ranges_of(program, planned, lambda: read_calibration(task, folder, inputs), advance)
+        calibrated = ranges_of(program, planned, lambda: read_calibration(task, folder, inputs), parts, advance)
+        planned, ranges = calibrated.planned, calibrated.ranges
     with watch("quantize") as advance:
-        quantized = quantize(planned, advance)
+        quantized = quantize(planned, advance, with_stats=parts.weights)
     with watch("correct") as advance:
         wanted = task.spec.bias_correction
         biased = corrected(program, quantized, ranges, wanted, lambda: read_calibration(task, folder, inputs), advance)
         reference = reference_of(biased.program, layers, biased.quantized, ranges)
     with watch("observe") as advance:
-        seen = observe(program, layers, quantized, ranges, data, folder / "float.npy", advance)
-        np.save(folder / "expected.npy", outputs_of(reference.program, next(data.batches())))
-    rows = with_alphas(report_rows(planned, quantized, seen), smooth.alphas)
+        seen = observe(program, layers, quantized, ranges, data, folder / "float.npy", parts, advance)
+        rows = with_alphas(report_rows(planned, quantized, seen), smooth.alphas)
+    with watch("diagnose") as advance:
+        found = diagnose(program, reference, rows, layers, quantized, calibrated, seen, data, parts, advance)
+        np.save(folder / "expected.npy", found.expected)
+        case = Case(task.spec, program, planned, quantized, found.rows, seen, calibrated)
     return reference, Draft(
         inputs=inputs,
-        rows=rows,
+        rows=found.rows,
         products=product_rows(products),
         coverage=coverage(program, planned, rows, seen),
-        findings=conversion_findings(program, rows, quantized, task.spec),
+        findings=(*conversion_findings(program, found.rows, quantized, task.spec), *defects(case)),
         finite=seen.finite,
+        sensitivity=found.sensitivity,
+        calibration=found.calibration,
     )
+
+
+def mended(program: Program, layers: Iterable[Layer], spec: JobSpec) -> Program:
+    """``program`` with finite weights where the spec asks for it."""
+    wanted = [each for each in layers if weights_for(each.name, spec).non_finite == "repair"]
+    broken = non_finite(program) if wanted else {}
+    names = [source.name for each in wanted for source in each.sources if source.name in broken]
+    return repaired(program, names) if names else program
 
 
 def _opened(task: Task, folder: Path) -> Program:
@@ -121,7 +143,7 @@ def verify(folder: Path, progress: Progress) -> None:
         runs = Runs(draft.artifacts, folder)
         measured = measure_artifacts(runs, draft, data, folder, advance)
     with watch("latency"):
-        latency = measure_latency_of(runs, task, data, folder)
+        latency = measure_latency_of(runs, task, data, folder) if task.spec.report.latency else None
     report = report_of(task, draft, data, measured, latency, folder, watch.seconds)
     (folder / "report.json").write_text(report.model_dump_json())
 

@@ -20,7 +20,7 @@ class QuantizedLayer:
     layer: Layer
     weights: tuple[QuantizedWeight, ...]
     arithmetic: Arithmetic
-    stats: WeightStats
+    stats: WeightStats | None = None
 
     @property
     def scheme(self) -> Scheme:
@@ -29,7 +29,9 @@ class QuantizedLayer:
                       activations=_activation_scheme(self.arithmetic))  # fmt: skip
 
 
-def quantize(planned: tuple[Planned, ...], advance: Callable[[float], None]) -> tuple[QuantizedLayer, ...]:
+def quantize(
+    planned: tuple[Planned, ...], advance: Callable[[float], None], with_stats: bool = True
+) -> tuple[QuantizedLayer, ...]:
     """Every layer the plan quantizes, in the plan's order. A weight that two layers share is quantized once, and one
     object. ``advance`` is told the share done."""
     chosen = [each for each in planned if each.weights is not None]
@@ -39,7 +41,7 @@ def quantize(planned: tuple[Planned, ...], advance: Callable[[float], None]) -> 
         assert each.weights is not None
         weights = tuple(_once(operand, each.weights, shared) for operand in each.layer.operands)
         first = each.layer.operands[0]
-        stats = weight_stats(first.value, weights[0], first.reduce)
+        stats = weight_stats(first.value, weights[0], first.reduce, each.weights.range) if with_stats else None
         quantized.append(QuantizedLayer(each.layer, weights, each.arithmetic, stats))
         advance((index + 1) / len(chosen))
     return tuple(quantized)

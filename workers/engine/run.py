@@ -24,9 +24,10 @@ class ProgramRun(fx.Interpreter):
         self.program = program
         self.around = around or {}
 
-    def outputs(self, inputs: Sequence[Tensor]) -> list[Any]:
-        """The program's flat outputs for ``inputs``, given in the order of ``program.inputs``."""
-        with torch.no_grad():
+    def outputs(self, inputs: Sequence[Tensor], grad: bool = False) -> list[Any]:
+        """The program's flat outputs for ``inputs``, given in the order of ``program.inputs``. ``grad``: record what a
+        backward pass needs."""
+        with torch.set_grad_enabled(grad):
             results = self.run(*self._arguments(inputs), enable_io_processing=False)
         count = len(self.program.exported.graph_signature.user_outputs)
         return list(results[len(results) - count :])

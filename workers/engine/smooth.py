@@ -16,8 +16,9 @@ left alone. Where only weights are quantized, the same factors spend their integ
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +30,7 @@ from fewbit.runtime.program import Program, dtype_of, rank
 from fewbit.spec import Clip, Smooth
 from workers.engine.calibrate import run_over
 from workers.engine.data import Data
+from workers.engine.diagnosis.activations import InputWatch
 from workers.engine.imitation import per_token
 from workers.engine.layers import VIEWS, Layer, find_layers
 from workers.engine.observers import fake_quantize, observer_for
@@ -325,6 +327,25 @@ def _quantized(rows: Tensor, planned: Planned) -> Tensor:
     observer = observer_for(planned.activations.range)
     observer.observe(rows)
     return fake_quantize(rows, observer.qparams(planned.activations.dtype, planned.arithmetic.reduced))
+
+
+def possible_gain_db(
+    program: Program, planned: Iterable[Planned], names: Collection[str], seen: Mapping[fx.Node, InputWatch]
+) -> dict[str, float]:
+    """By layer, of those ``names`` that could be smoothed: how many dB nearer to float the best of ``ALPHAS`` would
+    bring its group, judged on the rows that were kept of its input."""
+    gains: dict[str, float] = {}
+    for group in _groups(program, planned):
+        members = [each.planned.layer.name for each in group.members]
+        rows = seen[group.input].rows if group.input in seen else None
+        if rows is None or not set(members) & set(names):
+            continue
+        trial, largest = _Trial(group, rows), rows.abs().amax(0)
+        columns = torch.stack([each.weight.abs().amax(0) for each in group.members]).amax(0)
+        off = trial.error(torch.ones_like(columns))
+        best = min(trial.error(factors_of(largest, columns, alpha)) for alpha in ALPHAS)
+        gains.update(dict.fromkeys(members, round(10 * math.log10(max(off, 1e-30) / max(best, 1e-30)), 2)))
+    return gains
 
 
 # --- Changing the program ---------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from fewbit.report import (
 from workers.engine import findings
 from workers.engine.artifacts import KINDS, Run, load_pt2
 from workers.engine.data import Batch, Data
+from workers.engine.diagnosis.patches import all_in_one
 from workers.engine.draft import Draft
 from workers.engine.errors import EngineError, first_line
 from workers.engine.gates import check_gates, verdict
@@ -155,9 +156,12 @@ def report_of(
         size=size,
         accuracy=accuracy,
         latency=latency,
+        sensitivity=draft.sensitivity,
+        calibration=draft.calibration,
         layers=_with_kernels(draft.rows, measured),
         products=draft.products,
         findings=noted,
+        patch=all_in_one(noted, task.spec),
         artifacts=artifacts,
         provenance=provenance(
             task.threads, task.spec.seed, draft.timings_s | seconds, max(draft.peak_memory_bytes, peak_memory_bytes())

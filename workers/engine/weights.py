@@ -110,10 +110,13 @@ def sqnr_db(signal: Tensor, approximation: Tensor) -> float:
     return _decibels(float(scaled @ scaled), float(error @ error))
 
 
-def weight_stats(weight: Tensor, quantized: QuantizedWeight, reduce: tuple[int, ...] = (1,)) -> WeightStats:
+def weight_stats(
+    weight: Tensor, quantized: QuantizedWeight, reduce: tuple[int, ...] = (1,), range_: WeightRange = "mse"
+) -> WeightStats:
     """The float weight's statistics, and what this quantization does to it. ``weight`` must not be empty.
 
-    ``sqnr_db`` has per_tensor and per_channel, at the quantized weight's bits, and its own granularity.
+    ``sqnr_db`` has per_tensor, per_channel and, where groups divide it, per_group, at the quantized weight's bits, and
+    its own granularity. Of a large weight, groups and the mse-best range are tried on a share of its rows.
     """
     low, high, mean = _extent(weight)
     unit = max(-low, high) or 1.0
@@ -124,6 +127,11 @@ def weight_stats(weight: Tensor, quantized: QuantizedWeight, reduce: tuple[int, 
         name: sums.noise if name == quantized.granularity else _noise(weight, name, quantized.dtype, reduce, unit)
         for name in dict.fromkeys(("per_tensor", "per_channel", quantized.granularity))
     }
+    decibels = {name: round(_decibels(sums.power, noise), 2) for name, noise in noises.items()}
+    part = _some_rows(weight, reduce)
+    size = _group_size(part, reduce)
+    if size and quantized.granularity != "per_group":
+        decibels["per_group"] = _sqnr_at(part, Weights(granularity="per_group", group_size=size), quantized, reduce)
     return WeightStats(
         min=low,
         max=high,
@@ -133,9 +141,45 @@ def weight_stats(weight: Tensor, quantized: QuantizedWeight, reduce: tuple[int, 
         outlier_ratio=_outliers(weight, mean, OUTLIER_SIGMAS * spread * unit, max(high - mean, mean - low)),
         zeroed_ratio=sums.zeroed,
         saturated_ratio=sums.saturated,
-        sqnr_db={name: round(_decibels(sums.power, noise), 2) for name, noise in noises.items()},
+        sqnr_db=decibels,
+        mse_range_gain_db=_mse_gain_db(part, quantized, range_, reduce),
         histogram=Histogram(edges=_edges(low, high), counts=sums.counts),
     )
+
+
+SAMPLED = 2**17  # elements of a weight that settings are tried on
+GROUP_SIZES = (32, 16, 8)
+
+
+def _some_rows(weight: Tensor, reduce: tuple[int, ...]) -> Tensor:
+    """At most about ``SAMPLED`` elements: whole rows, evenly chosen."""
+    kept = [axis for axis in range(weight.dim()) if axis not in reduce]
+    axis = max(kept, key=lambda each: weight.shape[each], default=None)
+    if axis is None or weight.numel() <= SAMPLED:
+        return weight
+    count = max(1, SAMPLED * weight.shape[axis] // weight.numel())
+    return weight.index_select(axis, torch.linspace(0, weight.shape[axis] - 1, count).long())
+
+
+def _group_size(weight: Tensor, reduce: tuple[int, ...]) -> int | None:
+    length = max((weight.shape[axis] for axis in reduce), default=0)
+    return next((size for size in GROUP_SIZES if length > size and length % size == 0), None)
+
+
+def _sqnr_at(weight: Tensor, settings: Weights, like: QuantizedWeight, reduce: tuple[int, ...]) -> float:
+    given = quantize_weight(weight, settings.model_copy(update={"dtype": like.dtype}), reduce)
+    return round(sqnr_db(weight.detach(), given.dequantize()), 2)
+
+
+def _mse_gain_db(
+    weight: Tensor, quantized: QuantizedWeight, range_: WeightRange, reduce: tuple[int, ...]
+) -> float | None:
+    if range_ == "mse":
+        return 0.0
+    now = Weights(granularity=quantized.granularity, group_size=quantized.group_size, range=range_)
+    best = now.model_copy(update={"range": "mse"})
+    gain = _sqnr_at(weight, best, quantized, reduce) - _sqnr_at(weight, now, quantized, reduce)
+    return round(max(gain, 0.0), 2)
 
 
 def _grid(weight: Tensor, granularity: Granularity, group_size: int | None, reduce: tuple[int, ...]) -> _Grid:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fewbit import JobSpec
 from fewbit.report import OutputSimilarity
 from fewbit.runtime.program import Program
+from fewbit.spec import ReportParts
 from tests.workers.engine.models import CalledTwice, Functional, Mixed, Structured, mlp
 from tests.workers.engine.runs import EngineRun, export, load_exported, run_engine
 from tests.workers.engine.trained import Residual, Trained, digits, train
@@ -41,7 +42,7 @@ class Made:
         self.program = program
         self.layers, _ = find_layers(program)
         planned = plan(self.layers, chosen, full_range=False)
-        self.ranges = ranges_of(program, planned, lambda: self.data, ignored)
+        self.ranges = ranges_of(program, planned, lambda: self.data, ReportParts(), ignored).ranges
         self.quantized = quantize(planned, ignored)
         self.corrected = corrected(program, self.quantized, self.ranges, True, lambda: self.data, ignored)
         self.plain = self.reference(Corrected(program, self.quantized))

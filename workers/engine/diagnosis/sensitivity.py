@@ -1,0 +1,347 @@
+"""What the whole model loses if only one layer is quantized, for all layers at once.
+
+The error that quantizing layer ``l`` makes in its own output is known from one pass: ``d[l]``. To first order it
+reaches the model's output as ``J[l] d[l]``, and with signs ``v`` drawn at random (Hutchinson 1990)
+
+    E[(v . J[l] d[l])**2] = |J[l] d[l]|**2          v . J[l] d[l] = (J[l].T v) . d[l]
+
+where ``J[l].T v`` is what one backward pass from ``v`` leaves at *every* layer: two or three passes give the number for
+all layers, however many there are. Samples of a batch do not mix, so each is a draw of its own, where a layer's values
+can be told apart by sample: the gradient of one sample's output alone says which are its own.
+
+What sparing a layer gains is seen from the quantized model, for its layers read values that are rounded already, and so
+make other errors: with its output error ``e`` in place of ``v``, and ``d`` and ``J`` of its own pass (gradients go
+through as if nothing were rounded), ``|e - J[l] d[l]|**2 = |e|**2 - 2 e . J[l] d[l] + |J[l] d[l]|**2``.
+
+``brute_force`` evaluates the model once for each layer, with only that one quantized: the truth, and what layers get
+whose error has no gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fewbit.report import SensitivitySummary
+from fewbit.runtime.program import Program
+from workers.engine.data import Batch, Data
+from workers.engine.errors import EngineError
+from workers.engine.imitation import imitated, operand_value
+from workers.engine.layers import Use
+from workers.engine.quantize import QuantizedLayer
+from workers.engine.reference import FixedRange
+from workers.engine.run import ProgramRun, primary_output
+
+PROBES = 2  # backward passes with random signs
+SPARED = 0.25  # of the batches also tell what sparing a layer gains
+MOST_SAMPLES = 256
+SMALLEST = 1e-30
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """By layer name. ``own``: the output's error power over its power with only this layer quantized; ``spared_db``:
+    what the output's SQNR gains with only this one spared."""
+
+    own: dict[str, float]
+    spared_db: dict[str, float]
+    summary: SensitivitySummary
+
+
+def sensitivity_of(
+    method: str,
+    program: Program,
+    quantized: Sequence[QuantizedLayer],
+    ranges: Mapping[fx.Node, FixedRange],
+    data: Data,
+    advance: Callable[[float], None],
+) -> Sensitivity | None:
+    """``method``: estimate, brute_force or off. None when there is nothing to say it of."""
+    if method == "off" or not quantized:
+        return None
+    if method == "brute_force":
+        return brute_force(program, quantized, ranges, list(data.batches()), advance)
+    batches = _some(data, MOST_SAMPLES)
+    try:
+        found = estimate(program, quantized, ranges, batches, data.samples, advance)
+        return _with_regions(found, program, quantized, ranges, data, advance)
+    except EngineError:
+        raise
+    except RuntimeError:  # the model writes over what a gradient needs, or has none
+        few = max(1, 4 * data.samples // max(1, 2 * len(quantized) + 1))
+        return brute_force(program, quantized, ranges, _some(data, few), advance, data.samples)
+
+
+def _some(data: Data, samples: int) -> list[Batch]:
+    """The first batches that hold so many samples; one at least."""
+    return list(islice(data.batches(), max(1, -(-samples // data.batch_size))))
+
+
+def _with_regions(
+    found: Sensitivity,
+    program: Program,
+    quantized: Sequence[QuantizedLayer],
+    ranges: Mapping[fx.Node, FixedRange],
+    data: Data,
+    advance: Callable[[float], None],
+) -> Sensitivity:
+    """Layers inside a region of the graph have no gradient here: they are evaluated one by one, on few samples."""
+    rest = [each for each in quantized if each.layer.kind == "nested"]
+    if not rest:
+        return found
+    exact = brute_force(
+        program, rest, ranges, _some(data, max(1, data.samples // len(rest) // 2)), advance, data.samples
+    )
+    passes = round(found.summary.passes + exact.summary.passes, 2)
+    return Sensitivity(
+        found.own | exact.own,
+        found.spared_db | exact.spared_db,
+        found.summary.model_copy(update={"passes": passes}),
+    )
+
+
+# --- The estimate -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Taps:
+    """What one forward pass leaves at each layer call: a place to read the gradient, and the error made there."""
+
+    taps: list[Tensor] = field(default_factory=list)
+    errors: list[Tensor] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+
+def estimate(
+    program: Program,
+    quantized: Sequence[QuantizedLayer],
+    ranges: Mapping[fx.Node, FixedRange],
+    batches: Sequence[Batch],
+    samples: int,
+    advance: Callable[[float], None],
+) -> Sensitivity:
+    """A forward pass that also makes each layer's error, then ``PROBES`` backward passes; for some batches one more,
+    from the error of the whole. Raises ``RuntimeError`` where the program has no gradient."""
+    own = {each.layer.name: 0.0 for each in quantized}
+    layouts: list[_Layout | None] = []
+    changes = dict.fromkeys(own, 0.0)
+    signal = everything = 0.0
+    spared = batches[: max(1, round(len(batches) * SPARED))]
+    generator = torch.Generator().manual_seed(0)
+    for index, batch in enumerate(batches):
+        output, taps = _forward(program, quantized, ranges, batch)
+        usable = torch.isfinite(output)
+        signal += float(torch.where(usable, output.detach(), 0.0).double().square().sum())
+        layouts = layouts or [_layout(each, len(batch.inputs[0])) for each in _of_one_sample(output, taps, batch)]
+        powers = dict.fromkeys(own, 0.0)
+        for _ in range(PROBES):
+            signs = torch.randint(0, 2, output.shape, generator=generator).to(output.dtype).mul_(2).sub_(1)
+            reached = _reached(output, taps, torch.where(usable, signs, 0.0), layouts)
+            for name, each in reached.items():
+                powers[name] += float(each.square().sum()) / PROBES
+        own = {name: each + powers[name] for name, each in own.items()}
+        if index < len(spared):
+            rounded, taps = _forward(program, quantized, ranges, batch, rounded=True)
+            error = torch.where(usable & torch.isfinite(rounded), rounded - output, 0.0).detach()
+            everything += _power(error)
+            for name, each in _reached(rounded, taps, error, layouts).items():
+                changes[name] += powers[name] - 2 * float(each.sum())
+        advance((index + 1) / len(batches))
+    used = sum(batch.count for batch in batches)
+    both = 3 * sum(batch.count for batch in spared) + batches[0].count  # the quantized model too; one sample's gradient
+    spent = round(((2 + PROBES) * used + both) / max(1, samples), 2)
+    return Sensitivity(
+        {name: each / max(signal, SMALLEST) for name, each in own.items()},
+        {name: _gain_db(everything, everything + each) for name, each in changes.items()},
+        SensitivitySummary(method="estimate", samples=used, passes=spent),
+    )
+
+
+def _forward(
+    program: Program,
+    quantized: Iterable[QuantizedLayer],
+    ranges: Mapping[fx.Node, FixedRange],
+    batch: Batch,
+    rounded: bool = False,
+) -> tuple[Tensor, _Taps]:
+    """The float model's output, or the ``rounded`` one's, with a gradient at every layer."""
+    taps = _Taps()
+    around = {use.node: _tapped(each, use, ranges, taps, rounded) for each in quantized for use in each.layer.uses}
+    output = _primary(ProgramRun(program, around).outputs(batch.inputs, grad=True))
+    if not output.requires_grad:
+        raise RuntimeError("the output has no gradient")
+    return output.reshape(output.shape or (1,)), taps
+
+
+def _tapped(
+    quantized: QuantizedLayer, use: Use, ranges: Mapping[fx.Node, FixedRange], taps: _Taps, rounded: bool
+) -> Any:
+    def around(_: fx.Node, compute: Callable[[], Any], value: Callable[[Any], Any]) -> Any:
+        with torch.no_grad():
+            given = imitated(quantized, use, value, ranges)
+        result = compute()
+        first = result[0] if isinstance(result, list | tuple) else result
+        if given is None:
+            return result
+        tap = torch.zeros_like(first, requires_grad=True)
+        error = torch.nan_to_num((given - first).detach(), posinf=0.0, neginf=0.0)
+        taps.taps.append(tap)
+        taps.errors.append(error.float())
+        taps.names.append(quantized.layer.name)
+        return _with_first(result, first + error + tap if rounded else first + tap)
+
+    return around
+
+
+def _with_first(result: Any, first: Tensor) -> Any:
+    return type(result)((first, *result[1:])) if isinstance(result, list | tuple) else first
+
+
+def _reached(output: Tensor, taps: _Taps, direction: Tensor, layouts: Sequence[_Layout | None]) -> dict[str, Tensor]:
+    """By layer, ``direction . J d``, of each sample where they can be told apart: float64 [samples] or [1]."""
+    gradients = torch.autograd.grad(output, taps.taps, direction, retain_graph=True, allow_unused=True)
+    sums: dict[str, Tensor] = {}
+    for name, gradient, error, layout in zip(taps.names, gradients, taps.errors, layouts, strict=True):
+        product = error.new_zeros(1) if gradient is None else torch.nan_to_num(gradient.float() * error)
+        known = layout is not None and gradient is not None and len(output) > 1
+        part = layout.by_sample(product, len(output)) if known and layout else product.double().sum()[None]
+        before = sums.get(name)
+        if before is not None and before.shape != part.shape:
+            before, part = before.sum()[None], part.sum()[None]
+        sums[name] = part if before is None else before + part
+    return sums
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where samples lie in a value: on ``axis``, in blocks one after the other, or every so many-th (``strided``)."""
+
+    axis: int
+    strided: bool
+
+    def by_sample(self, product: Tensor, samples: int) -> Tensor:
+        """The sum of each sample's values: float64 [samples]."""
+        rows = product.double().movedim(self.axis, 0).flatten(1).sum(1)
+        return rows.view(-1, samples).sum(0) if self.strided else rows.view(samples, -1).sum(1)
+
+
+def _of_one_sample(output: Tensor, taps: _Taps, batch: Batch) -> tuple[Tensor | None, ...]:
+    """What the second sample's output alone leaves at each layer."""
+    samples = len(batch.inputs[0])
+    if samples < 2 or len(output) != samples:
+        return (None,) * len(taps.taps)
+    direction = torch.zeros_like(output)
+    direction[1] = 1.0
+    return torch.autograd.grad(output, taps.taps, direction, retain_graph=True, allow_unused=True)
+
+
+def _layout(gradient: Tensor | None, samples: int) -> _Layout | None:
+    """Read off the gradient of the second sample's output; None where its values cannot be told from the others'."""
+    if gradient is None or not bool(gradient.any()):
+        return None
+    for axis, size in enumerate(gradient.shape):
+        if size % samples:
+            continue
+        touched = gradient.movedim(axis, 0).flatten(1).any(1)
+        for strided in (False, True):
+            own = touched.view(-1, samples)[:, 1] if strided else touched.view(samples, -1)[1]
+            if int(own.sum()) == int(touched.sum()):
+                return _Layout(axis, strided)
+    return None
+
+
+def _gain_db(before: float, after: float) -> float:
+    """How much less error there is, in dB; what rounding leaves of nothing counts as a thousandth."""
+    if before <= SMALLEST:
+        return 0.0
+    return round(10 * math.log10(before / max(after, before * 1e-3)), 3)
+
+
+def _primary(outputs: list[Any]) -> Tensor:
+    for each in outputs:
+        if isinstance(each, Tensor) and each.dtype.is_floating_point:
+            return each.to(torch.float32)
+    raise EngineError("calibration-failed", "the model returns no floating-point tensor to compare")
+
+
+# --- The truth --------------------------------------------------------------------------------------------------------
+
+
+def brute_force(
+    program: Program,
+    quantized: Sequence[QuantizedLayer],
+    ranges: Mapping[fx.Node, FixedRange],
+    batches: Sequence[Batch],
+    advance: Callable[[float], None],
+    samples: int | None = None,
+) -> Sensitivity:
+    """Twice as many passes as there are layers: with only each one quantized, and with all but each one."""
+    own = {each.layer.name: 0.0 for each in quantized}
+    spared = dict.fromkeys(own, 0.0)
+    signal = everything = 0.0
+    for index, batch in enumerate(batches):
+        output = primary_output(ProgramRun(program).outputs(batch.inputs))
+        usable = torch.isfinite(output)
+        signal += float(torch.where(usable, output, 0.0).double().square().sum())
+        everything += _power(_error_of_all(program, quantized, ranges, batch, output, usable))
+        for position, each in enumerate(quantized):
+            others = [one for one in quantized if one is not each]
+            own[each.layer.name] += _power(_error_of_all(program, [each], ranges, batch, output, usable))
+            spared[each.layer.name] += _power(_error_of_all(program, others, ranges, batch, output, usable))
+            advance((index + (position + 1) / len(quantized)) / len(batches))
+    used = sum(batch.count for batch in batches)
+    passes = round((2 * len(quantized) + 2) * used / max(1, samples or used), 2)
+    return Sensitivity(
+        {name: each / max(signal, SMALLEST) for name, each in own.items()},
+        {name: _gain_db(everything, each) for name, each in spared.items()},
+        SensitivitySummary(method="brute_force", samples=used, passes=passes),
+    )
+
+
+def _error_of_all(
+    program: Program,
+    quantized: Iterable[QuantizedLayer],
+    ranges: Mapping[fx.Node, FixedRange],
+    batch: Batch,
+    output: Tensor,
+    usable: Tensor,
+) -> Tensor:
+    """The output's error with these layers quantized, 0 where either side is not finite."""
+    quantized = tuple(quantized)
+    around = {use.node: _replaced(each, use, ranges) for each in quantized for use in each.layer.uses}
+    difference = primary_output(ProgramRun(_with_weights(program, quantized), around).outputs(batch.inputs)) - output
+    return torch.where(usable & torch.isfinite(difference), difference, 0.0)
+
+
+def _with_weights(program: Program, quantized: Iterable[QuantizedLayer]) -> Program:
+    """The layers inside regions, which only have their weights in integers, on those."""
+    inside = [each for each in quantized if each.layer.kind == "nested"]
+    given = {
+        use.operands[0]: operand_value(each.layer.operands[0], each.weights[0])
+        for each in inside
+        for use in each.layer.uses
+    }
+    constants = {
+        node: replace(each, value=given[node].to(each.value.dtype)) if node in given else each
+        for node, each in program.constants.items()
+    }
+    return replace(program, constants=constants, folded={}) if inside else program
+
+
+def _replaced(quantized: QuantizedLayer, use: Use, ranges: Mapping[fx.Node, FixedRange]) -> Any:
+    def around(_: fx.Node, compute: Callable[[], Any], value: Callable[[Any], Any]) -> Any:
+        given = imitated(quantized, use, value, ranges)
+        result = compute()
+        return result if given is None else _with_first(result, given)
+
+    return around
+
+
+def _power(error: Tensor) -> float:
+    return float(error.double().square().sum())
