@@ -91,7 +91,7 @@ def _weights(case: Case, quantized: QuantizedLayer) -> Finding | None:
             severity="warning",
             code="outlier",
             layer=name,
-            message=f"{stats.zeroed_ratio:.0%} of the weights round to zero: the largest ones set the scale of all rows.",
+            message=f"{stats.zeroed_ratio:.0%} of the weights round to zero: the largest set the scale of all rows.",
             evidence={"zeroed_ratio": round(stats.zeroed_ratio, 4)},
             remedy="Quantize this layer per channel.",
             patch=rule(case.spec, {"match": exact(name), "weights": {"granularity": "per_channel"}}),

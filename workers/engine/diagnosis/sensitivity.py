@@ -79,8 +79,10 @@ def sensitivity_of(
 
 
 def _some(data: Data, samples: int) -> list[Batch]:
-    """The first batches that hold so many samples; one at least."""
-    return list(islice(data.batches(), max(1, -(-samples // data.batch_size))))
+    """The first batches that hold so many samples; smaller ones where the model takes any size, one at least."""
+    if not data.fixed_batch and not data.rows:
+        data = replace(data, batch_size=max(1, min(samples, data.batch_size)))
+    return list(islice(data.batches(), max(1, samples // data.batch_size)))
 
 
 def _with_regions(
