@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import resource
@@ -145,9 +146,9 @@ _QUOTED = re.compile(r"""[<'"]?(/[^\s<>'":,]+)""")
 
 def denied_path(error: BaseException) -> str | None:
     """The path behind ``error`` that the fence did not let it touch; ``None`` if that is not what went wrong. C++
-    writes the path into its message, Python into the exception."""
+    writes the path into its message, Python into the exception. Landlock calls a link from outside EXDEV."""
     for each in _chain(error):
-        if isinstance(each, PermissionError):
+        if isinstance(each, PermissionError) or (isinstance(each, OSError) and each.errno == errno.EXDEV):
             return each.filename if isinstance(each.filename, str) else _NOT_NAMED
         text = str(each)
         if not isinstance(each, OSError) and any(words in text for words in _DENIED):

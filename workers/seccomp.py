@@ -30,7 +30,7 @@ _EACH: dict[str, tuple[int, int]] = {
     # other programs, other processes
     "execve": (59, 221), "execveat": (322, 281), "ptrace": (101, 117), "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271), "kcmp": (312, 272), "tkill": (200, 130), "rt_sigqueueinfo": (129, 138),
-    "rt_tgsigqueueinfo": (297, 240), "setsid": (112, 157), "setpgid": (109, 154),
+    "rt_tgsigqueueinfo": (297, 240), "setsid": (112, 157), "setpgid": (109, 154), "setrlimit": (160, 164),
     # networks
     "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201),
     "accept": (43, 202), "accept4": (288, 242),
@@ -124,7 +124,13 @@ def program(pid: int) -> list[Instruction]:
         *_first_argument(kill, _EQUAL, pid, yes=_ALLOW, no=_NOTIFY),  # abort() and the like
         *_first_argument(tgkill, _EQUAL, pid, yes=_ALLOW, no=_NOTIFY),
         *_first_argument(prctl, _EQUAL, _PR_SET_PDEATHSIG, yes=_NOTIFY, no=_ALLOW),  # it must die with its server
-        *_first_argument(prlimit, _EQUAL, 0, yes=_ALLOW, no=_NOTIFY),  # its own; libc asks for them
+        (_EQUAL, 0, 6, prlimit),  # libc asks for limits; a root user's child could raise them
+        (_LOAD, 0, 0, _ARGUMENT + 16),
+        (_EQUAL, 0, 2, 0),
+        (_LOAD, 0, 0, _ARGUMENT + 20),
+        (_EQUAL, 1, 0, 0),
+        (_ANSWER, 0, 0, _NOTIFY),
+        (_ANSWER, 0, 0, _ALLOW),
         (_ANSWER, 0, 0, _ALLOW),
     ]
 
