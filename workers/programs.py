@@ -125,6 +125,8 @@ def _check_identifier(value: Any, entry: str) -> None:
 
 
 def _check_identifiers(value: Any, entry: str) -> None:
+    if not isinstance(value, list | None):
+        raise _unsafe(entry, "instead of a list of names", value, "torch would compile it as source")
     for name in value or ():
         _check_identifier(name, entry)
 

@@ -167,7 +167,7 @@ def _environment(_: dict[str, Any]) -> str:
 
 
 def _descriptors(_: dict[str, Any]) -> list[str]:
-    return sorted(os.listdir("/proc/self/fd"))
+    return sorted(path.name for path in Path("/proc/self/fd").iterdir())
 
 
 def _limits(_: dict[str, Any]) -> None:
