@@ -147,7 +147,7 @@ _QUOTED = re.compile(r"""[<'"]?(/[^\s<>'":,]+)""")
 def denied_path(error: BaseException) -> str | None:
     """The path behind ``error`` that the fence did not let it touch; ``None`` if that is not what went wrong. C++
     writes the path into its message, Python into the exception. Landlock calls a link from outside EXDEV."""
-    for each in _chain(error):
+    for each in chain(error):
         if isinstance(each, PermissionError) or (isinstance(each, OSError) and each.errno == errno.EXDEV):
             return each.filename if isinstance(each.filename, str) else _NOT_NAMED
         text = str(each)
@@ -157,7 +157,8 @@ def denied_path(error: BaseException) -> str | None:
     return None
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """``error``, and what it was raised from or during."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

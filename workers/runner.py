@@ -128,11 +128,18 @@ def _problem(error: BaseException) -> tuple[str, str]:
         return "sandbox-violation", f"The model tried to use {path}, which is outside its own folder."
     if isinstance(error, OSError) and error.errno in (errno.EFBIG, errno.ENOSPC):
         return "sandbox-violation", "The model wrote more to disk than a job may."
+    starved = next((each for each in fence.chain(error) if _is_out_of_memory(each)), None)
+    if starved is not None:
+        return "out-of-memory", f"The stage ran out of memory: {_one_line(starved)}"
     if isinstance(error, EngineError):
         return error.slug, error.detail
-    if isinstance(error, MemoryError) or "not enough memory" in str(error):
-        return "out-of-memory", f"The stage ran out of memory: {_one_line(error)}"
     return "internal-error", _one_line(error)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Python's own, or torch's allocator's: also where the engine has wrapped it into what it was doing."""
+    words = ("not enough memory", "can't allocate memory", "Cannot allocate memory", "std::bad_alloc")
+    return isinstance(error, MemoryError) or any(each in str(error) for each in words)
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""The runner with one of its two walls taken down, so that the other can be seen to hold alone.
+"""The runner with one of its two walls taken down, so that the other can be seen to hold alone; or both.
 
 It is the tests' own entry of a fork server: the deployed runner has no such switch.
 """
@@ -16,10 +16,10 @@ preload = runner.preload
 
 def main(request: dict[str, Any], messages: int) -> None:
     without = request.pop("without", None)
-    if without == "scan":
+    if without in ("scan", "both"):
         runner.scan = lambda _: request["format"]  # type: ignore[assignment]
         runner.fence = _TrustingFence  # type: ignore[assignment]
-    if without == "fence":
+    if without in ("fence", "both"):
         runner.fence = _NoFence  # type: ignore[assignment]
     request["folder"] = str(Path(request["folder"]))
     runner.main({name: value for name, value in request.items() if name != "format"}, messages)  # type: ignore[arg-type]
@@ -28,7 +28,7 @@ def main(request: dict[str, Any], messages: int) -> None:
 class _TrustingFence:
     """The fence, and torch left to unpickle whatever it likes."""
 
-    denied_path = staticmethod(fence.denied_path)
+    denied_path, chain = staticmethod(fence.denied_path), staticmethod(fence.chain)
 
     @staticmethod
     def enter(*arguments: Any) -> None:
@@ -38,8 +38,9 @@ class _TrustingFence:
 
 
 class _NoFence:
-    denied_path = staticmethod(fence.denied_path)
+    denied_path, chain = staticmethod(fence.denied_path), staticmethod(fence.chain)
 
     @staticmethod
     def enter(folder: Path, *_: Any) -> None:
         os.chdir(folder)
+        os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
