@@ -5,7 +5,7 @@ BIN := .venv/bin
 TORCH_PIP ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test check format openapi bench lock clean
+.PHONY: help setup demo up down test fuzz check format openapi bench lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ down: .venv/installed  ## stop what `make up` started
 
 test: .venv/installed  ## every test, against real Redis, Celery and HTTP
 	@$(BIN)/pytest
+
+fuzz: .venv/installed  ## half an hour of changed files for every parser in front of the sandbox
+	@$(BIN)/python -m tests.fuzz --minutes 30
 
 check: .venv/installed  ## lint, format, types, import rules, and the committed OpenAPI document
 	@$(BIN)/ruff check .

@@ -147,6 +147,7 @@ class Stack:
             "REDIS_URL": self.redis.url,
             "FEWBIT_BLOBS_URL": str(self.folder / "blobs"),
             "FEWBIT_API_KEYS": self.key,
+            "FEWBIT_SANDBOX": "best-effort",
             **self._extra_env,
         }
 

@@ -12,6 +12,8 @@ import stat
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -26,6 +28,10 @@ _END_64 = struct.Struct("<4sQ2H2L4Q")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _ENCRYPTED, _DESCRIPTOR = 0x1, 0x8
 _CHUNK = 1 << 20
+_DAMAGE = (
+    zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, OverflowError, EOFError, struct.error,
+    zlib.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Archive:
 
     def head(self, info: zipfile.ZipInfo, size: int) -> bytes:
         """The entry's first ``size`` bytes, inflated."""
-        with self.zip.open(info) as stream:
+        with damage_told(self.label), self.zip.open(info) as stream:
             return stream.read(size)
 
     def read(self, info: zipfile.ZipInfo, limit: int) -> bytes:
@@ -51,7 +57,8 @@ class Archive:
         if info.file_size > limit:
             name = f"{info.filename} in {self.label}"
             raise EngineError("invalid-model", f"{name} has {info.file_size} bytes; at most {limit} fit.")
-        return self.zip.read(info)
+        with damage_told(self.label):
+            return self.zip.read(info)
 
     def stream(self, info: zipfile.ZipInfo) -> BinaryIO:
         """The entry as a seekable file, without a copy in memory when it is stored."""
@@ -96,15 +103,23 @@ def open_archive(file: BinaryIO, label: str) -> Archive:
     """The archive in ``file``. Raises ``EngineError('invalid-model')`` for one that is broken or a bomb,
     ``'unsafe-model'`` for one built to be read in two ways."""
     _check_end(file, label)
-    try:
+    with damage_told(label):
         archive = Archive(file, zipfile.ZipFile(file), label)
         _check_names(archive)
         _check_sizes(archive)
         _check_layout(archive)
         _check_inflation(archive)
-    except (zipfile.BadZipFile, NotImplementedError, OSError, UnicodeDecodeError, struct.error, zlib.error) as error:
-        raise EngineError("invalid-model", f"{label} is a damaged zip archive: {error}.") from error
     return archive
+
+
+@contextmanager
+def damage_told(label: str) -> Iterator[None]:
+    """What ``zipfile`` raises over bytes that do not fit, as a refusal. It compares an entry's checksum only when the
+    entry's last byte is read."""
+    try:
+        yield
+    except (*_DAMAGE, OSError) as error:
+        raise EngineError("invalid-model", f"{label} is a damaged zip archive: {error}.") from error
 
 
 def _check_end(file: BinaryIO, label: str) -> None:

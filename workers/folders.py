@@ -30,6 +30,7 @@ WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 _PICKLES = re.compile(r"\.(bin|pt|pth|pkl|pickle|ckpt)$", re.IGNORECASE)
 _MAX_CONFIG, _MAX_INDEX, _MAX_HEADER = 1 << 20, 64 << 20, 16 << 20  # a hundred bytes a tensor is usual
 _MAX_DEPTH = 50
+_LAYERS, _MOST_LAYERS = re.compile(r"(^|_)(n_)?(layers?|depth)$"), 5000
 _CHUNK = 1 << 20
 _NAME = re.compile(r"[A-Za-z]\w{0,200}")
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9][\w.-]{0,100}")
@@ -172,6 +173,8 @@ def _check_config(config: dict[str, Any]) -> None:
 
 
 def _check_field(key: str, value: Any) -> None:
+    if _LAYERS.search(key) and isinstance(value, int) and value > _MOST_LAYERS:
+        raise EngineError("invalid-model", f"config.json has {key} {value}; at most {_MOST_LAYERS} are taken.")
     if key in _CODE and value:
         raise EngineError(
             "unsafe-model",

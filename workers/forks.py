@@ -8,6 +8,9 @@ child's group is dead.
     Celery process                        fork server                         child
     ForkServer.fork(request) --request--> fork() --------------------------> own session, dies with its server
         Child <------------ status socket: "started <pid>", later "exited <code>"
+                             <---- socket: the listener of its seccomp filter
+        Child <------------ status socket: "violation <system call>", and the child is killed; or
+                                            "refused <system call>", and it goes on without
         Child <------------------------------------------------ messages pipe, output pipe (stdout and stderr)
         Child.kill() ------ status socket: "kill" --> SIGKILL to the child's whole group
 
@@ -34,12 +37,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from workers import seccomp
+
 Request = dict[str, Any]
 
 _MAX_REQUEST = 1 << 16
 _PR_SET_PDEATHSIG = 1
 _START_S = 300  # torch from a cold disk
 _FORK_S = 30
+# All that the server, and so every child's memory and /proc/self/environ, keeps of the worker's environment.
+_KEPT_ENVIRONMENT = (
+    "PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "HOME", "TMPDIR",
+    "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME",
+)  # fmt: skip
 
 
 class ForkServerLost(Exception):
@@ -53,6 +63,9 @@ class Child:
     status: socket.socket
     messages: int
     output: int
+    pid: int = 0
+    violation: str | None = None  # the system call that ended it
+    refused: str | None = None  # one that failed, and may have been what it ended over
     _closed: bool = field(default=False)
 
     def kill(self) -> None:
@@ -60,12 +73,19 @@ class Child:
         with contextlib.suppress(OSError):
             self.status.send(b"kill")
 
-    def exit_code(self) -> int:
-        """Read the end from a readable ``status``: the exit code, or minus the signal's number.
+    def exit_code(self) -> int | None:
+        """Read the end from a readable ``status``: the exit code, or minus the signal's number; ``None`` when it has
+        not ended.
 
         Raises ``ForkServerLost`` if the server died first.
         """
         word, _, number = self.status.recv(64).decode().partition(" ")
+        if word == "refused":
+            self.refused = number
+            return None
+        if word == "violation":
+            self.violation = number
+            return self.exit_code()  # it is being killed
         if word != "exited":
             raise ForkServerLost("The fork server died while a child was running.")
         return int(number)
@@ -119,7 +139,8 @@ class ForkServer:
             theirs.close()
             os.close(messages_in)
             os.close(output_in)
-        if not _has_started(ours):
+        child.pid = _started_pid(ours)
+        if not child.pid:
             child.close()
             raise ForkServerLost("The fork server could not fork.")
         return child
@@ -142,7 +163,8 @@ class ForkServer:
         with theirs:
             command = [*self._command, str(theirs.fileno())]
             # A session of its own: a Ctrl-C at the terminal is for the worker to handle, not for the server.
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
+            kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True, env=kept)
         ours.settimeout(_START_S)
         self._control = ours
         try:
@@ -158,12 +180,14 @@ class ForkServer:
         return ours
 
 
-def _has_started(status: socket.socket) -> bool:
+def _started_pid(status: socket.socket) -> int:
+    """The child's process id; 0 when it could not be forked."""
     status.settimeout(_FORK_S)
     try:
-        return status.recv(64).startswith(b"started")
+        word, _, pid = status.recv(64).partition(b" ")
+        return int(pid) if word == b"started" else 0
     except OSError:
-        return False
+        return 0
     finally:
         status.settimeout(None)
 
@@ -180,11 +204,23 @@ def _reap(process: subprocess.Popen[bytes]) -> None:
 # ---- the server's side, a process of its own ----
 
 
+@dataclass(frozen=True)
+class _Listener:
+    """Where the calls a child may not make arrive."""
+
+    descriptor: int
+    told: set[str] = field(default_factory=set)
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
 class _Server:
     def __init__(self, control: socket.socket, entry: Callable[[Request, int], None]) -> None:
         self._control = control
         self._entry = entry
         self._children: dict[int, socket.socket] = {}
+        self._fences: dict[int, socket.socket | _Listener] = {}
         self._selector = selectors.DefaultSelector()
         self._wake, self._wake_in = socket.socketpair()
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -210,6 +246,8 @@ class _Server:
             elif key.fileobj is self._wake:
                 with contextlib.suppress(BlockingIOError):
                     self._wake.recv(4096)
+            elif isinstance(key.data, tuple):
+                self._take_fence(key.data[0])
             else:
                 self._take_command(key.data)
         self._report_exits()
@@ -224,24 +262,29 @@ class _Server:
             return False
         status = socket.socket(fileno=fds[0])
         server = os.getpid()
+        fence, listener_to = socket.socketpair()
         try:
             pid = os.fork()
         except OSError:  # out of memory or processes: the closed socket tells the supervisor
             status.close()
+            fence.close()
             return True
         else:
             if pid == 0:
-                self._be_child(server, json.loads(data), messages=fds[1], output=fds[2])
+                self._be_child(server, json.loads(data), [fds[1], fds[2], listener_to.fileno()])
         finally:
+            listener_to.close()
             os.close(fds[1])
             os.close(fds[2])
+        self._fences[pid] = fence
+        self._selector.register(fence, selectors.EVENT_READ, (pid,))
         self._children[pid] = status
         self._selector.register(status, selectors.EVENT_READ, pid)
         with contextlib.suppress(OSError):
             status.send(f"started {pid}".encode())
         return True
 
-    def _be_child(self, server: int, request: Request, messages: int, output: int) -> None:
+    def _be_child(self, server: int, request: Request, descriptors: list[int]) -> None:
         code = 1
         try:
             self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -251,7 +294,7 @@ class _Server:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
-            _keep_only(messages, output)
+            _keep_only(*descriptors)
             self._entry(request, 3)
             code = 0
         except BaseException:
@@ -261,6 +304,47 @@ class _Server:
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(code)  # never back into the server's loop, never through its exit handlers
+
+    def _take_fence(self, pid: int) -> None:
+        """The child has sent its listener, or a call it may not make has arrived there."""
+        source = self._fences.get(pid)
+        if source is None:  # ended in this very round
+            return
+        if isinstance(source, _Listener):
+            self._judge_call(pid, source)
+            return
+        self._forget_fence(pid)
+        try:
+            _, fds, _, _ = socket.recv_fds(source, 16, 1)
+        except OSError:
+            fds = []
+        source.close()
+        if fds:
+            self._fences[pid] = _Listener(fds[0])
+            self._selector.register(fds[0], selectors.EVENT_READ, (pid,))
+
+    def _judge_call(self, pid: int, listener: _Listener) -> None:
+        """The thread that made the call waits in it until it is dead, unless libraries try that call too."""
+        call = seccomp.refused_call(listener.descriptor)
+        if call in seccomp.PROBED:
+            self._tell_once(pid, listener, call)
+            return
+        if call is not None and pid in self._children:
+            with contextlib.suppress(OSError):
+                self._children[pid].send(f"violation {call}".encode())
+            _kill_group(pid)
+        self._forget_fence(pid)
+        listener.close()
+
+    def _tell_once(self, pid: int, listener: _Listener, call: str) -> None:
+        if call not in listener.told and pid in self._children:
+            listener.told.add(call)
+            with contextlib.suppress(OSError):
+                self._children[pid].send(f"refused {call}".encode())
+
+    def _forget_fence(self, pid: int) -> None:
+        source = self._fences.pop(pid)
+        self._selector.unregister(source.descriptor if isinstance(source, _Listener) else source)
 
     def _take_command(self, pid: int) -> None:
         """``kill``, or the supervisor has gone away: both end the child."""
@@ -283,6 +367,9 @@ class _Server:
     def _report_exit(self, pid: int) -> None:
         _kill_group(pid)  # what the child left behind; its pid is still its own, since it is not reaped yet
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if (fence := self._fences.get(pid)) is not None:
+            self._forget_fence(pid)
+            fence.close()
         status = self._children.pop(pid)
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(status)
@@ -291,18 +378,17 @@ class _Server:
         status.close()
 
 
-def _keep_only(messages: int, output: int) -> None:
-    """Descriptors 0 to 3: nothing, output, output, messages. All others are closed: the server's sockets, and whatever
-    its imports left open."""
-    high = [os.dup(messages), os.dup(output)]
-    while min(high) <= 3:
+def _keep_only(messages: int, output: int, listener_to: int) -> None:
+    """Descriptors 0 to 4: nothing, output, output, messages, where the fence sends its listener. All others are
+    closed: the server's sockets, and whatever its imports left open."""
+    high = [messages, output, listener_to]
+    while min(high) <= 4:
         high = [os.dup(descriptor) for descriptor in high]
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
-    os.dup2(high[1], 1)
-    os.dup2(high[1], 2)
-    os.dup2(high[0], 3)
-    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    for target, source in ((1, high[1]), (2, high[1]), (3, high[0]), (4, high[2])):
+        os.dup2(source, target)
+    os.closerange(5, os.sysconf("SC_OPEN_MAX"))
 
 
 def _kill_group(pid: int) -> None:

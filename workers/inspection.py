@@ -21,7 +21,7 @@ from workers.engine.task import Inspection
 from workers.forks import ForkServer
 from workers.scratch import scratch_folder
 from workers.settings import WorkerSettings
-from workers.supervisor import StageFailed, Stopping, problem_of
+from workers.supervisor import StageFailed, Stopping, order_of, problem_of
 from workers.watch import run_child
 
 log = structlog.get_logger()
@@ -60,7 +60,7 @@ class Inspector:
         deadline = time.monotonic() + self.time_limit_s
         with scratch_folder(self.settings.scratch, model_id) as folder:
             self.blobs.fetch(sha256, folder / "model")
-            order = {"stage": "inspect", "folder": str(folder), "threads": self.settings.threads}
+            order = order_of("inspect", folder, self.settings, deadline)
             ended = run_child(self.forks, order, deadline, self._check)
         if ended.failure is not None:
             log.warning("inspection failed", exit_code=ended.exit_code, last_words=ended.last_words)

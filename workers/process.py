@@ -15,7 +15,7 @@ from store.leases import Leases
 from store.models import InspectedModels
 from store.queue import Queue
 from store.settings import StoreSettings
-from workers import machine
+from workers import fence, machine
 from workers.forks import ForkServer, ForkServerLost
 from workers.inspection import Inspector
 from workers.reaper import Reaper
@@ -79,6 +79,7 @@ def description(queues: list[str], settings: WorkerSettings) -> dict[str, object
         "isa": machine.isa(),
         "threads": settings.threads,
         "versions": machine.versions(),
+        "sandbox": sandbox(settings),
         "capabilities": {
             "formats": capabilities.FORMATS,
             "methods": capabilities.METHODS,
@@ -87,18 +88,41 @@ def description(queues: list[str], settings: WorkerSettings) -> dict[str, object
     }
 
 
+def sandbox(settings: WorkerSettings) -> dict[str, object]:
+    """How far models are shut in here, and what this kernel lacks for more."""
+    there = fence.support()
+    return {
+        "mode": settings.sandbox,
+        "landlock": there.landlock,
+        "seccomp": there.seccomp,
+        "missing": there.missing,
+    }
+
+
 _current: Process | None = None
 
 
 def start() -> None:
-    """Make this process's ``Process`` and warm its fork server. A worker without an engine leaves at once."""
+    """Make this process's ``Process`` and warm its fork server. A worker without an engine, or without the fence it is
+    required to have, leaves at once."""
     global _current  # noqa: PLW0603  # one worker, one process: Celery's signals and tasks have nowhere else to look
-    _current = Process(StoreSettings(), WorkerSettings())
+    settings = WorkerSettings()
+    _require_fence(settings)
+    _current = Process(StoreSettings(), settings)
     try:
         _current.forks.start()
     except ForkServerLost as error:
         log.critical("no engine", error=str(error), pid=os.getpid())
         raise SystemExit(1) from error
+
+
+def _require_fence(settings: WorkerSettings) -> None:
+    there = fence.support()
+    if there.missing:
+        log.warning("the sandbox is not whole", missing=there.missing, mode=settings.sandbox)
+    if settings.sandbox == "required" and not there.stands:
+        log.critical("no sandbox; FEWBIT_SANDBOX=best-effort runs without, for models you trust")
+        raise SystemExit(1)
 
 
 def current() -> Process:

@@ -19,6 +19,7 @@ from workers.pickles import words
 
 MAX_JSON_BYTES = 256 << 20
 _MAX_DEPTH = 200
+_MAX_NODES = 200_000  # of one graph: the largest models exported have some ten thousand
 
 _OPERATOR = re.compile(r"torch\.ops\.([A-Za-z_]\w*)\.([A-Za-z_]\w*)(\.[A-Za-z_]\w*)?")
 _NAMESPACES = frozenset({"aten", "prims", "prim", "quantized_decomposed", "torchao", "torchvision", "higher_order"})
@@ -124,6 +125,8 @@ def _check_identifier(value: Any, entry: str) -> None:
 
 
 def _check_identifiers(value: Any, entry: str) -> None:
+    if not isinstance(value, list | None):
+        raise _unsafe(entry, "instead of a list of names", value, "torch would compile it as source")
     for name in value or ():
         _check_identifier(name, entry)
 
@@ -178,6 +181,11 @@ def _check_keys(value: Any, entry: str) -> None:
         _check_plain_text(key, entry)
 
 
+def _check_length(value: Any, entry: str) -> None:
+    if isinstance(value, list) and len(value) > _MAX_NODES:
+        raise EngineError("invalid-model", f"{entry} has {len(value)} operations; at most {_MAX_NODES} are taken.")
+
+
 def _unsafe(entry: str, what: str, value: Any, why: str) -> EngineError:
     shown = repr(value)
     return EngineError("unsafe-model", f"{entry} holds {what} {shown[:200]}: {why}. Nothing was executed.")
@@ -202,4 +210,5 @@ _CHECKS: dict[str, Callable[[Any, str], None]] = {
     "custom_obj_name": _check_plain_text,
     "user_input_name": _check_plain_text,
     "config": _check_keys,
+    "nodes": _check_length,
 }

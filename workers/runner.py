@@ -7,9 +7,9 @@ This module imports torch (in its functions only); the Celery process names it a
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import resource
 import sys
 import time
 import traceback
@@ -17,14 +17,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+from workers import fence
 from workers.engine.errors import EngineError
 from workers.engine.task import Task
+from workers.limits import Limits
 from workers.scan import scan
 
 Stage = Literal["inspect", "convert", "verify"]
 Say = Callable[[str, Any], None]
 
-_KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 _PROGRESS_EVERY_S = 0.1
 
 
@@ -34,6 +35,8 @@ class Order(TypedDict):
     stage: Stage
     folder: str
     threads: int
+    limits: dict[str, int]
+    sandbox: fence.Sandbox
 
 
 def preload() -> None:
@@ -52,7 +55,7 @@ def main(order: Order, messages: int) -> None:
 
         try:
             folder = Path(order["folder"])
-            _shut_in(folder)
+            fence.enter(folder, Limits(**order["limits"]), order["sandbox"])
             _set_threads(order["threads"])
             say("done", _STAGES[order["stage"]](folder, say))
         except BaseException as error:
@@ -99,20 +102,6 @@ _STAGES: dict[Stage, Callable[[Path, Say], dict[str, Any]]] = {
 }
 
 
-def _shut_in(folder: Path) -> None:
-    """No core file, no secrets in the environment, no folder but this one. The fork server has already given the
-    process its own session and closed every descriptor but output and messages."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
-    os.environ.clear()
-    os.environ.update(kept)
-    os.environ.update(HOME=str(folder), TMPDIR=str(folder))
-    # torch.export.load answers a refused pickle with weights_only=False; this makes torch ignore that.
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    os.umask(0o077)
-    os.chdir(folder)
-
-
 def _set_threads(threads: int) -> None:
     import torch
 
@@ -134,11 +123,23 @@ def _progress(say: Say) -> Callable[[str, float], None]:
 
 
 def _problem(error: BaseException) -> tuple[str, str]:
+    path = fence.denied_path(error)
+    if path is not None:
+        return "sandbox-violation", f"The model tried to use {path}, which is outside its own folder."
+    if isinstance(error, OSError) and error.errno in (errno.EFBIG, errno.ENOSPC):
+        return "sandbox-violation", "The model wrote more to disk than a job may."
+    starved = next((each for each in fence.chain(error) if _is_out_of_memory(each)), None)
+    if starved is not None:
+        return "out-of-memory", f"The stage ran out of memory: {_one_line(starved)}"
     if isinstance(error, EngineError):
         return error.slug, error.detail
-    if isinstance(error, MemoryError) or "not enough memory" in str(error):
-        return "out-of-memory", f"The stage ran out of memory: {_one_line(error)}"
     return "internal-error", _one_line(error)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Python's own, or torch's allocator's: also where the engine has wrapped it into what it was doing."""
+    words = ("not enough memory", "can't allocate memory", "Cannot allocate memory", "std::bad_alloc")
+    return isinstance(error, MemoryError) or any(each in str(error) for each in words)
 
 
 def _one_line(error: BaseException) -> str:

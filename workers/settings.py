@@ -11,6 +11,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from workers import machine
+from workers.fence import Sandbox
 
 
 class WorkerSettings(BaseSettings):
@@ -20,4 +21,5 @@ class WorkerSettings(BaseSettings):
 
     scratch: Path = Field(default_factory=lambda: Path(tempfile.gettempdir()))
     threads: int = Field(default_factory=machine.cores, ge=1)
+    sandbox: Sandbox = "required"
     worker: str = Field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")

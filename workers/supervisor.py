@@ -23,11 +23,12 @@ from store.blobs import Blobs
 from store.leases import Claim, Leases, LostLease
 from store.records import ArtifactRecord, BlobRef
 from workers.engine.task import Task
-from workers.forks import ForkServer, ForkServerLost
+from workers.forks import ForkServer, ForkServerLost, Request
 from workers.heartbeat import Canceled, Heartbeat
+from workers.limits import Limits
 from workers.scratch import NotAFile, plain_file, read_report, scratch_folder
 from workers.settings import WorkerSettings
-from workers.watch import DeadlinePassed, run_child
+from workers.watch import DeadlinePassed, TooMuch, run_child
 
 log = structlog.get_logger()
 
@@ -100,7 +101,7 @@ class Supervisor:
             if self.stopping.is_set():
                 raise Stopping
 
-        order = {"stage": stage, "folder": str(folder), "threads": self.settings.threads}
+        order = order_of(stage, folder, self.settings, deadline)
         ended = run_child(self.forks, order, deadline, check, heartbeat.hear)
         if ended.failure is not None:
             log.warning("stage failed", stage=stage, exit_code=ended.exit_code, last_words=ended.last_words)
@@ -139,10 +140,25 @@ class Supervisor:
             return "lost"
 
 
+def order_of(stage: str, folder: Path, settings: WorkerSettings, deadline: float) -> Request:
+    """What one child is asked to do, and what it may take: by the inputs that lie in its folder."""
+    inputs = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    limits = Limits.of(inputs, settings.threads, max(0.0, deadline - time.monotonic()))
+    return {
+        "stage": stage,
+        "folder": str(folder),
+        "threads": settings.threads,
+        "limits": limits.request(),
+        "sandbox": settings.sandbox,
+    }
+
+
 def problem_of(error: Exception, time_limit_s: float) -> JobProblem:
     """The problem of the catalogue that tells what ``error`` means for the job."""
     match error:
         case StageFailed():
+            return error.problem
+        case TooMuch():
             return error.problem
         case DeadlinePassed():
             return JobProblem.of("time-limit-exceeded", f"The engine was stopped after {time_limit_s:g} s.")

@@ -10,16 +10,20 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fewbit.problems import JOB_PROBLEMS, JobProblem
-from workers.forks import Child, ForkServer, Request
+from workers import fence
+from workers.forks import Child, ForkServer, ForkServerLost, Request
+from workers.limits import Limits
 
 _TICK_S = 0.1  # how long a cancel or a shutdown may go unseen
 _CHUNK = 1 << 16
 _LAST_WORDS = 8192
 _LONGEST_MESSAGE = 64 << 20  # an inspection of ten thousand layers is 5 MB
 _AFTER_THE_END_S = 1.0
+_DISK_EVERY_S = 0.5
 
 
 class DeadlinePassed(Exception):
@@ -34,12 +38,20 @@ class Ended:
     done: dict[str, Any] | None
     problem: JobProblem | None
     last_words: str
+    violation: str | None = None
+    refused: str | None = None
 
     @property
     def failure(self) -> JobProblem | None:
         """Why this is no success; ``None`` if it is one."""
+        if self.violation is not None:
+            return JobProblem.of(
+                "sandbox-violation", f"The model made the system call {self.violation}, which its sandbox forbids."
+            )
         if self.exit_code < 0:
             return _killed(-self.exit_code)
+        if self.problem is not None and self.problem.slug == "sandbox-violation" and self.refused is not None:
+            return JobProblem.of("sandbox-violation", f"{self.problem.detail} It made the system call {self.refused}.")
         if self.problem is not None:
             return self.problem
         if self.done is None or self.exit_code != 0:
@@ -92,9 +104,64 @@ def run_child(
     check: Callable[[], None] = lambda: None,
     hear: Callable[[str, Any], None] = lambda *_: None,
 ) -> Ended:
-    """Fork a child, watch it to its end, leave nothing of it behind. Raises what ``fork`` and ``watch`` raise."""
+    """Fork a child, watch it to its end, leave nothing of it behind. Raises what ``fork`` and ``watch`` raise, and
+    ``TooMuch``."""
     with closing(forks.fork(order)) as child:
-        return watch(child, deadline, check, hear)
+        return watch(child, deadline, _both(check, Consumption.of(order, child)), hear)
+
+
+class TooMuch(Exception):
+    """The child took more memory or disk than it may."""
+
+    def __init__(self, slug: str, detail: str) -> None:
+        super().__init__(detail)
+        self.problem = JobProblem.of(slug, detail)
+
+
+@dataclass
+class Consumption:
+    """What one child takes, looked at while it runs: no limit of the kernel counts resident memory, or a folder."""
+
+    pid: int
+    folder: Path
+    limits: Limits
+    _looked: float = field(default=0.0)
+
+    @classmethod
+    def of(cls, order: Request, child: Child) -> Consumption | None:
+        """``None`` for an order without limits."""
+        if "limits" not in order:
+            return None
+        return cls(child.pid, Path(order["folder"]), Limits(**order["limits"]))
+
+    def check(self) -> None:
+        """Raises ``TooMuch``."""
+        used = fence.memory_of(self.pid)
+        if used > self.limits.memory:
+            raise TooMuch("out-of-memory", f"The job took {_mib(used)}; it may take {_mib(self.limits.memory)}.")
+        if time.monotonic() - self._looked >= _DISK_EVERY_S:
+            self._check_disk()
+            self._looked = time.monotonic()
+
+    def _check_disk(self) -> None:
+        size, files = fence.disk_of(self.folder, self.limits.files)
+        if size > self.limits.disk or files > self.limits.files:
+            taken = f"{_mib(size)} in {files} files or more"
+            most = f"{_mib(self.limits.disk)} in {self.limits.files}"
+            raise TooMuch("sandbox-violation", f"The model wrote {taken} into its folder; it may write {most}.")
+
+
+def _both(check: Callable[[], None], consumption: Consumption | None) -> Callable[[], None]:
+    def checks() -> None:
+        check()
+        if consumption is not None:
+            consumption.check()
+
+    return checks
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):.0f} MiB"
 
 
 def watch(
@@ -117,7 +184,8 @@ def watch(
             _kill_and_wait(selector, child)
             raise
         _drain(selector, child)
-    return Ended(code, heard.done, heard.problem, heard.printed[-_LAST_WORDS:].decode(errors="replace"))
+    last_words = heard.printed[-_LAST_WORDS:].decode(errors="replace")
+    return Ended(code, heard.done, heard.problem, last_words, child.violation, child.refused)
 
 
 def _register(selector: selectors.BaseSelector, child: Child, heard: _Heard) -> None:
@@ -135,7 +203,9 @@ def _until_exit(selector: selectors.BaseSelector, child: Child, deadline: float,
             raise DeadlinePassed
         for key, _ in selector.select(min(left, _TICK_S)):
             if key.fileobj is child.status:
-                return child.exit_code()
+                if (code := child.exit_code()) is not None:
+                    return code
+                continue
             _read(selector, key)
 
 
@@ -166,9 +236,17 @@ def _kill_and_wait(selector: selectors.BaseSelector, child: Child) -> None:
     give_up = time.monotonic() + 5
     while time.monotonic() < give_up:
         for key, _ in selector.select(0.05):
-            if key.fileobj is child.status:
+            if key.fileobj is not child.status:
+                _read(selector, key)
+            elif _is_over(child):
                 return
-            _read(selector, key)
+
+
+def _is_over(child: Child) -> bool:
+    try:
+        return child.exit_code() is not None
+    except ForkServerLost:  # the kernel killed it with its server
+        return True
 
 
 def _killed(number: int) -> JobProblem:
@@ -177,6 +255,10 @@ def _killed(number: int) -> JobProblem:
             "out-of-memory", "The kernel ended the engine with SIGKILL, as it does when the machine is out of memory."
         )
     name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
+    if number == signal.SIGXCPU:
+        return JobProblem.of("time-limit-exceeded", "The engine used more processor time than its job may.")
+    if number == signal.SIGXFSZ:
+        return JobProblem.of("sandbox-violation", "The model wrote a larger file than a job may (SIGXFSZ).")
     if number == signal.SIGSYS:
         return JobProblem.of("sandbox-violation", "The model made a system call its sandbox does not allow (SIGSYS).")
     return JobProblem.of("internal-error", f"The engine was ended by signal {name}.")

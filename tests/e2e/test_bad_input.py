@@ -16,6 +16,7 @@ import torch
 from fewbit.client import Client
 from local.stack import Stack
 from tests.e2e.conftest import Upload
+from tests.hostile.scripts import SCRIPTS
 from tests.workers import uploads
 
 BYTES = {"Content-Type": "application/octet-stream"}
@@ -209,3 +210,22 @@ def test_no_key_no_answer(headers: dict[str, str], stack: Stack) -> None:
 def test_after_all_of_that_the_service_still_works(client: Client, mlp: Upload) -> None:
     job = client.create_job({"model": client.upload_model(mlp.path).id, "artifacts": ["torchscript"]})
     assert client.wait(job).status == "succeeded"
+
+
+def test_torchscript_that_reads_passwd_is_refused_and_the_next_job_succeeds(
+    http: httpx2.Client, client: Client, mlp: Upload, tmp_path: Path
+) -> None:
+    torch.jit.save(SCRIPTS["read"](tmp_path / "canary"), tmp_path / "reads.pt")
+    slug, detail = outcome(http, (tmp_path / "reads.pt").read_bytes())
+    assert slug == "unsafe-model"
+    assert "from_file" in detail
+    job = client.wait(client.create_job({"model": client.upload_model(mlp.path).id}))
+    assert job.status == "succeeded"
+
+
+def test_every_worker_says_how_it_is_fenced(http: httpx2.Client) -> None:
+    workers = http.get("/capabilities").json()["workers"]
+    assert workers
+    for worker in workers:
+        assert worker["sandbox"]["seccomp"] is True
+        assert worker["sandbox"]["landlock"] > 0

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from workers import runner
+from workers import fence
+from workers.limits import Limits
 
 
 def preload() -> None:
@@ -92,7 +93,7 @@ def _raise(request: dict[str, Any], messages: int) -> None:
 
 def _shut_in(request: dict[str, Any], messages: int) -> None:
     """Do what the runner does first, and tell what is left."""
-    runner._shut_in(Path(request["folder"]))
+    fence.enter(Path(request["folder"]), Limits.of(0, 1, 60), "required")
     seen = {
         "environment": sorted(os.environ),
         "cwd": os.getcwd(),  # noqa: PTH109
@@ -104,7 +105,7 @@ def _shut_in(request: dict[str, Any], messages: int) -> None:
 
 def _load_unscanned(request: dict[str, Any], messages: int) -> None:
     """Load a hostile model as the engine does, without the scan in front."""
-    runner._shut_in(Path(request["folder"]))
+    fence.enter(Path(request["folder"]), Limits.of(0, 1, 60), "required")
     import torch
 
     torch.export.load(request["model"])

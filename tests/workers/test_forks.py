@@ -94,8 +94,8 @@ def test_a_child_has_its_own_session_and_no_descriptors_of_others(forks: ForkSer
     child.close()
     assert pid == session == group
     child = forks.fork({"deed": "descriptors"})
-    # 0 to 3, and the one that lists the folder
-    assert os.read(child.messages, 100).split() == [b"0", b"1", b"2", b"3", b"4"]
+    # 0 to 3, where the fence sends its listener, and the one that lists the folder
+    assert os.read(child.messages, 100).split() == [b"0", b"1", b"2", b"3", b"4", b"5"]
     child.close()
 
 

@@ -14,6 +14,7 @@ import pytest
 from fewbit.report import Report, ReportModel
 from fewbit.spec import JobSpec
 from tests.workers import uploads
+from tests.workers.orders import order
 from workers import runner
 from workers.engine.errors import EngineError
 from workers.engine.task import Task
@@ -48,9 +49,8 @@ def folder(tmp_path: Path, model: Path) -> Path:
 
 
 def stage(forks: ForkServer, name: str, folder: Path, heard: list[tuple[str, Any]] | None = None) -> Ended:
-    order = {"stage": name, "folder": str(folder), "threads": 1}
     hear = heard if heard is not None else []
-    return run_child(forks, order, time.monotonic() + 60, hear=lambda *said: hear.append(said))
+    return run_child(forks, order(name, folder), time.monotonic() + 60, hear=lambda *said: hear.append(said))
 
 
 def test_an_inspection_gives_the_layer_table(forks: ForkServer, folder: Path) -> None:
@@ -91,8 +91,8 @@ def test_without_the_scan_torch_still_does_not_unpickle(forks: ForkServer, folde
     payload = uploads.torch_saved(((uploads.Hostile(os.system, f"touch {canary}"),), {}))
     uploads.with_entry(folder / "model", folder / "hostile.pt2", "data/sample_inputs/model.pt", payload)
     server = ForkServer("tests.workers.children:main", "tests.workers.children:preload_torch")
-    order = {"deed": "load unscanned", "folder": str(folder), "model": str(folder / "hostile.pt2")}
-    end = run_child(server, order, time.monotonic() + 60)
+    request = {"deed": "load unscanned", "folder": str(folder), "model": str(folder / "hostile.pt2")}
+    end = run_child(server, request, time.monotonic() + 60)
     server.stop()
     assert end.exit_code == 1
     assert "UnpicklingError" in end.last_words

@@ -20,6 +20,7 @@ from torch import nn
 from fewbit.report import ReportModel
 from fewbit.spec import JobSpec
 from tests.workers import packed, uploads
+from tests.workers.orders import order as order_of
 from tests.workers.packed import Files
 from tests.workers.uploads import Hostile
 from workers.engine.errors import EngineError
@@ -429,7 +430,7 @@ def test_every_kind_is_inspected_in_the_forked_child(engine: ForkServer, files: 
         folder = tmp_path / kind
         folder.mkdir()
         make(folder / "model")
-        order = {"stage": "inspect", "folder": str(folder), "threads": 1}
+        order = order_of("inspect", folder)
         end = run_child(engine, order, time.monotonic() + 60)
         assert end.done is not None, end.last_words
         found = Inspection.model_validate(end.done["inspection"])
@@ -443,7 +444,7 @@ def test_a_job_whose_record_names_another_kind_than_its_bytes_is_refused(engine:
     packed.saved(packed.sequential(), tmp_path / "model")
     model = ReportModel(id="mdl_1", sha256="0" * 64, format="torchscript")
     Task(job="job_1", model=model, model_size=1, spec=JobSpec(model="mdl_1"), threads=1).write(tmp_path)
-    order = {"stage": "convert", "folder": str(tmp_path), "threads": 1}
+    order = order_of("convert", tmp_path)
     end = run_child(engine, order, time.monotonic() + 60)
     assert end.failure is not None
     assert (end.failure.slug, "recorded as torchscript, but it is module" in end.failure.detail) == (

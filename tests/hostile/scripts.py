@@ -1,0 +1,80 @@
+"""TorchScript that acts on being loaded: a class's ``__setstate__`` runs then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+class Plain(nn.Module):
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.t = torch.zeros(1)
+        self.path = path
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.t
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[Tensor, str, bool]:
+        return (self.t, self.path, self.training)
+
+
+class Reads(Plain):
+    @torch.jit.export
+    def __setstate__(self, state: tuple[Tensor, str, bool]) -> None:
+        self.t = torch.from_file("/etc/passwd", False, 8)
+        self.path = state[1]
+        self.training = state[2]
+
+
+class Writes(Plain):
+    @torch.jit.export
+    def __setstate__(self, state: tuple[Tensor, str, bool]) -> None:
+        self.t = torch.from_file(state[1], True, 8)
+        self.path = state[1]
+        self.training = state[2]
+
+
+class Allocates(Plain):
+    @torch.jit.export
+    def __setstate__(self, state: tuple[Tensor, str, bool]) -> None:
+        self.t = torch.ones([1 << 38])
+        self.path = state[1]
+        self.training = state[2]
+
+
+class Loops(Plain):
+    @torch.jit.export
+    def __setstate__(self, state: tuple[Tensor, str, bool]) -> None:
+        self.t = state[0]
+        self.path = state[1]
+        self.training = state[2]
+        while bool(self.t.sum() >= 0.0):
+            self.t = self.t + 1.0
+
+
+class Prints(Plain):
+    @torch.jit.export
+    def __setstate__(self, state: tuple[Tensor, str, bool]) -> None:
+        self.t = state[0]
+        self.path = state[1]
+        self.training = state[2]
+        for _ in range(10_000_000):
+            print("a line of a hundred characters, more or less, so that ten million of them make a gigabyte of output")
+
+
+def _of(kind: type[Plain]) -> Callable[[Path], torch.jit.ScriptModule]:
+    return lambda canary: torch.jit.script(kind(str(canary)).eval())
+
+
+SCRIPTS = {
+    "read": _of(Reads),
+    "write": _of(Writes),
+    "allocate": _of(Allocates),
+    "loop": _of(Loops),
+    "print": _of(Prints),
+}

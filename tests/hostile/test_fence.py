@@ -1,0 +1,192 @@
+"""The fence alone: code that may do whatever it likes does nothing outside its folder, and what it tried is named."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fewbit.problems import JobProblem
+from workers import fence, process
+from workers.forks import ForkServer
+from workers.limits import Limits
+from workers.scratch import scratch_folder
+from workers.settings import WorkerSettings
+from workers.watch import DeadlinePassed, Ended, TooMuch, run_child
+
+SMALL = Limits(memory=600 << 20, disk=32 << 20, cpu=60, files=2000).request()
+SECRET = "the weights of another tenant"
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[ForkServer]:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("REDIS_URL", "redis://secret")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        server = ForkServer("tests.hostile.deeds:main", "tests.hostile.deeds:preload")
+        server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "job"
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Path:
+    """What lies in the store, or in the scratch folder of another job."""
+    path = tmp_path / "another" / "canary"
+    path.parent.mkdir()
+    path.write_text(SECRET)
+    return path
+
+
+def tried(forks: ForkServer, folder: Path, deed: str, seconds: float = 30, **more: Any) -> Ended:
+    order = {"deed": deed, "folder": str(folder), "limits": SMALL, **more}
+    return run_child(forks, order, time.monotonic() + seconds)
+
+
+def refusal(forks: ForkServer, folder: Path, deed: str, **more: Any) -> JobProblem:
+    failure = tried(forks, folder, deed, **more).failure
+    assert failure is not None, "nothing stopped it"
+    return failure
+
+
+@pytest.mark.parametrize("deed", ["read", "write", "rename", "link", "symlink", "thread"])
+def test_no_path_leads_out(forks: ForkServer, folder: Path, canary: Path, deed: str) -> None:
+    failure = refusal(forks, folder, deed, path=str(canary))
+    assert failure.slug == "sandbox-violation"
+    assert canary.read_text() == SECRET
+    assert [path.name for path in canary.parent.iterdir()] == ["canary"]
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "/etc/shadow", "/root", "/proc/1/environ", "/var/log", "/tmp"])
+def test_what_the_machine_keeps_is_not_read(forks: ForkServer, folder: Path, path: str) -> None:
+    failure = refusal(forks, folder, "read", path=path)
+    assert failure.slug == "sandbox-violation"
+    assert path in failure.detail
+
+
+CALLS = {
+    "system": "clone", "subprocess": "fork", "fork": "clone", "exec": "execve", "setsid": "setsid",
+    "kill group": "kill", "kill parent": "kill", "kill everything": "kill", "ptrace": "ptrace", "keyctl": "keyctl",
+    "mount": "mount", "io_uring": "io_uring_setup", "bpf": "bpf", "userfaultfd": "userfaultfd",
+    "process_vm_readv": "process_vm_readv", "unshare": "unshare", "setns": "setns",
+    "open_by_handle_at": "open_by_handle_at", "pidfd_open": "pidfd_open", "shmget": "shmget",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("deed", CALLS)
+def test_a_forbidden_system_call_ends_the_job_and_is_named(forks: ForkServer, folder: Path, deed: str) -> None:
+    failure = refusal(forks, folder, deed)
+    assert failure.slug == "sandbox-violation"
+    assert CALLS[deed] in failure.detail
+    assert tried(forks, folder, "descriptors").failure is None  # the server lives, and takes the next
+
+
+def test_no_connection_is_made(forks: ForkServer, folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        failure = refusal(forks, folder, "connect", port=server.getsockname()[1])
+        server.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            server.accept()
+    assert failure.slug == "sandbox-violation"
+    assert "socket" in failure.detail
+
+
+def test_every_thread_is_fenced(forks: ForkServer, folder: Path) -> None:
+    done = tried(forks, folder, "threads fenced").done
+    assert done is not None
+    assert len(done["told"]) > 1
+    assert all(each == ["NoNewPrivs:\t1", "Seccomp:\t2"] for each in done["told"])
+
+
+def test_a_terabyte_is_not_to_be_had(forks: ForkServer, folder: Path) -> None:
+    assert refusal(forks, folder, "allocate").slug in ("out-of-memory", "internal-error")
+
+
+def test_memory_that_is_used_is_counted(forks: ForkServer, folder: Path) -> None:
+    with pytest.raises(TooMuch) as ended:
+        tried(forks, folder, "touch")
+    assert ended.value.problem.slug == "out-of-memory"
+
+
+def test_one_large_file(forks: ForkServer, folder: Path) -> None:
+    try:
+        failure = refusal(forks, folder, "write one")
+    except TooMuch as ended:
+        failure = ended.problem
+    assert failure.slug == "sandbox-violation"
+    assert (folder / "big").stat().st_size <= SMALL["disk"]
+
+
+@pytest.mark.parametrize("deed", ["write many", "write entries"])
+def test_many_files(forks: ForkServer, folder: Path, deed: str) -> None:
+    with pytest.raises(TooMuch) as ended:
+        tried(forks, folder, deed)
+    assert ended.value.problem.slug == "sandbox-violation"
+
+
+@pytest.mark.parametrize("deed", ["lock", "write entries"])
+def test_whatever_it_leaves_is_wiped(forks: ForkServer, tmp_path: Path, deed: str) -> None:
+    with scratch_folder(tmp_path, "job_1") as folder:
+        try:
+            tried(forks, folder, deed)
+        except TooMuch:
+            assert any(folder.iterdir())
+    assert not folder.exists()
+
+
+def test_a_loop_ends_with_its_time(forks: ForkServer, folder: Path) -> None:
+    with pytest.raises(DeadlinePassed):
+        tried(forks, folder, "loop", seconds=0.5)
+    busy = SMALL | {"cpu": 1}
+    assert refusal(forks, folder, "loop", limits=busy).slug in ("time-limit-exceeded", "out-of-memory")
+
+
+def test_a_gigabyte_of_output_fills_nothing(forks: ForkServer, folder: Path) -> None:
+    end = tried(forks, folder, "print")
+    assert end.failure is None
+    assert len(end.last_words) <= 8192
+
+
+def test_the_environment_is_empty_of_the_worker(forks: ForkServer, folder: Path) -> None:
+    done = tried(forks, folder, "environment").done
+    assert done is not None
+    assert "secret" not in done["told"]
+
+
+def test_only_output_and_messages_are_open(forks: ForkServer, folder: Path) -> None:
+    done = tried(forks, folder, "descriptors").done
+    assert done is not None
+    assert done["told"] == ["0", "1", "2", "3", "4"]  # 4 lists the folder
+
+
+def test_limits_cannot_be_raised(forks: ForkServer, folder: Path) -> None:
+    """Not by root either."""
+    failure = refusal(forks, folder, "limits")
+    assert failure.slug == "sandbox-violation"
+    assert "prlimit64" in failure.detail
+
+
+def test_a_worker_without_a_fence_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fence, "support", lambda: fence.Support(landlock=0, seccomp=False))
+    with pytest.raises(SystemExit):
+        process._require_fence(WorkerSettings())
+    process._require_fence(WorkerSettings(sandbox="best-effort"))
+
+
+def test_what_a_kernel_lacks_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert process.sandbox(WorkerSettings())["missing"] == []
+    monkeypatch.setattr(fence, "support", lambda: fence.Support(landlock=0, seccomp=True))
+    said = process.sandbox(WorkerSettings())
+    assert said["mode"] == "required"
+    assert "Landlock" in str(said["missing"])
