@@ -21,6 +21,10 @@ class ServiceSettings(BaseSettings):
     max_model_bytes: int = Field(default=16 * GIBIBYTE, ge=1)
     max_dataset_bytes: int = Field(default=8 * GIBIBYTE, ge=1)
     max_unpacked_dataset_bytes: int = Field(default=16 * GIBIBYTE, ge=1)
+    max_stored_bytes: int = Field(default=1024 * GIBIBYTE, ge=1)
+    max_queued_jobs: int = Field(default=1000, ge=1)
+    max_open_requests: int = Field(default=256, ge=1)
+    requests_per_minute: int = Field(default=6000, ge=1, le=60_000_000)
 
     @property
     def key_digests(self) -> tuple[bytes, ...]:

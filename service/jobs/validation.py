@@ -21,6 +21,7 @@ from service.jobs.spec import ReadSpec
 from service.jobs.support import resolved, unsuited, unsupported
 from service.parts import Parts
 from service.problems import InvalidRequest, ModelNotReady, UnusableModel
+from store.queue import line_of
 from store.records import BlobRef, DatasetRecord, ModelRecord, NewJob
 
 WITHOUT_EXAMPLES = frozenset({"module", "torchscript"})  # formats whose inputs only a dataset tells
@@ -67,6 +68,7 @@ async def validated(read: ReadSpec, parts: Parts) -> NewJob:
         model=model.blob,
         calibration=calibration.blob if calibration else None,
         evaluation=evaluation.blob if evaluation else None,
+        line=line_of(model.size, parts.store),
     )
 
 

@@ -97,7 +97,7 @@ ERRORS: dict[str, Ask] = {
     "service-unavailable": lambda it: it.http.get("/health/ready"),
 }
 ELSEWHERE = {"idempotency-key-reused", "model-not-ready"}  # test_idempotency; half a minute of waiting
-NOT_YET = {"too-many-requests"}
+NOT_YET = {"rate-limited", "quota-exceeded", "forbidden"}
 WITH_FIELDS = {"invalid-request", "invalid-dataset", "invalid-model", "unsafe-model"}
 MEMBERS = {"type", "title", "status", "detail", "request_id"}
 MORE: dict[str, set[str]] = {
