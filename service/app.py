@@ -15,6 +15,7 @@ from service import capabilities, health, ids, problem_pages  # noqa: F401  # id
 from service.artifacts import endpoints as artifacts
 from service.audit import endpoints as audit
 from service.auth import KeyAuth
+from service.bounds import Bounds
 from service.datasets import endpoints as datasets
 from service.description import ABOUT, TAGS, openapi_of
 from service.envelope import Envelope, refuse
@@ -53,6 +54,7 @@ def create_app(settings: ServiceSettings | None = None, store: StoreSettings | N
         # Not include_router: the routes are flat as they are, and each nested router is one more match per request.
         app.router.routes.extend(room.router.routes)
     app.add_middleware(KeyAuth, digests=service_settings.key_digests if service_settings.auth == "on" else None)
+    app.add_middleware(Bounds, hosts=service_settings.host_names, idle_s=service_settings.idle_s)
     app.add_middleware(Envelope)
     app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app

@@ -9,6 +9,7 @@ Exception
     ├── NotFound                   404
     ├── MethodNotAllowed           405
     ├── NotAcceptable              406
+    ├── TooSlow                    408
     ├── IdempotencyInProgress      409
     ├── ModelNotReady              409
     ├── InUse                      409
@@ -16,8 +17,10 @@ Exception
     ├── JobNotFinal                409
     ├── NoReport                   409   job-failed, job-canceled
     ├── PayloadTooLarge            413
+    ├── UriTooLong                 414
     ├── UnsupportedMediaType       415
     ├── RangeNotSatisfiable        416
+    ├── Misdirected                421
     ├── InvalidRequest             422   names the fields at fault
     │   ├── InvalidDataset         422
     │   └── UnusableModel          422   invalid-model, or whatever the model was rejected for
@@ -26,6 +29,7 @@ Exception
     ├── QuotaExceeded              429   which one, how much, how to free it
     ├── RateLimited                429
     │   └── TooManyOpen            429
+    ├── HeadersTooLarge            431
     ├── ServiceError               500
     └── ServiceUnavailable         503
 """
@@ -120,6 +124,36 @@ class NotAcceptable(Refusal):
 
     def __init__(self, *available: str) -> None:
         super().__init__(f"This is available as {' or '.join(available)}.")
+
+
+class TooSlow(Refusal):
+    """The connection ends with it: what is left of the body would be taken for the next request."""
+
+    slug = "request-timeout"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"Connection": "close"})
+
+
+class UriTooLong(Refusal):
+    slug = "uri-too-long"
+
+    def __init__(self, part: str, limit: int) -> None:
+        super().__init__(f"The {part} has more than {limit} bytes.")
+
+
+class Misdirected(Refusal):
+    slug = "misdirected-request"
+
+    def __init__(self) -> None:
+        super().__init__("The Host header names no host that this service answers for.")
+
+
+class HeadersTooLarge(Refusal):
+    slug = "headers-too-large"
+
+    def __init__(self, count: int, size: int) -> None:
+        super().__init__(f"At most {count} headers of {size} bytes in all are taken.")
 
 
 class IdempotencyInProgress(Refusal):

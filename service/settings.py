@@ -26,6 +26,13 @@ class ServiceSettings(BaseSettings):
     max_open_requests: int = Field(default=256, ge=1)
     requests_per_minute: int = Field(default=6000, ge=1, le=60_000_000)
 
+    hosts: str = ""
+    idle_s: float = Field(default=30, gt=0)
+
+    @property
+    def host_names(self) -> tuple[str, ...]:
+        return tuple(each for name in self.hosts.split(",") if (each := name.strip()))
+
     @property
     def key_digests(self) -> tuple[bytes, ...]:
         """SHA-256 of each key: equal lengths, and no key lies about in memory longer than it must."""
