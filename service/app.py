@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -23,9 +24,12 @@ from service.jobs import endpoints as jobs
 from service.models import endpoints as models
 from service.parts import Parts, by_tenant
 from service.settings import ServiceSettings
+from service.webhooks import endpoints as webhooks
+from service.webhooks.courier import Courier
 from store.settings import StoreSettings
+from store.webhooks import Outbox
 
-ROUTERS = (jobs, artifacts, models, datasets, capabilities, audit, health, problem_pages)  # matched in order: most used first
+ROUTERS = (jobs, artifacts, models, datasets, capabilities, webhooks, audit, health, problem_pages)  # matched in order: most used first
 
 
 def create_app(settings: ServiceSettings | None = None, store: StoreSettings | None = None) -> FastAPI:
@@ -37,7 +41,10 @@ def create_app(settings: ServiceSettings | None = None, store: StoreSettings | N
         app.state.parts = parts = Parts.open(service_settings, store_settings)
         app.state.parts_of_tenant = by_tenant(parts)
         await _refuse_to_start_unguarded(parts)
+        courier = asyncio.create_task(Courier(Outbox(parts.redis), service_settings.webhook_allow_private).run())
         yield
+        courier.cancel()
+        await asyncio.wait([courier])
         await parts.close()
 
     app = FastAPI(

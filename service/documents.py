@@ -9,7 +9,7 @@ from fastapi import Response
 from pydantic import BaseModel
 
 from fewbit.problems import PROBLEMS, JobProblem, Problem
-from fewbit.resources import Artifact, Dataset, Event, Job, Model, Progress
+from fewbit.resources import Artifact, Dataset, Delivery, Event, Job, Model, Progress, Webhook
 
 
 class ModelPage(BaseModel):
@@ -37,6 +37,18 @@ class ArtifactList(BaseModel):
     """The files of a job that succeeded."""
 
     artifacts: tuple[Artifact, ...]
+
+
+class WebhookList(BaseModel):
+    """Every webhook, newest first."""
+
+    webhooks: tuple[Webhook, ...]
+
+
+class DeliveryList(BaseModel):
+    """What a webhook was told, newest first, at most a hundred."""
+
+    deliveries: tuple[Delivery, ...]
 
 
 class EventPage(BaseModel):

@@ -24,6 +24,7 @@ from store.queue import Queue
 from store.rates import Rates
 from store.settings import StoreSettings
 from store.tenants import DEFAULT_TENANT
+from store.webhooks import Webhooks
 
 MANY_WATCHERS = 4096
 
@@ -41,6 +42,7 @@ class Parts:
     blobs: Blobs
     models: Models
     datasets: Datasets
+    webhooks: Webhooks
     jobs: Jobs
     watched_jobs: Jobs
     fleet: Fleet
@@ -63,6 +65,7 @@ class Parts:
             blobs=blobs,
             models=Models(redis, blobs),
             datasets=Datasets(redis, blobs),
+            webhooks=Webhooks(redis),
             jobs=Jobs(redis, blobs),
             watched_jobs=Jobs(watching, blobs),
             fleet=Fleet(redis),
@@ -82,6 +85,7 @@ class Parts:
             blobs=blobs,
             models=Models(self.redis, blobs, tenant),
             datasets=Datasets(self.redis, blobs, tenant),
+            webhooks=Webhooks(self.redis, tenant),
             jobs=Jobs(self.redis, blobs, tenant, most),
             watched_jobs=Jobs(self.watching, blobs, tenant),
         )

@@ -27,6 +27,7 @@ class ServiceSettings(BaseSettings):
     requests_per_minute: int = Field(default=6000, ge=1, le=60_000_000)
 
     hosts: str = ""
+    webhook_allow_private: bool = False
     idle_s: float = Field(default=30, gt=0)
 
     @property

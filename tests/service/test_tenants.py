@@ -42,7 +42,7 @@ def two(gateway: Gateway, worker: Worker, tmp_path: Path) -> Iterator[Two]:
         ids = {"job_id": posted, "model_id": theirs.get(f"/jobs/{posted}").json()["spec"]["model"], "name": "model.pt2"}
         ids["dataset_id"] = post(theirs, "/datasets", digits()).json()["id"]
         if "/webhooks" in DOCUMENT["paths"]:
-            made = theirs.post("/webhooks", json={"url": "http://127.0.0.1:9/hook"})
+            made = theirs.post("/webhooks", json={"url": "http://127.0.0.1:9999/hook"})
             assert made.status_code == 201, made.text
             ids["webhook_id"] = made.json()["id"]
         yield Two(ours, theirs, ids)
