@@ -1,6 +1,6 @@
 """``python -m service``: the gateway behind the guarded protocol, which a bare ``uvicorn service.app:app`` has not.
 
-    python -m service [--host 127.0.0.1] [--port 8000]
+python -m service [--host 127.0.0.1] [--port 8000]
 """
 
 from __future__ import annotations

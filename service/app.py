@@ -29,7 +29,17 @@ from service.webhooks.courier import Courier
 from store.settings import StoreSettings
 from store.webhooks import Outbox
 
-ROUTERS = (jobs, artifacts, models, datasets, capabilities, webhooks, audit, health, problem_pages)  # matched in order: most used first
+ROUTERS = (
+    jobs,
+    artifacts,
+    models,
+    datasets,
+    capabilities,
+    webhooks,
+    audit,
+    health,
+    problem_pages,
+)  # matched in order: most used first
 
 
 def create_app(settings: ServiceSettings | None = None, store: StoreSettings | None = None) -> FastAPI:

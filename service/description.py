@@ -29,7 +29,14 @@ TAGS = [
     {"name": "service", "description": "What the service can do, and how it is."},
 ]
 
-_BY_HAND = (Problem, JobEndedProblem, JobSpec, NewWebhook, EventPage, Event)  # named in the document, but by no route's model
+_BY_HAND = (
+    Problem,
+    JobEndedProblem,
+    JobSpec,
+    NewWebhook,
+    EventPage,
+    Event,
+)  # named in the document, but by no route's model
 _GENERATED = ("HTTPValidationError", "ValidationError")  # FastAPI's own error shape, which no answer here has
 
 

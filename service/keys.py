@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
 from store.clients import connect
-from store.keys import SCOPES, KeyRing, Scope, UnknownKey
+from store.keys import SCOPES, KeyRing, UnknownKey
 from store.settings import StoreSettings
 from store.tenants import DEFAULT_TENANT
 
@@ -32,7 +32,7 @@ def make(
     if scope not in SCOPES:
         raise typer.BadParameter(f"A scope is one of {', '.join(SCOPES)}.")
     with ring() as keys:
-        typer.echo(keys.make(tenant, cast(Scope, scope), name, days))
+        typer.echo(keys.make(tenant, scope, name, days))
 
 
 @app.command("list")
@@ -41,7 +41,9 @@ def list_(tenant: Annotated[str | None, typer.Option(help="Only this one's.")] =
     with ring() as keys:
         for key in keys.list(tenant):
             ends = f"{datetime.fromtimestamp(key.expires_at, UTC):%Y-%m-%dT%H:%MZ}" if key.expires_at else "never"
-            typer.echo(f"{key.id}  {key.tenant}  {key.scope}  {key.state(time.time())}  ends {ends}  {key.name}".rstrip())
+            typer.echo(
+                f"{key.id}  {key.tenant}  {key.scope}  {key.state(time.time())}  ends {ends}  {key.name}".rstrip()
+            )
 
 
 @app.command()

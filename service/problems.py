@@ -104,7 +104,9 @@ class Forbidden(Refusal):
 
     def __init__(self, given: str, needed: str) -> None:
         challenge = f'Bearer error="insufficient_scope", scope="{needed}"'  # RFC 6750, 3.1
-        super().__init__(f"This takes a key of scope {needed}; yours has {given}.", headers={"WWW-Authenticate": challenge})
+        super().__init__(
+            f"This takes a key of scope {needed}; yours has {given}.", headers={"WWW-Authenticate": challenge}
+        )
 
 
 class NotFound(Refusal):

@@ -17,8 +17,8 @@ HEADERS = (
 _ENCODED = tuple((name.encode(), value.encode()) for name, value in HEADERS)
 _SWAGGER = b"https://cdn.jsdelivr.net"
 DOCS_POLICY = (
-    b"default-src 'none'; connect-src 'self'; img-src 'self' data: https://fastapi.tiangolo.com; frame-ancestors 'none'; "
-    b"style-src 'unsafe-inline' %b; script-src 'unsafe-inline' %b" % (_SWAGGER, _SWAGGER)
+    b"default-src 'none'; connect-src 'self'; img-src 'self' data: https://fastapi.tiangolo.com; "
+    b"frame-ancestors 'none'; style-src 'unsafe-inline' %b; script-src 'unsafe-inline' %b" % (_SWAGGER, _SWAGGER)
 )
 """Of ``/docs``, which is FastAPI's page: it shows the API and nothing anyone has sent."""
 

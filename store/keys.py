@@ -1,8 +1,8 @@
 """API keys: ``fbk_<id>_<secret>``. The id finds the record, and of the whole only a SHA-256 is kept: the secret has 256
 bits of chance, which no dictionary holds, so that a slow hash would protect nothing and cost every request.
 
-A key belongs to a tenant and has a scope. ``rotate`` makes a successor; the old one goes on for a while, so that both work
-until every place has the new one. Times are seconds since the epoch.
+A key belongs to a tenant and has a scope. ``rotate`` makes a successor; the old one goes on for a while, so that both
+work until every place has the new one. Times are seconds since the epoch.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class KeyRecord:
         if fields[0] is None:
             return None
         words = [(each or b"").decode() for each in fields]
-        return cls(*words[:3], cast(Scope, words[3]), *words[4:6], *(float(each or 0) for each in words[6:]))  # type: ignore[arg-type]
+        identifier, digest, tenant, scope, name, family = words[:6]
+        times = [float(each or 0) for each in words[6:]]
+        return cls(identifier, digest, tenant, cast(Scope, scope), name, family, *times)
 
     def opens(self, key: bytes, now: float) -> bool:
         """Whether ``key`` is this one, and still counts."""
@@ -79,8 +81,8 @@ class KnownKeys:
         self._redis = redis
 
     async def find(self, identifier: str) -> KeyRecord | None:
-        fields = await self._redis.hmget(_record(identifier), KeyRecord.FIELDS)  # type: ignore[misc]
-        return KeyRecord.of(fields)
+        fields = await self._redis.hmget(_record(identifier), KeyRecord.FIELDS)
+        return KeyRecord.of(cast("list[bytes | None]", fields))
 
     async def any(self) -> bool:
         return bool(await self._redis.exists(KEYS))

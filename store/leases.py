@@ -71,8 +71,8 @@ class Leases:
         return cast(bytes, chosen).decode()
 
     def claim(self, job_id: str, worker: str) -> Claim | None:
-        """queued -> running. ``None`` when there is nothing to run: claimed already, canceled, deleted, or its tenant has
-        as many running as may; then it stays queued, and is delivered again once one of those has ended."""
+        """queued -> running. ``None`` when there is nothing to run: claimed already, canceled, deleted, or its tenant
+        has as many running as may; then it stays queued, and is delivered again once one of those has ended."""
         mark = f"{worker}/{uuid.uuid4().hex}"
         lease_s = self._settings.lease_s
         fields = {"claimed_by": mark, "worker": worker}

@@ -78,7 +78,7 @@ class Reservation:
             await self.cover(size)
 
     async def release(self) -> None:
-        await cast(Awaitable[int], self.redis.hdel(self.tenant.reserved, self.holder))
+        await self.redis.hdel(self.tenant.reserved, self.holder)
 
 
 async def stored_bytes(redis: Redis, tenant: Tenant) -> int:

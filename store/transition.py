@@ -15,8 +15,8 @@ TURN = (Path(__file__).parent / "turn.lua").read_text()
 
 @dataclass(frozen=True)
 class Move:
-    """One call of the script. ``moves`` maps the status a job may have to the one it then gets. ``tenant``: who asks, if
-    that matters; ``most``: how many jobs of its tenant may be in the new state."""
+    """One call of the script. ``moves`` maps the status a job may have to the one it then gets. ``tenant``: who asks,
+    if that matters; ``most``: how many jobs of its tenant may be in the new state."""
 
     job_id: str
     moves: Mapping[str, str]

@@ -1,7 +1,7 @@
 """Webhooks of a tenant, and their deliveries. A job's delivery is made by ``transition.lua``, in the call that ends it.
 
-A delivery waits in one sorted set, by the time it is due; who takes it moves it ahead by a lease, so that a courier that
-dies loses nothing. Gone is a webhook, gone are its deliveries.
+A delivery waits in one sorted set, by the time it is due; who takes it moves it ahead by a lease, so that a courier
+that dies loses nothing. With a webhook go its deliveries.
 """
 
 from __future__ import annotations
@@ -113,9 +113,9 @@ class Webhooks:
         fields = await self._owned(keys=[webhook_key(webhook_id)], args=[self._tenant.name, *WebhookRecord.FIELDS])
         return WebhookRecord(*_words(fields)) if fields else None
 
-    async def list(self) -> list[WebhookRecord]:
+    async def every(self) -> list[WebhookRecord]:
         """Newest first."""
-        ids = await self._redis.zrange(self._tenant.webhooks, 0, -1, desc=True)
+        ids: Any = await self._redis.zrange(self._tenant.webhooks, 0, -1, desc=True)
         found = [await self.get(each.decode()) for each in ids]
         return [each for each in found if each is not None]
 
@@ -126,7 +126,9 @@ class Webhooks:
 
     async def test(self, webhook: WebhookRecord) -> DeliveryRecord:
         """A delivery that tells of nothing but itself."""
-        record = DeliveryRecord(new_id("dlv"), webhook.id, self._tenant.name, "webhook.test", "", now_iso(), "pending", "[]")
+        record = DeliveryRecord(
+            new_id("dlv"), webhook.id, self._tenant.name, "webhook.test", "", now_iso(), "pending", "[]"
+        )
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(delivery_key(record.id), mapping=cast("dict[Any, Any]", _fields(record)))
             pipe.zadd(deliveries_key(webhook.id), {record.id: 0})
@@ -136,7 +138,7 @@ class Webhooks:
 
     async def deliveries(self, webhook: WebhookRecord) -> list[DeliveryRecord]:
         """Newest first."""
-        ids = await self._redis.zrange(deliveries_key(webhook.id), 0, KEPT - 1, desc=True)
+        ids: Any = await self._redis.zrange(deliveries_key(webhook.id), 0, KEPT - 1, desc=True)
         found = [await read_delivery(self._redis, each.decode()) for each in ids]
         return [each for each in found if each is not None]
 

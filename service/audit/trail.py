@@ -1,5 +1,5 @@
-"""Writes the audit log: every request that changes something or takes something away, and every one that was refused for
-want of a scope. Before its answer goes out, so that nothing is answered that nobody wrote down."""
+"""Writes the audit log: every request that changes something or takes something away, and every one that was refused
+for want of a scope. Before its answer goes out, so that nothing is answered that nobody wrote down."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Trail:
     @property
     def _action(self) -> str:
         route = self._scope.get("route")
-        return getattr(route, "operation_id", None) or self._scope["method"]
+        return str(getattr(route, "operation_id", None) or self._scope["method"])
 
     def _matters(self) -> bool:
         return self._scope["method"] != "GET" or self._action in TAKEN_AWAY

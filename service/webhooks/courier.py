@@ -1,7 +1,7 @@
 """Delivers webhooks: signed (Standard Webhooks 1.0), to public addresses, without following anyone elsewhere.
 
-Every gateway runs one. They share the outbox in Redis: each delivery is leased to one of them, and a lease that runs out
-is another's. A delivery may therefore arrive twice, with the same ``webhook-id``.
+Every gateway runs one. They share the outbox in Redis: each delivery is leased to one of them, and a lease that runs
+out is another's. A delivery may therefore arrive twice, with the same ``webhook-id``.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ async def create_webhook(request: Request) -> Response:
 @router.get("/webhooks", **documents("list_webhooks", {200: WebhookList}))
 async def list_webhooks(request: Request) -> Response:
     """Every webhook, newest first."""
-    listed = [_shown(each) for each in await parts_of(request).webhooks.list()]
+    listed = [_shown(each) for each in await parts_of(request).webhooks.every()]
     return JSONResponse(WebhookList(webhooks=tuple(listed)).model_dump(mode="json"))
 
 
@@ -75,9 +75,7 @@ async def test_webhook(request: Request, webhook_id: str) -> Response:
     return JSONResponse(_told(delivery).model_dump(mode="json"), 202)
 
 
-@router.get(
-    "/webhooks/{webhook_id:id}/deliveries", **documents("list_deliveries", {200: DeliveryList}, ("not-found",))
-)
+@router.get("/webhooks/{webhook_id:id}/deliveries", **documents("list_deliveries", {200: DeliveryList}, ("not-found",)))
 async def list_deliveries(request: Request, webhook_id: str) -> Response:
     """What was sent, newest first: each attempt, with the status of its answer or why there was none."""
     webhooks, webhook = parts_of(request).webhooks, await _known(request, webhook_id)

@@ -13,5 +13,7 @@ from tests.service.gateway import Gateway
 def keys(gateway: Gateway, *arguments: str) -> str:
     """What ``python -m service.keys`` prints."""
     command = [sys.executable, "-m", "service.keys", *arguments]
-    ran = subprocess.run(command, cwd=ROOT, env={**os.environ, **gateway.env}, capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **gateway.env}, capture_output=True, text=True, check=True
+    )
     return ran.stdout.strip()

@@ -28,7 +28,9 @@ def test_a_key_is_kept_as_a_digest_only(gateway: Gateway, redis: Redis) -> None:
 
 
 def test_a_scope_is_a_limit(gateway: Gateway) -> None:
-    reader, writer, admin = (keys(gateway, "make", "--tenant", "acme", "--scope", each) for each in ("read", "write", "admin"))
+    reader, writer, admin = (
+        keys(gateway, "make", "--tenant", "acme", "--scope", each) for each in ("read", "write", "admin")
+    )
     with gateway.client(reader) as http:
         answer = post(http, "/models", model_file())
     assert (answer.status_code, answer.json()["type"]) == (403, "/problems/forbidden")

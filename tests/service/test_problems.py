@@ -204,7 +204,8 @@ def test_nothing_is_answered_without_a_key_but_what_is_open(gateway: Gateway) ->
         for path, operations in document["paths"].items():
             for method, operation in operations.items():
                 answer = anyone.request(
-                    method, path.format(job_id="a", model_id="a", dataset_id="a", webhook_id="a", name="a", slug="in-use")
+                    method,
+                    path.format(job_id="a", model_id="a", dataset_id="a", webhook_id="a", name="a", slug="in-use"),
                 )
                 assert (answer.status_code == 401) == ("security" not in operation), (method, path)
         assert anyone.get("/docs").status_code == 200

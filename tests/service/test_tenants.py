@@ -93,7 +93,12 @@ def test_lists_and_filters_hold_nothing_of_another(two: Two) -> None:
         answer = two.ours.get(path)
         assert not any(each in answer.text for name, each in two.ids.items() if name != "name"), path
         assert "umbrella" not in answer.text, path
-    for query in ("label=team%3Dtheirs", f"model={two.ids['model_id']}", "status=succeeded", "created_after=2020-01-01"):
+    for query in (
+        "label=team%3Dtheirs",
+        f"model={two.ids['model_id']}",
+        "status=succeeded",
+        "created_after=2020-01-01",
+    ):
         assert two.ours.get(f"/jobs?{query}").json() == {"jobs": [], "next": None}
 
 

@@ -130,7 +130,9 @@ def test_what_is_not_taken_is_sent_again_later_and_never_elsewhere(
     assert len(receiver.received) == 3  # none to /elsewhere
 
 
-def test_a_deleted_webhook_is_told_nothing(http: httpx2.Client, worker: Worker, receiver: Receiver, redis: Redis) -> None:
+def test_a_deleted_webhook_is_told_nothing(
+    http: httpx2.Client, worker: Worker, receiver: Receiver, redis: Redis
+) -> None:
     made = webhook(http, receiver.url)
     posted = job(http, worker, webhook=made["id"])
     assert http.delete(f"/webhooks/{made['id']}").status_code == 204
@@ -159,17 +161,25 @@ def test_a_delivery_outlives_its_gateway(tmp_path: Path) -> None:
     receiver.close()
 
 
-def test_without_the_setting_nothing_private_is_told_anything(tmp_path: Path, redis_server: EmbeddedRedis, redis: Redis) -> None:
+def test_without_the_setting_nothing_private_is_told_anything(
+    tmp_path: Path, redis_server: EmbeddedRedis, redis: Redis
+) -> None:
     with Gateway(tmp_path, redis_server.url) as gateway:
-        for url in ("https://127.0.0.1/", "https://localhost/", "https://[::ffff:10.0.0.1]/", "https://0x7f.1/", "https://2130706433/"):
+        for url in (
+            "https://127.0.0.1/",
+            "https://localhost/",
+            "https://[::ffff:10.0.0.1]/",
+            "https://0x7f.1/",
+            "https://2130706433/",
+        ):
             answer = gateway.http.post("/webhooks", json={"url": url})
             assert codes(answer) == {("/url", "unreachable-url")}, url
 
 
 PRIVATE = [
-    "0.0.0.0", "10.1.2.3", "100.64.0.1", "127.0.0.1", "169.254.169.254", "172.16.0.1", "192.168.1.1", "192.0.0.1", "198.18.0.1",
-    "224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "::1", "::ffff:8.8.8.8", "64:ff9b::a00:1", "64:ff9b:1::1", "fc00::1",
-    "fd12::1", "fe80::1", "fec0::1", "ff02::1", "2001:db8::1", "2002:a00:1::", "2001::1", "::8.8.8.8",
+    "0.0.0.0", "10.1.2.3", "100.64.0.1", "127.0.0.1", "169.254.169.254", "172.16.0.1", "192.168.1.1", "192.0.0.1",
+    "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "::1", "::ffff:8.8.8.8", "64:ff9b::a00:1", "64:ff9b:1::1",
+    "fc00::1", "fd12::1", "fe80::1", "fec0::1", "ff02::1", "2001:db8::1", "2002:a00:1::", "2001::1", "::8.8.8.8",
 ]  # fmt: skip
 
 
