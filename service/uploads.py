@@ -53,12 +53,13 @@ async def received(request: Request, max_bytes: int, look: Look) -> AsyncIterato
     room = Reservation(parts.redis, tenant, holder, parts.settings.max_stored_bytes)
     try:
         upload = await _receive(request, max_bytes, look, room)
-    except NoRoom as full:
-        raise QuotaExceeded.of_bytes(full.used, full.limit) from full
-    finally:
+    except BaseException as error:
         if room.size:
             await room.release()
-    # Held while it is being judged, so that an equal upload that is refused meanwhile does not take the bytes away.
+        if isinstance(error, NoRoom):
+            raise QuotaExceeded.of_bytes(error.used, error.limit) from error
+        raise
+    # What was reserved is counted as stored from here on, in one step. Held while it is being judged, so that an equal upload that is refused meanwhile does not take the bytes away.
     await hold(parts.redis, tenant, holder, upload.blob)
     try:
         yield upload

@@ -81,7 +81,7 @@ class KnownKeys:
         self._redis = redis
 
     async def find(self, identifier: str) -> KeyRecord | None:
-        fields = await self._redis.hmget(_record(identifier), KeyRecord.FIELDS)
+        fields = await self._redis.hmget(record_key(identifier), KeyRecord.FIELDS)
         return KeyRecord.of(cast("list[bytes | None]", fields))
 
     async def any(self) -> bool:
@@ -108,7 +108,7 @@ class KeyRing:
         digest = sha256(key.encode()).hexdigest()
         record = KeyRecord(identifier, digest, tenant, scope, name, family or identifier, now, expires, 0.0)
         with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(_record(identifier), mapping={each: getattr(record, each) for each in KeyRecord.FIELDS})
+            pipe.hset(record_key(identifier), mapping={each: getattr(record, each) for each in KeyRecord.FIELDS})
             pipe.sadd(KEYS, identifier)
             pipe.execute()
         return key
@@ -123,7 +123,7 @@ class KeyRing:
     def revoke(self, identifier: str) -> KeyRecord:
         """It opens nothing any more. Raises ``UnknownKey``."""
         record = self._known(identifier)
-        self._redis.hset(_record(identifier), "revoked_at", str(time.time()))
+        self._redis.hset(record_key(identifier), "revoked_at", str(time.time()))
         return record
 
     def rotate(self, identifier: str, grace_hours: float = 24, days: float | None = None) -> str:
@@ -134,7 +134,7 @@ class KeyRing:
             raise UnknownKey(f"{identifier} is {old.state(now)}.")
         key = self.make(old.tenant, old.scope, old.name, days, old.family)
         ends = now + grace_hours * 3600
-        self._redis.hset(_record(identifier), "expires_at", str(min(ends, old.expires_at or ends)))
+        self._redis.hset(record_key(identifier), "expires_at", str(min(ends, old.expires_at or ends)))
         return key
 
     def _known(self, identifier: str) -> KeyRecord:
@@ -144,10 +144,10 @@ class KeyRing:
         return record
 
     def _find(self, identifier: str) -> KeyRecord | None:
-        return KeyRecord.of(cast("list[bytes | None]", self._redis.hmget(_record(identifier), KeyRecord.FIELDS)))
+        return KeyRecord.of(cast("list[bytes | None]", self._redis.hmget(record_key(identifier), KeyRecord.FIELDS)))
 
 
-def _record(identifier: str) -> str:
+def record_key(identifier: str) -> str:
     return f"{PREFIX}key:{identifier}"
 
 
