@@ -59,7 +59,8 @@ async def received(request: Request, max_bytes: int, look: Look) -> AsyncIterato
         if isinstance(error, NoRoom):
             raise QuotaExceeded.of_bytes(error.used, error.limit) from error
         raise
-    # What was reserved is counted as stored from here on, in one step. Held while it is being judged, so that an equal upload that is refused meanwhile does not take the bytes away.
+    # What was reserved counts as stored from here on, in one step. Held while it is being judged, so that an equal
+    # upload that is refused meanwhile does not take the bytes away.
     await hold(parts.redis, tenant, holder, upload.blob)
     try:
         yield upload

@@ -1,8 +1,8 @@
 """Requests per minute of a tenant, over all gateways: GCRA, one key and one round trip.
 
 After "Traffic Management", ITU-T I.371 (the generic cell rate algorithm): the key holds when the tenant's allowance
-will be full again. It lets through ``limit`` at once and one more every ``60 / limit`` seconds, with no edge of a window
-at which twice as many pass. What is left, and the time until it is full, are what the RateLimit header tells.
+will be full again. It lets ``limit`` through at once and one more every ``60 / limit`` seconds, with no edge of a
+window at which twice as many pass. What is left, and the time until it is full, are what the RateLimit header tells.
 """
 
 from __future__ import annotations

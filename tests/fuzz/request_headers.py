@@ -16,7 +16,24 @@ from service.uploads import announced_sha256, announced_size, file_name
 from tests.fuzz import Target
 
 _PIECES = st.sampled_from(
-    ("bytes=", "-", "0", "99999999999999999999", ",", "sha-256=:", ":", "=", "wait=", ";q=", "*/*", "W/", '"', "AAAA", " ", "\xb2")
+    (
+        "bytes=",
+        "-",
+        "0",
+        "99999999999999999999",
+        ",",
+        "sha-256=:",
+        ":",
+        "=",
+        "wait=",
+        ";q=",
+        "*/*",
+        "W/",
+        '"',
+        "AAAA",
+        " ",
+        "\xb2",
+    )
 )
 _VALUES = (st.lists(_PIECES, max_size=8).map("".join) | st.text(st.characters(max_codepoint=255), max_size=60)).map(
     lambda text: text.encode("latin-1")

@@ -134,27 +134,34 @@ def test_json_that_means_harm_is_malformed(http: httpx2.Client, path: str, name:
     assert time.monotonic() - started < 3
 
 
+PART = b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n\r\n'
 MARKUP = "<script>alert(1)</script>"
 Ask = Callable[[httpx2.Client, Worker], httpx2.Response]
+
+
+def cursor(of: bytes) -> str:
+    return base64.urlsafe_b64encode(of).decode()
+
+
 ASKED: dict[str, tuple[int, Ask]] = {
     "a digest that is none": (400, lambda http, _: post(http, "/models", model_file(), Repr_Digest="sha-256=:AAAA:")),
     "an idempotency key of a kilobyte": (
         422, lambda http, _: http.post("/jobs", json={"model": "mdl_a"}, headers={"Idempotency-Key": "k" * 1024})),
     "a cursor of another list": (
-        422, lambda http, _: http.get("/jobs", params={"cursor": base64.urlsafe_b64encode(b"mdl_abc").decode()})),
+        422, lambda http, _: http.get("/jobs", params={"cursor": cursor(b"mdl_abc")})),
     "a cursor with Redis in it": (
-        422, lambda http, _: http.get("/jobs", params={"cursor": base64.urlsafe_b64encode(b"job_a\r\nFLUSHALL").decode()})),
+        422, lambda http, _: http.get("/jobs", params={"cursor": cursor(b"job_a\r\nFLUSHALL")})),
     "an event id of 400 digits": (
         422, lambda http, worker: http.get(f"/jobs/{job(http, worker)}/events", headers={"Last-Event-ID": "9" * 400})),
     "labels that break lines": (
-        202, lambda http, worker: http.post("/jobs", json={"model": ready_model(http, worker), "labels": {"a\r\nb": MARKUP}})),
+        202, lambda http, worker: http.post(
+            "/jobs", json={"model": ready_model(http, worker), "labels": {"a\r\nb": MARKUP}})),
     "a page of minus one": (422, lambda http, _: http.get("/jobs?limit=-1")),
     "a page of everything": (422, lambda http, _: http.get("/models?limit=1000000")),
     "a form without a boundary": (
         400, lambda http, _: http.post("/models", content=b"x", headers={"Content-Type": "multipart/form-data"})),
     "a form of ten thousand parts": (
-        400, lambda http, _: http.post("/models", content=b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n\r\n' * 10_000
-             + b"--b--\r\n", headers={"Content-Type": "multipart/form-data; boundary=b"})),
+        400, lambda http, _: http.post("/models", content=PART * 10_000 + b"--b--\r\n", headers={"Content-Type": "multipart/form-data; boundary=b"})),
     "a part with a header of a megabyte": (
         400, lambda http, _: http.post("/models", content=b"--b\r\nX: " + b"a" * 2**20 + b"\r\n\r\n\r\n--b--\r\n",
              headers={"Content-Type": "multipart/form-data; boundary=b"})),
@@ -219,7 +226,8 @@ def test_what_has_a_version_may_be_kept_by_its_reader_only(http: httpx2.Client, 
 
 def test_a_body_that_stops_coming_is_408_and_leaves_nothing(tmp_path: Path, redis_server: EmbeddedRedis) -> None:
     with Gateway(tmp_path, redis_server.url, {"FEWBIT_IDLE_S": "1", "FEWBIT_HOSTS": "127.0.0.1, x"}) as gateway:
-        start = f"POST /models HTTP/1.1\r\n{HEAD}Content-Type: application/octet-stream\r\nContent-Length: 1000\r\n\r\nPK\x03\x04"
+        kind = "Content-Type: application/octet-stream\r\nContent-Length: 1000\r\n"
+        start = f"POST /models HTTP/1.1\r\n{HEAD}{kind}\r\nPK\x03\x04"
         status, headers, body = raw(gateway, start.encode())
         assert (status, json.loads(body)["type"]) == (408, "/problems/request-timeout")
         assert headers["connection"] == "close"
