@@ -12,8 +12,10 @@ from service.problems import Refusal
 from tests.fuzz import Target
 
 _PIECES = st.sampled_from((
-    b"--b\r\n", b"--b--\r\n", b'Content-Disposition: form-data; name="file"; filename="m"\r\n', b"\r\n", b"X: y\r\n",
-    b'Content-Disposition: form-data; filename*=utf-8\'\'%ff\r\n', b"data", b"\r\n--b", b"\0", b"--", b": \r\n", b'filename="',
+    b"--b\r\n", b"--b--\r\n", b'Content-Disposition: form-data; name="file"; filename="m"\r\n', b"\r\n",
+    b"X: y\r\n",
+    b'Content-Disposition: form-data; filename*=utf-8\'\'%ff\r\n',
+    b"data", b"\r\n--b", b"\0", b"--", b": \r\n", b'filename="',
 )) | st.binary(max_size=20)  # fmt: skip
 _TYPES = st.sampled_from([
     "multipart/form-data; boundary=b", "multipart/form-data", 'multipart/form-data; boundary="',

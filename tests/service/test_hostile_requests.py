@@ -161,7 +161,8 @@ ASKED: dict[str, tuple[int, Ask]] = {
     "a form without a boundary": (
         400, lambda http, _: http.post("/models", content=b"x", headers={"Content-Type": "multipart/form-data"})),
     "a form of ten thousand parts": (
-        400, lambda http, _: http.post("/models", content=PART * 10_000 + b"--b--\r\n", headers={"Content-Type": "multipart/form-data; boundary=b"})),
+        400, lambda http, _: http.post("/models", content=PART * 10_000 + b"--b--\r\n",
+            headers={"Content-Type": "multipart/form-data; boundary=b"})),
     "a part with a header of a megabyte": (
         400, lambda http, _: http.post("/models", content=b"--b\r\nX: " + b"a" * 2**20 + b"\r\n\r\n\r\n--b--\r\n",
              headers={"Content-Type": "multipart/form-data; boundary=b"})),
