@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from fewbit.problems import PROBLEMS, FieldError, JobProblem, Problem
 
-_PASSING = frozenset({"model-not-ready", "idempotency-in-progress", "too-many-requests", "service-unavailable"})
+_PASSING = frozenset({"model-not-ready", "idempotency-in-progress", "rate-limited", "service-unavailable"})
 
 
 class FewbitError(Exception):

@@ -124,6 +124,48 @@ class Artifact(Resource):
     url: str
 
 
+class NewWebhook(Resource):
+    """The body of ``POST /webhooks``: a public ``https`` URL."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str
+
+
+class Webhook(Resource):
+    """Where to say that a job has ended."""
+
+    id: str
+    url: str
+    created_at: datetime
+
+
+class WebhookWithSecret(Webhook):
+    """A webhook as its creation shows it: ``secret`` signs its deliveries, and is not shown again."""
+
+    secret: str
+
+
+class Attempt(Resource):
+    """One try: the status of the answer, or why there was none."""
+
+    at: datetime
+    status: int | None
+    error: str | None
+    ms: int
+
+
+class Delivery(Resource):
+    """One message to a webhook: ``job.succeeded``, ``job.failed``, ``job.canceled`` or ``webhook.test``."""
+
+    id: str
+    type: str
+    job: str | None
+    status: Literal["pending", "delivered", "failed"]
+    attempts: tuple[Attempt, ...]
+    created_at: datetime
+
+
 class Event(Resource):
     """One entry of a job's event stream."""
 

@@ -72,7 +72,7 @@ class Stack:
         self.redis = self._redis.enter_context(EmbeddedRedis(self.folder / "redis"))
         address = ("--host", "127.0.0.1", "--port", str(self.port))
         self._children = {
-            "gateway": self._child("gateway", "uvicorn", "service.app:app", *address),
+            "gateway": self._child("gateway", "service", *address),
             "worker": self._worker("worker", "small,large"),
             "inspector": self._worker("inspector", "inspect"),
         }

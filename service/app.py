@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
 from fewbit.version import VERSION
-from service import capabilities, health, ids, problem_pages  # noqa: F401  # ids: registers {…:id} before routes need it
+from service import capabilities, health, ids, metrics, problem_pages  # noqa: F401  # ids: registers {…:id} before routes need it
 from service.artifacts import endpoints as artifacts
-from service.auth import BearerAuth
+from service.audit import endpoints as audit
+from service.auth import KeyAuth
+from service.bounds import Bounds
 from service.datasets import endpoints as datasets
 from service.description import ABOUT, TAGS, openapi_of
 from service.envelope import Envelope, refuse
 from service.jobs import endpoints as jobs
 from service.models import endpoints as models
-from service.parts import Parts
+from service.parts import Parts, by_tenant
 from service.settings import ServiceSettings
+from service.webhooks import endpoints as webhooks
+from service.webhooks.courier import Courier
 from store.settings import StoreSettings
+from store.webhooks import Outbox
 
-ROUTERS = (jobs, artifacts, models, datasets, capabilities, health, problem_pages)  # matched in order: most used first
+ROUTERS = (
+    jobs,
+    artifacts,
+    models,
+    datasets,
+    capabilities,
+    webhooks,
+    audit,
+    metrics,
+    health,
+    problem_pages,
+)  # matched in order: most used first
 
 
 def create_app(settings: ServiceSettings | None = None, store: StoreSettings | None = None) -> FastAPI:
@@ -31,9 +49,13 @@ def create_app(settings: ServiceSettings | None = None, store: StoreSettings | N
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        _refuse_to_start_unguarded(service_settings)
         app.state.parts = parts = Parts.open(service_settings, store_settings)
+        app.state.parts_of_tenant = by_tenant(parts)
+        await _refuse_to_start_unguarded(parts)
+        courier = asyncio.create_task(Courier(Outbox(parts.redis), service_settings.webhook_allow_private).run())
         yield
+        courier.cancel()
+        await asyncio.wait([courier])
         await parts.close()
 
     app = FastAPI(
@@ -49,18 +71,28 @@ def create_app(settings: ServiceSettings | None = None, store: StoreSettings | N
     for room in ROUTERS:
         # Not include_router: the routes are flat as they are, and each nested router is one more match per request.
         app.router.routes.extend(room.router.routes)
-    app.add_middleware(BearerAuth, digests=service_settings.key_digests if service_settings.auth == "on" else ())
+    app.add_middleware(KeyAuth, digests=service_settings.key_digests if service_settings.auth == "on" else None)
+    app.add_middleware(Bounds, hosts=service_settings.host_names, idle_s=service_settings.idle_s)
     app.add_middleware(Envelope)
     app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
 
 
-def _refuse_to_start_unguarded(settings: ServiceSettings) -> None:
-    if settings.auth == "on" and not settings.key_digests:
-        raise RuntimeError(
-            "No API keys. Set FEWBIT_API_KEYS (comma separated; `openssl rand -hex 24` makes one), "
-            "or FEWBIT_AUTH=off to let everyone in."
-        )
+async def _refuse_to_start_unguarded(parts: Parts) -> None:
+    settings = parts.settings
+    if settings.auth == "off" or settings.key_digests or await _any_stored(parts):
+        return
+    raise RuntimeError(
+        "No API keys. Set FEWBIT_API_KEYS (comma separated; `openssl rand -hex 24` makes one), make one with "
+        "`python -m service.keys make`, or set FEWBIT_AUTH=off to let everyone in."
+    )
+
+
+async def _any_stored(parts: Parts) -> bool:
+    try:
+        return await parts.keys.any()
+    except RedisError:  # nobody can tell, so nobody is let in
+        return False
 
 
 app = create_app()

@@ -1,50 +1,183 @@
-"""Bearer keys (RFC 6750): everything needs one but health, docs and the pages about problems."""
+"""Who asks, and may they? Everything needs a key but health, docs and the pages about problems (RFC 6750).
+
+Keys come from two places: ``FEWBIT_API_KEYS``, which are administrators of the operator's own tenant, and the store
+(``python -m service.keys``). A stored key is looked up at most once in ``TRUSTED_S`` seconds by each gateway: a revoked
+key opens nothing after that. When a key expires is looked at with every request.
+"""
 
 from __future__ import annotations
 
 import hmac
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.problems import Unauthorized
+from service.audit import Trail
+from service.parts import Parts
+from service.problems import Forbidden, RateLimited, TooManyOpen, Unauthorized
+from store.keys import SCOPES, KeyRecord, key_id
+from store.keys import Scope as KeyScope
+from store.rates import WINDOW_S, Allowance
+from store.tenants import DEFAULT_TENANT
 
 OPEN = ("/health/", "/docs", "/openapi.json", "/problems")
+ADMIN = ("/audit", "/metrics")
+SAFE = ("GET", "HEAD")
+TRUSTED_S = 1.0
+MOST_TRUSTED = 10_000
 
 
-class BearerAuth:
-    """Pure ASGI, so that it costs microseconds. ``digests``: SHA-256 of each key; empty switches it off."""
+@dataclass(frozen=True)
+class Caller:
+    """``user`` is what an ``Idempotency-Key`` belongs to: the same through a rotation, and never the key itself."""
 
-    def __init__(self, app: ASGIApp, digests: Sequence[bytes]) -> None:
+    tenant: str
+    key: str
+    scope: KeyScope
+    user: str
+
+    @property
+    def operator(self) -> bool:
+        """An administrator of the operator's own tenant sees numbers of all."""
+        return self.tenant == DEFAULT_TENANT and self.scope == "admin"
+
+    def may(self, needed: KeyScope) -> bool:
+        return SCOPES.index(self.scope) >= SCOPES.index(needed)
+
+
+ANYONE = Caller(DEFAULT_TENANT, "anyone", "admin", "anyone")
+
+
+def caller_of(request: HTTPConnection) -> Caller:
+    caller: Caller = request.scope["caller"]
+    return caller
+
+
+class KeyAuth:
+    """Pure ASGI, so that it costs microseconds. ``digests``: SHA-256 of the keys of the environment; ``None`` lets
+    everyone in."""
+
+    def __init__(self, app: ASGIApp, digests: Sequence[bytes] | None) -> None:
         self.app = app
-        self.digests = tuple(digests)
+        self.digests = None if digests is None else tuple(digests)
+        self._trusted: dict[str, tuple[KeyRecord, float]] = {}
+        self._open: dict[str, int] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            scope["user"] = self._user(scope)
-        await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+        elif is_open(scope["path"]):
+            scope["caller"] = ANYONE
+            await self.app(scope, receive, send)
+        else:
+            await self._guarded(scope, receive, send)
 
-    def _user(self, scope: Scope) -> str:
-        """Who asks, as something that may be stored: never the key itself. Raises ``Unauthorized``."""
-        if not self.digests or is_open(scope["path"]):
-            return "anyone"
-        presented = bearer_digest(scope)
-        if presented is None:
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises ``Unauthorized``, ``Forbidden``, ``RateLimited`` and ``TooManyOpen``."""
+        parts: Parts = scope["app"].state.parts
+        caller = scope["caller"] = await self._caller(scope, parts)
+        trail = Trail(parts, scope, caller)
+        needed = needed_scope(scope)
+        if not caller.may(needed):
+            await trail.refused(403)
+            raise Forbidden(caller.scope, needed)
+        allowance = await parts.rates.take(caller.tenant)
+        if not allowance.granted:
+            raise RateLimited(parts.rates.limit, allowance.seconds, rate_headers(parts.rates.limit, allowance))
+        await self._counted(scope, receive, trail.watch(_with_rate(send, parts.rates.limit, allowance)), caller, parts)
+
+    async def _counted(self, scope: Scope, receive: Receive, send: Send, caller: Caller, parts: Parts) -> None:
+        """One tenant's watchers and uploads must not take every connection."""
+        limit, already = parts.settings.max_open_requests, self._open.get(caller.tenant, 0)
+        if already >= limit:
+            raise TooManyOpen(limit)
+        self._open[caller.tenant] = already + 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._open[caller.tenant] -= 1
+            if not self._open[caller.tenant]:
+                del self._open[caller.tenant]
+
+    async def _caller(self, scope: Scope, parts: Parts) -> Caller:
+        """Raises ``Unauthorized``."""
+        if self.digests is None:
+            return ANYONE
+        key = bearer_key(scope)
+        if key is None:
             raise Unauthorized("The request carries no `Authorization: Bearer <key>`.")
-        matches = [hmac.compare_digest(presented, digest) for digest in self.digests]  # all of them: constant time
+        caller = self._bootstrap(key) or await self._stored(key, parts)
+        if caller is None:
+            raise Unauthorized("The API key is not one of this service's, or counts no longer.")
+        return caller
+
+    def _bootstrap(self, key: bytes) -> Caller | None:
+        digest = sha256(key).digest()
+        matches = [hmac.compare_digest(digest, each) for each in self.digests or ()]  # all of them: constant time
         if not any(matches):
-            raise Unauthorized("The API key is not one of this service's.")
-        return presented.hex()[:32]
+            return None
+        name = f"env-{digest.hex()[:12]}"
+        return Caller(DEFAULT_TENANT, name, "admin", name)
+
+    async def _stored(self, key: bytes, parts: Parts) -> Caller | None:
+        identifier = key_id(key)
+        record = await self._record(identifier, parts) if identifier else None
+        if record is None or not record.opens(key, time.time()):
+            return None
+        return Caller(record.tenant, record.id, record.scope, record.family)
+
+    async def _record(self, identifier: str, parts: Parts) -> KeyRecord | None:
+        now = time.monotonic()
+        kept = self._trusted.get(identifier)
+        if kept and now - kept[1] < TRUSTED_S:
+            return kept[0]
+        record = await parts.keys.find(identifier)
+        if record is None:
+            self._trusted.pop(identifier, None)
+        else:
+            if len(self._trusted) >= MOST_TRUSTED:
+                self._trusted.clear()
+            self._trusted[identifier] = (record, now)
+        return record
+
+
+def needed_scope(scope: Scope) -> KeyScope:
+    """Looking takes ``read``, everything else ``write``; what is about a tenant as a whole, ``admin``."""
+    if scope["path"] in ADMIN:
+        return "admin"
+    return "read" if scope["method"] in SAFE else "write"
 
 
 def is_open(path: str) -> bool:
     return path.startswith(OPEN)
 
 
-def bearer_digest(scope: Scope) -> bytes | None:
+def bearer_key(scope: Scope) -> bytes | None:
     for name, value in scope["headers"]:
         if name == b"authorization":
             kind, _, key = value.partition(b" ")
-            return sha256(key.strip()).digest() if kind.lower() == b"bearer" and key.strip() else None
+            return key.strip() or None if kind.lower() == b"bearer" else None
     return None
+
+
+def rate_headers(limit: int, allowance: Allowance) -> dict[str, str]:
+    """draft-ietf-httpapi-ratelimit-headers-10."""
+    return {
+        "RateLimit-Policy": f'"requests";q={limit};w={WINDOW_S}',
+        "RateLimit": f'"requests";r={allowance.left};t={allowance.seconds}',
+    }
+
+
+def _with_rate(send: Send, limit: int, allowance: Allowance) -> Send:
+    told = [(name.lower().encode(), value.encode()) for name, value in rate_headers(limit, allowance).items()]
+
+    async def labelled(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], *told]
+        await send(message)
+
+    return labelled

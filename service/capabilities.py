@@ -65,9 +65,14 @@ class Capabilities(BaseModel):
 async def get_capabilities(request: Request) -> Response:
     """Formats, methods, artifact kinds, limits, and the workers there are now."""
     parts = parts_of(request)
-    workers = tuple(await parts.fleet.workers())
+    workers = tuple(_unnamed(each) for each in await parts.fleet.workers())
     known = Capabilities(limits=limits(parts.settings, parts.store), workers=workers)
     return JSONResponse(known.model_dump(mode="json"))
+
+
+def _unnamed(worker: dict[str, Any]) -> dict[str, Any]:
+    """A worker is named after its host, which is nobody's business out here."""
+    return {name: value for name, value in worker.items() if name != "name"}
 
 
 def limits(settings: ServiceSettings, store: StoreSettings) -> Limits:

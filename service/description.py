@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from fewbit.problems import Problem
-from fewbit.resources import Event
+from fewbit.resources import Event, NewWebhook
 from fewbit.spec import JobSpec
 from service.documents import EventPage, JobEndedProblem
 
@@ -25,10 +25,18 @@ TAGS = [
     {"name": "datasets", "description": "Named arrays to calibrate and evaluate with."},
     {"name": "jobs", "description": "One model, one spec, one report."},
     {"name": "artifacts", "description": "The files a job made."},
+    {"name": "webhooks", "description": "URLs that are told when a job ends."},
     {"name": "service", "description": "What the service can do, and how it is."},
 ]
 
-_BY_HAND = (Problem, JobEndedProblem, JobSpec, EventPage, Event)  # named in the document, but by no route's model
+_BY_HAND = (
+    Problem,
+    JobEndedProblem,
+    JobSpec,
+    NewWebhook,
+    EventPage,
+    Event,
+)  # named in the document, but by no route's model
 _GENERATED = ("HTTPValidationError", "ValidationError")  # FastAPI's own error shape, which no answer here has
 
 

@@ -9,7 +9,7 @@ from fastapi import Response
 from pydantic import BaseModel
 
 from fewbit.problems import PROBLEMS, JobProblem, Problem
-from fewbit.resources import Artifact, Dataset, Event, Job, Model, Progress
+from fewbit.resources import Artifact, Dataset, Delivery, Event, Job, Model, Progress, Webhook
 
 
 class ModelPage(BaseModel):
@@ -37,6 +37,18 @@ class ArtifactList(BaseModel):
     """The files of a job that succeeded."""
 
     artifacts: tuple[Artifact, ...]
+
+
+class WebhookList(BaseModel):
+    """Every webhook, newest first."""
+
+    webhooks: tuple[Webhook, ...]
+
+
+class DeliveryList(BaseModel):
+    """What a webhook was told, newest first, at most a hundred."""
+
+    deliveries: tuple[Delivery, ...]
 
 
 class EventPage(BaseModel):
@@ -86,7 +98,7 @@ def documents(
     first = next(iter(returns))
     if content:
         success[first]["content"] = dict(content)
-    usual = ("unauthorized", "invalid-request") if secured else ()
+    usual = ("unauthorized", "forbidden", "invalid-request", "rate-limited") if secured else ()
     extra: dict[str, Any] = {"parameters": [REQUEST_HEADERS[name] for name in request_headers]}
     if body:
         extra["requestBody"] = dict(body)
@@ -131,6 +143,8 @@ def _refusal(status: int, slugs: Sequence[str]) -> dict[str, Any]:
 
 _REFUSAL_HEADERS = {
     401: ("WWW-Authenticate",),
+    403: ("WWW-Authenticate",),
+    429: ("Retry-After",),
     405: ("Allow",),
     409: ("Retry-After",),
     416: ("Content-Range",),
@@ -176,7 +190,7 @@ RESPONSE_HEADERS = {
     "Accept-Ranges": _header("`bytes`: parts of the file can be asked for."),
     "Content-Range": _header("Which bytes these are, and how many there are in all."),
     "Content-Disposition": _header("The name to save the file under."),
-    "WWW-Authenticate": _header("`Bearer`."),
+    "WWW-Authenticate": _header("`Bearer`, with the scope that is needed if the key has too little."),
     "Allow": _header("Every method this path takes."),
 }
 

@@ -29,6 +29,7 @@ from service.problems import (
     ServiceUnavailable,
     UploadInterrupted,
 )
+from service.security import secure
 
 log = structlog.get_logger("fewbit.gateway")
 STORE_IS_AWAY = (ConnectionError, TimeoutError, BusyLoadingError, OutOfMemoryError, OperationalError)
@@ -57,6 +58,7 @@ class Envelope:
             if message["type"] == "http.response.start":
                 started = True
                 message["headers"].append((b"x-request-id", request_id))
+                secure(message, scope["path"])
             await send(message)
 
         try:

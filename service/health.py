@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from service.documents import documents
-from service.parts import Parts, parts_of
+from service.parts import Parts, whole_service
 from service.problems import ServiceUnavailable
 from store.queue import INSPECT, LARGE, SMALL
 
@@ -44,7 +44,7 @@ async def get_liveness() -> Response:
 async def get_readiness(request: Request) -> Response:
     """Redis and the blobs answer, and there is at least one worker for jobs and one for inspections. 503 names what is
     missing."""
-    states = await look_at_parts(parts_of(request))
+    states = await look_at_parts(whole_service(request))
     missing = [name for name, state in states.items() if state != "ok"]
     if missing:
         raise ServiceUnavailable(f"Not ready: {', '.join(missing)}.", parts=states)

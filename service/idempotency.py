@@ -24,7 +24,7 @@ async def once(request: Request, content_sha256: str, answer: Callable[[], Await
     if key is None:
         return await answer()
     _check(key)
-    store, user = parts_of(request).idempotency, request.scope["user"]
+    store, user = parts_of(request).idempotency, request_user(request)
     fingerprint = _fingerprint(request, content_sha256)
     try:
         stored = await store.begin(user, key, fingerprint)
@@ -45,6 +45,12 @@ async def once(request: Request, content_sha256: str, answer: Callable[[], Await
     else:
         await store.abandon(user, key)
     return response
+
+
+def request_user(request: Request) -> str:
+    """Whose the key is: nobody else meets it, not even in the same tenant."""
+    caller = request.scope["caller"]
+    return f"{caller.tenant}:{caller.user}"
 
 
 def _final(response: Response, refusal: Refusal | None) -> bool:

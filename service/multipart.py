@@ -20,7 +20,10 @@ class FilePart:
             raise MalformedRequest("The Content-Type multipart/form-data names no boundary.")
         self.filename: str | None = None
         self._body = body
-        self._parser = _parser(boundary, self)
+        try:
+            self._parser = _parser(boundary, self)
+        except FormParserError as error:
+            raise MalformedRequest(f"The boundary cannot be used: {error}") from error
         self._ready: list[bytes] = []
         self._header_name = b""
         self._header_value = b""

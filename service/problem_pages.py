@@ -95,6 +95,8 @@ def _html(title: str, body: str) -> HTMLResponse:
         "body{font:16px/1.5 system-ui;max-width:44rem;margin:3rem auto;padding:0 1rem}dt{margin-top:.7rem}dd{margin:0}"
     )
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{style}</style>'
+    policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
     return HTMLResponse(
-        f'<!doctype html><html lang="en"><head>{head}</head><body><h1>{escape(title)}</h1>{body}</body></html>'
+        f'<!doctype html><html lang="en"><head>{head}</head><body><h1>{escape(title)}</h1>{body}</body></html>',
+        headers={"Content-Security-Policy": policy},
     )

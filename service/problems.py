@@ -5,9 +5,11 @@ Exception
     ├── MalformedRequest           400
     ├── UploadInterrupted          400
     ├── Unauthorized               401
+    ├── Forbidden                  403
     ├── NotFound                   404
     ├── MethodNotAllowed           405
     ├── NotAcceptable              406
+    ├── TooSlow                    408
     ├── IdempotencyInProgress      409
     ├── ModelNotReady              409
     ├── InUse                      409
@@ -15,13 +17,19 @@ Exception
     ├── JobNotFinal                409
     ├── NoReport                   409   job-failed, job-canceled
     ├── PayloadTooLarge            413
+    ├── UriTooLong                 414
     ├── UnsupportedMediaType       415
     ├── RangeNotSatisfiable        416
+    ├── Misdirected                421
     ├── InvalidRequest             422   names the fields at fault
     │   ├── InvalidDataset         422
     │   └── UnusableModel          422   invalid-model, or whatever the model was rejected for
     ├── DigestMismatch             422
     ├── IdempotencyKeyReused       422
+    ├── QuotaExceeded              429   which one, how much, how to free it
+    ├── RateLimited                429
+    │   └── TooManyOpen            429
+    ├── HeadersTooLarge            431
     ├── ServiceError               500
     └── ServiceUnavailable         503
 """
@@ -91,6 +99,16 @@ class Unauthorized(Refusal):
         super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
 
 
+class Forbidden(Refusal):
+    slug = "forbidden"
+
+    def __init__(self, given: str, needed: str) -> None:
+        challenge = f'Bearer error="insufficient_scope", scope="{needed}"'  # RFC 6750, 3.1
+        super().__init__(
+            f"This takes a key of scope {needed}; yours has {given}.", headers={"WWW-Authenticate": challenge}
+        )
+
+
 class NotFound(Refusal):
     slug = "not-found"
 
@@ -108,6 +126,36 @@ class NotAcceptable(Refusal):
 
     def __init__(self, *available: str) -> None:
         super().__init__(f"This is available as {' or '.join(available)}.")
+
+
+class TooSlow(Refusal):
+    """The connection ends with it: what is left of the body would be taken for the next request."""
+
+    slug = "request-timeout"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"Connection": "close"})
+
+
+class UriTooLong(Refusal):
+    slug = "uri-too-long"
+
+    def __init__(self, part: str, limit: int) -> None:
+        super().__init__(f"The {part} has more than {limit} bytes.")
+
+
+class Misdirected(Refusal):
+    slug = "misdirected-request"
+
+    def __init__(self) -> None:
+        super().__init__("The Host header names no host that this service answers for.")
+
+
+class HeadersTooLarge(Refusal):
+    slug = "headers-too-large"
+
+    def __init__(self, count: int, size: int) -> None:
+        super().__init__(f"At most {count} headers of {size} bytes in all are taken.")
 
 
 class IdempotencyInProgress(Refusal):
@@ -215,6 +263,43 @@ class IdempotencyKeyReused(Refusal):
 
     def __init__(self) -> None:
         super().__init__("The first request with this key had another path or body.")
+
+
+class QuotaExceeded(Refusal):
+    """``quota`` names what there is too much of."""
+
+    slug = "quota-exceeded"
+
+    def __init__(self, quota: str, limit: int, used: int, remedy: str, retry_after_s: int | None = None) -> None:
+        headers = {"Retry-After": str(retry_after_s)} if retry_after_s else {}
+        more = {"quota": quota, "limit": limit, "used": used}
+        super().__init__(f"{quota}: {used} of {limit} are taken. {remedy}", headers=headers, more=more)
+
+    @classmethod
+    def of_bytes(cls, used: int, limit: int) -> QuotaExceeded:
+        return cls("bytes-stored", limit, used, "Delete models, datasets or jobs you no longer need.")
+
+    @classmethod
+    def of_jobs(cls, limit: int) -> QuotaExceeded:
+        return cls("jobs-queued", limit, limit, "Wait until some have started, or cancel some.", retry_after_s=5)
+
+    @classmethod
+    def of_webhooks(cls, limit: int) -> QuotaExceeded:
+        return cls("webhooks", limit, limit, "Delete one that you no longer need.")
+
+
+class RateLimited(Refusal):
+    slug = "rate-limited"
+
+    def __init__(self, limit: int, retry_after_s: int, headers: Mapping[str, str] | None = None) -> None:
+        detail = f"Your tenant may send {limit} requests a minute."
+        super().__init__(detail, headers={"Retry-After": str(max(1, retry_after_s)), **(headers or {})})
+
+
+class TooManyOpen(RateLimited):
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit, 1)
+        self.detail = f"Your tenant may have {limit} requests open at a time at one gateway."
 
 
 class ServiceError(Refusal):

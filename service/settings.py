@@ -21,6 +21,18 @@ class ServiceSettings(BaseSettings):
     max_model_bytes: int = Field(default=16 * GIBIBYTE, ge=1)
     max_dataset_bytes: int = Field(default=8 * GIBIBYTE, ge=1)
     max_unpacked_dataset_bytes: int = Field(default=16 * GIBIBYTE, ge=1)
+    max_stored_bytes: int = Field(default=1024 * GIBIBYTE, ge=1)
+    max_queued_jobs: int = Field(default=1000, ge=1)
+    max_open_requests: int = Field(default=256, ge=1)
+    requests_per_minute: int = Field(default=6000, ge=1, le=60_000_000)
+
+    hosts: str = ""
+    webhook_allow_private: bool = False
+    idle_s: float = Field(default=30, gt=0)
+
+    @property
+    def host_names(self) -> tuple[str, ...]:
+        return tuple(each for name in self.hosts.split(",") if (each := name.strip()))
 
     @property
     def key_digests(self) -> tuple[bytes, ...]:

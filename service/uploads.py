@@ -18,10 +18,11 @@ from starlette.requests import Request
 
 from service.multipart import FilePart
 from service.parts import parts_of
-from service.problems import DigestMismatch, MalformedRequest, PayloadTooLarge, UnsupportedMediaType
+from service.problems import DigestMismatch, MalformedRequest, PayloadTooLarge, QuotaExceeded, UnsupportedMediaType
 from store.blobs import BlobInfo, BlobMismatch, BlobTooLarge
-from store.records import references_key
-from store.references import drop_references
+from store.references import drop_references, hold
+from store.stored_bytes import NoRoom, Reservation
+from store.tenants import Tenant
 
 RAW, FORM = "application/octet-stream", "multipart/form-data"
 LONGEST_NAME = 255
@@ -47,25 +48,36 @@ async def received(request: Request, max_bytes: int, look: Look) -> AsyncIterato
     Raises ``UnsupportedMediaType``, ``PayloadTooLarge``, ``DigestMismatch``, ``MalformedRequest``,
     ``UploadInterrupted`` (by way of ``ClientDisconnect``), and what ``look`` raises.
     """
-    upload = await _receive(request, max_bytes, look)
     parts, holder = parts_of(request), f"upload:{uuid4().hex}"
-    # Held while it is being judged, so that an equal upload that is refused meanwhile does not take the bytes away.
-    await parts.redis.sadd(references_key(upload.blob.sha256), holder)
+    tenant = Tenant(parts.tenant)
+    room = Reservation(parts.redis, tenant, holder, parts.settings.max_stored_bytes)
+    try:
+        upload = await _receive(request, max_bytes, look, room)
+    except BaseException as error:
+        if room.size:
+            await room.release()
+        if isinstance(error, NoRoom):
+            raise QuotaExceeded.of_bytes(error.used, error.limit) from error
+        raise
+    # What was reserved counts as stored from here on, in one step. Held while it is being judged, so that an equal
+    # upload that is refused meanwhile does not take the bytes away.
+    await hold(parts.redis, tenant, holder, upload.blob)
     try:
         yield upload
     finally:
-        await drop_references(parts.redis, parts.blobs, holder, [upload.blob.sha256])
+        await drop_references(parts.redis, parts.blobs, tenant, holder, [upload.blob.sha256])
 
 
-async def _receive(request: Request, max_bytes: int, look: Look) -> Upload:
+async def _receive(request: Request, max_bytes: int, look: Look, room: Reservation) -> Upload:
     content_type = request.headers.get("content-type", RAW)
     kind = content_type.split(";")[0].strip().lower()
     if kind not in (RAW, FORM):
         raise UnsupportedMediaType(content_type, (RAW, FORM))
-    if int(request.headers.get("content-length", 0)) > max_bytes + (FORM_OVERHEAD if kind == FORM else 0):
+    if announced_size(request) > max_bytes + (FORM_OVERHEAD if kind == FORM else 0):
         raise PayloadTooLarge(max_bytes)
     part = FilePart(content_type, request.stream()) if kind == FORM else None
-    chunks = looked_at(part.chunks() if part else request.stream(), look)
+    chunks = covered(looked_at(part.chunks() if part else request.stream(), look), room)
+    await room.cover(announced_size(request) or 1)
     announced = announced_sha256(request)
     try:
         blob = await parts_of(request).blobs.put_stream(chunks, max_bytes, announced)
@@ -92,6 +104,23 @@ async def looked_at(chunks: AsyncIterator[bytes], look: Look) -> AsyncIterator[b
     if head is not None:
         look(head)
         yield head
+
+
+async def covered(chunks: AsyncIterator[bytes], room: Reservation) -> AsyncIterator[bytes]:
+    """The same chunks, as long as there is room for them. Raises ``NoRoom``."""
+    size = 0
+    async for chunk in chunks:
+        size += len(chunk)
+        await room.grow(size)
+        yield chunk
+
+
+def announced_size(request: Request) -> int:
+    """``Content-Length``, 0 without one. Raises ``MalformedRequest``."""
+    given = request.headers.get("content-length", "0")
+    if not (given.isascii() and given.isdecimal() and len(given) <= 19):
+        raise MalformedRequest("Content-Length is not a number of bytes.")
+    return int(given)
 
 
 def announced_sha256(request: Request) -> str | None:

@@ -10,7 +10,7 @@ import secrets
 import time
 from typing import Literal
 
-Kind = Literal["mdl", "dst", "job"]
+Kind = Literal["mdl", "dst", "job", "whk", "dlv"]
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _WIDTH = 22  # ceil(128 / log2(62))

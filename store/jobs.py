@@ -13,19 +13,9 @@ from redis.asyncio import Redis
 from fewbit.resources import FINAL
 from store.blobs import Blobs
 from store.ids import first_id, new_id
-from store.records import (
-    JOBS,
-    JobRecord,
-    NewJob,
-    dataset_key,
-    events_key,
-    job_key,
-    jobs_by_label,
-    jobs_by_status,
-    jobs_using,
-    model_key,
-)
+from store.records import JobRecord, NewJob, dataset_key, events_key, job_key, model_key
 from store.references import drop_references
+from store.tenants import DEFAULT_TENANT, OWNED, Tenant
 from store.transition import SCRIPT, Move, Outcome
 from store.uploads import newest_ids
 
@@ -39,6 +29,14 @@ class Missing(Exception):
     def __init__(self, upload_id: str) -> None:
         super().__init__(upload_id)
         self.upload_id = upload_id
+
+
+class QueueFull(Exception):
+    """As many jobs of the tenant wait as may: ``limit``."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
 
 
 @dataclass(frozen=True)
@@ -57,26 +55,34 @@ class EventRecord:
 
 
 class Jobs:
-    """The gateway's side."""
+    """The gateway's side, one tenant's. ``most_queued``: how many of its jobs may wait at a time."""
 
-    def __init__(self, redis: Redis, blobs: Blobs) -> None:
+    def __init__(
+        self, redis: Redis, blobs: Blobs, tenant: str = DEFAULT_TENANT, most_queued: int | None = None
+    ) -> None:
         self._redis = redis
         self._blobs = blobs
+        self._tenant = Tenant(tenant)
+        self._most_queued = most_queued
         self._transition = redis.register_script(SCRIPT)
+        self._owned = redis.register_script(OWNED)
 
     async def create(self, new: NewJob) -> str:
-        """The id of a new queued job; its message is the caller's to send. Raises ``Missing``."""
+        """The id of a new queued job; its message is the caller's to send. Raises ``Missing`` and ``QueueFull``."""
         job_id = new_id("job")
         needs = [model_key(new.model.id), *(dataset_key(ref.id) for ref in new.datasets)]
-        outcome = await self._move(Move(job_id, {"none": "queued"}, must_exist=needs, fields=new.fields()))
+        move = Move(job_id, {"none": "queued"}, must_exist=needs, fields=new.fields(), most=self._most_queued)
+        outcome = await self._move(move)
+        if outcome.status == "full":
+            raise QueueFull(self._most_queued or 0)
         if not outcome.moved:
             raise Missing(outcome.status.rsplit(":", 1)[-1])
         return job_id
 
     async def get(self, job_id: str) -> JobRecord | None:
         """One round trip."""
-        fields = self._redis.hmget(job_key(job_id), JobRecord.FIELDS)
-        return JobRecord.of(await cast(Awaitable[list[bytes | None]], fields))
+        fields = await self._owned(keys=[job_key(job_id)], args=[self._tenant.name, *JobRecord.FIELDS])
+        return JobRecord.of(fields) if fields else None
 
     async def page(
         self,
@@ -89,7 +95,7 @@ class Jobs:
     ) -> list[JobRecord]:
         """Newest first, at most ``limit``, those older than the job ``after``; every filter given must hold.
         ``created_after`` is in seconds since the epoch."""
-        filters = _Filters(status, model, label)
+        filters = _Filters(self._tenant, status, model, label)
         index = await self._smallest(filters.indexes())
         lowest = "-" if created_after is None else f"[{first_id('job', created_after)}"
         found: list[JobRecord] = []
@@ -105,26 +111,28 @@ class Jobs:
     async def request_cancel(self, job_id: str) -> Outcome:
         """A queued job is canceled at once, a running one asked to stop. Not moved: it has ended, or is ``none``."""
         moves = {"queued": "canceled", "running": "canceling", "canceling": "canceling"}
-        return await self._move(Move(job_id, moves))
+        return await self._move(Move(job_id, moves, tenant=self._tenant.name))
 
     async def delete(self, job_id: str) -> Outcome:
         """Forget a job that has ended: record, events, report, artifacts. Not moved: it has not, or is ``none``."""
         record = await self.get(job_id)
-        outcome = await self._move(Move(job_id, dict.fromkeys(sorted(FINAL), "none")))
+        outcome = await self._move(Move(job_id, dict.fromkeys(sorted(FINAL), "none"), tenant=self._tenant.name))
         if outcome.moved and record is not None:
             hashes = {artifact.sha256 for artifact in record.artifacts}
-            await drop_references(self._redis, self._blobs, job_id, sorted(hashes))
+            await drop_references(self._redis, self._blobs, self._tenant, job_id, sorted(hashes))
         return outcome
 
     async def report(self, job_id: str) -> bytes | None:
         """The report's JSON, once the job has succeeded."""
-        packed = await cast(Awaitable[bytes | None], self._redis.hget(job_key(job_id), "report"))
+        fields = await self._owned(keys=[job_key(job_id)], args=[self._tenant.name, "report"])
+        packed = fields[0] if fields else None
         return None if packed is None else await asyncio.to_thread(zlib.decompress, packed)
 
     async def events(
         self, job_id: str, after: str = _FROM_THE_START, count: int = 500, block_ms: int | None = None
     ) -> list[EventRecord]:
-        """The next ``count`` events after the id ``after``; waits ``block_ms`` for one if there are none yet."""
+        """The next ``count`` events after the id ``after``; waits ``block_ms`` for one if there are none yet. Of a job
+        that ``get`` has found: a stream does not know whose it is."""
         reply: Any = await self._redis.xread({events_key(job_id): after}, count=count, block=block_ms)
         if not reply:
             return []
@@ -136,6 +144,8 @@ class Jobs:
     async def wait_final(self, job_id: str, seconds: float) -> JobRecord | None:
         """The job once it has ended, or as it is after ``seconds``; ``None``: no such job. Sleeps on its events."""
         deadline = asyncio.get_running_loop().time() + seconds
+        if await self.get(job_id) is None:  # not there, or not ours: nothing of it is looked at
+            return None
         seen = await self._last_event(job_id)
         while True:
             record = await self.get(job_id)
@@ -171,16 +181,17 @@ class Jobs:
 
 @dataclass(frozen=True)
 class _Filters:
+    tenant: Tenant
     status: str | None
     model: str | None
     label: tuple[str, str] | None
 
     def indexes(self) -> list[str]:
         return [
-            *([jobs_by_status(self.status)] if self.status else []),
-            *([jobs_using(self.model)] if self.model else []),
-            *([jobs_by_label(*self.label)] if self.label else []),
-        ] or [JOBS]
+            *([self.tenant.jobs_by_status(self.status)] if self.status else []),
+            *([self.tenant.jobs_using(self.model)] if self.model else []),
+            *([self.tenant.jobs_by_label(*self.label)] if self.label else []),
+        ] or [self.tenant.jobs]
 
     def take(self, job: JobRecord) -> bool:
         return (

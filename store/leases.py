@@ -21,9 +21,9 @@ import redis
 from fewbit.problems import JobProblem
 from fewbit.spec import JobSpec
 from store.patience import persist
-from store.records import LEASES, WAITING, ArtifactRecord, BlobRef, decode_ref, job_key
+from store.records import LEASES, PREFIX, WAITING, ArtifactRecord, BlobRef, decode_ref, job_key
 from store.settings import StoreSettings
-from store.transition import SCRIPT, Move, Outcome
+from store.transition import SCRIPT, TURN, Move, Outcome
 
 _STAYS = {"running": "running", "canceling": "canceling"}
 
@@ -62,14 +62,22 @@ class Leases:
         self._settings = settings
         self._finish_s = finish_s
         self._transition = redis.register_script(SCRIPT)
+        self._turn = redis.register_script(TURN)
+
+    def turn(self, job_id: str) -> str:
+        """The job to run when a message names ``job_id``: the fair choice among those that wait in the same line."""
+        args: list[str | int] = [PREFIX, job_id, self._settings.max_running_jobs]
+        chosen = persist(lambda: self._turn(args=args), self._settings.lease_s)
+        return cast(bytes, chosen).decode()
 
     def claim(self, job_id: str, worker: str) -> Claim | None:
-        """queued -> running. ``None`` when there is nothing to run: claimed already, canceled, or deleted."""
+        """queued -> running. ``None`` when there is nothing to run: claimed already, canceled, deleted, or its tenant
+        has as many running as may; then it stays queued, and is delivered again once one of those has ended."""
         mark = f"{worker}/{uuid.uuid4().hex}"
         lease_s = self._settings.lease_s
-        outcome = self._move(
-            Move(job_id, {"queued": "running"}, lease_s=lease_s, fields={"claimed_by": mark, "worker": worker})
-        )
+        fields = {"claimed_by": mark, "worker": worker}
+        most = self._settings.max_running_jobs
+        outcome = self._move(Move(job_id, {"queued": "running"}, lease_s=lease_s, fields=fields, most=most))
         ours_already = outcome.status == "running" and outcome.claimed_by == mark
         if not (outcome.moved or ours_already):
             return None

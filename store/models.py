@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Awaitable
 from typing import Protocol, cast
 
 import redis
@@ -17,16 +16,14 @@ from store.ids import new_id
 from store.patience import persist
 from store.records import (
     INSPECTING,
-    MODELS,
     BlobRef,
     ModelRecord,
     flat,
-    model_by_sha256,
     model_key,
     now_iso,
-    references_key,
 )
 from store.settings import StoreSettings
+from store.tenants import DEFAULT_TENANT, OWNED, Tenant
 from store.uploads import Forget, Forgotten, newest_ids
 
 # KEYS 1 model-of:<sha256>, 2 the new record, 3 models, 4 inspecting, 5 blob references
@@ -78,19 +75,23 @@ class Inspection(Protocol):
 
 
 class Models:
-    """The gateway's side."""
+    """The gateway's side, one tenant's."""
 
-    def __init__(self, redis: Redis, blobs: Blobs) -> None:
+    def __init__(self, redis: Redis, blobs: Blobs, tenant: str = DEFAULT_TENANT) -> None:
         self._redis = redis
-        self._forget = Forget(redis, blobs)
+        self._tenant = Tenant(tenant)
+        self._forget = Forget(redis, blobs, self._tenant)
         self._create = redis.register_script(_CREATE)
+        self._owned = redis.register_script(OWNED)
 
     async def create_or_get(self, info: BlobInfo, name: str | None) -> tuple[ModelRecord, bool]:
         """The model of these bytes, and whether an inspection is due, whose message is the caller's to send: it is for
         a new model, and for one whose inspection failed for a reason that may have passed."""
         model_id = new_id("mdl")
+        tenant = self._tenant
         fields = {
             "id": model_id,
+            "tenant": tenant.name,
             "status": "inspecting",
             "format": "unknown",
             "size": str(info.size),
@@ -98,7 +99,8 @@ class Models:
             "name": json.dumps(name),
             "created_at": now_iso(),
         }
-        keys = [model_by_sha256(info.sha256), model_key(model_id), MODELS, INSPECTING, references_key(info.sha256)]
+        known, held = tenant.model_of(info.sha256), tenant.references(info.sha256)
+        keys = [known, model_key(model_id), tenant.models, INSPECTING, held]
         args = [model_id, int(time.time() * 1000), model_key(""), *flat(fields)]
         kept, due = await self._create(keys=keys, args=args)
         record = await self.get(kept.decode())
@@ -107,12 +109,12 @@ class Models:
         return record, due == b"1"
 
     async def get(self, model_id: str) -> ModelRecord | None:
-        fields = self._redis.hmget(model_key(model_id), ModelRecord.FIELDS)
-        return ModelRecord.of(await cast(Awaitable[list[bytes | None]], fields))
+        fields = await self._owned(keys=[model_key(model_id)], args=[self._tenant.name, *ModelRecord.FIELDS])
+        return ModelRecord.of(fields) if fields else None
 
     async def page(self, limit: int, after: str | None = None) -> list[ModelRecord]:
         """Newest first, at most ``limit``, those older than the model ``after``."""
-        ids = await newest_ids(self._redis, MODELS, limit, after)
+        ids = await newest_ids(self._redis, self._tenant.models, limit, after)
         async with self._redis.pipeline(transaction=False) as pipe:
             for each in ids:
                 pipe.hmget(model_key(each), ModelRecord.FIELDS)
@@ -124,8 +126,8 @@ class Models:
         record = await self.get(model_id)
         if record is None:
             return "none"
-        by_sha256 = model_by_sha256(record.sha256)
-        return await self._forget(model_id, record.sha256, model_key(model_id), by_sha256, [MODELS, INSPECTING])
+        known, indexes = self._tenant.model_of(record.sha256), [self._tenant.models, INSPECTING]
+        return await self._forget(model_id, record.sha256, model_key(model_id), known, indexes)
 
 
 class InspectedModels:

@@ -37,16 +37,21 @@ def configure(app: Celery, settings: StoreSettings) -> Celery:
     return app
 
 
+def line_of(model_bytes: int, settings: StoreSettings) -> str:
+    """The queue a job waits in."""
+    return LARGE if model_bytes >= settings.large_model_bytes else SMALL
+
+
 class Queue:
     """Sends messages. Blocking: call it in a thread from async code. Raises ``kombu.exceptions.OperationalError``."""
 
     def __init__(self, settings: StoreSettings) -> None:
-        self._large_from = settings.large_model_bytes
+        self._settings = settings
         self._app = configure(Celery("fewbit", set_as_current=False), settings)
 
     def deliver_job(self, job_id: str, model_bytes: int) -> None:
         """Large models have a queue of their own, so that they never starve small ones."""
-        self._app.send_task(RUN_JOB, args=[job_id], queue=LARGE if model_bytes >= self._large_from else SMALL)
+        self._app.send_task(RUN_JOB, args=[job_id], queue=line_of(model_bytes, self._settings))
 
     def deliver_inspection(self, model_id: str) -> None:
         self._app.send_task(INSPECT_MODEL, args=[model_id], queue=INSPECT)

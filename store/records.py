@@ -15,13 +15,11 @@ from pydantic import BaseModel, ConfigDict
 
 from fewbit.resources import FINAL, Dataset, InputSignature, Model, ModelLayer
 from fewbit.spec import JobSpec
+from store.tenants import DEFAULT_TENANT, Tenant
 
 PREFIX = "fewbit:"
 
-MODELS = f"{PREFIX}models"
 INSPECTING = f"{PREFIX}inspecting"
-DATASETS = f"{PREFIX}datasets"
-JOBS = f"{PREFIX}jobs"
 LEASES = f"{PREFIX}leases"
 WAITING = f"{PREFIX}waiting"
 FLEET = f"{PREFIX}fleet"
@@ -29,10 +27,6 @@ FLEET = f"{PREFIX}fleet"
 
 def model_key(model_id: str) -> str:
     return f"{PREFIX}model:{model_id}"
-
-
-def model_by_sha256(sha256: str) -> str:
-    return f"{PREFIX}model-of:{sha256}"
 
 
 def dataset_key(dataset_id: str) -> str:
@@ -45,24 +39,6 @@ def job_key(job_id: str) -> str:
 
 def events_key(job_id: str) -> str:
     return f"{PREFIX}job:{job_id}:events"
-
-
-def jobs_by_status(status: str) -> str:
-    return f"{PREFIX}jobs:status:{status}"
-
-
-def jobs_by_label(name: str, value: str) -> str:
-    return f"{PREFIX}jobs:label:{name}={value}"
-
-
-def jobs_using(upload_id: str) -> str:
-    """Jobs of one model or dataset."""
-    return f"{PREFIX}jobs:using:{upload_id}"
-
-
-def references_key(sha256: str) -> str:
-    """The set of ids that need this blob."""
-    return f"{PREFIX}blob:{sha256}"
 
 
 def worker_key(name: str) -> str:
@@ -89,6 +65,7 @@ class BlobRef:
     sha256: str
     size: int
     format: str
+    tenant: str = DEFAULT_TENANT
 
 
 class ArtifactRecord(BaseModel):
@@ -192,8 +169,9 @@ class ModelRecord:
     layers_json: bytes
     error_json: bytes
     created_at: str
+    tenant: str
 
-    FIELDS = ("id", "status", "format", "size", "sha256", "name", "inputs", "layers", "error", "created_at")
+    FIELDS = ("id", "status", "format", "size", "sha256", "name", "inputs", "layers", "error", "created_at", "tenant")
 
     @classmethod
     def of(cls, fields: Fields) -> ModelRecord | None:
@@ -210,11 +188,12 @@ class ModelRecord:
             layers_json=fields[7] or b"[]",
             error_json=fields[8] or b"null",
             created_at=(fields[9] or b"").decode(),
+            tenant=(fields[10] or b"").decode(),
         )
 
     @property
     def blob(self) -> BlobRef:
-        return BlobRef(self.id, self.sha256, self.size, self.format)
+        return BlobRef(self.id, self.sha256, self.size, self.format, self.tenant)
 
     @property
     def inputs(self) -> tuple[InputSignature, ...]:
@@ -247,14 +226,19 @@ class DatasetRecord:
     """A dataset as stored: its JSON, and where its bytes are."""
 
     dataset: Dataset
+    tenant: str
+
+    FIELDS = ("record", "tenant")
 
     @classmethod
-    def of(cls, body: bytes | None) -> DatasetRecord | None:
-        return None if body is None else cls(Dataset.model_validate_json(body))
+    def of(cls, fields: Fields) -> DatasetRecord | None:
+        if fields[0] is None:
+            return None
+        return cls(Dataset.model_validate_json(fields[0]), (fields[1] or b"").decode())
 
     @property
     def blob(self) -> BlobRef:
-        return BlobRef(self.dataset.id, self.dataset.sha256, self.dataset.size, self.dataset.format)
+        return BlobRef(self.dataset.id, self.dataset.sha256, self.dataset.size, self.dataset.format, self.tenant)
 
     def json(self) -> bytes:
         return self.dataset.model_dump_json().encode()
@@ -262,30 +246,40 @@ class DatasetRecord:
 
 @dataclass(frozen=True)
 class NewJob:
-    """What a job is made of: the resolved spec, and the uploads it names."""
+    """What a job is made of: the resolved spec, and the uploads it names, all of one tenant. ``line``: the queue it
+    waits in."""
 
     spec: JobSpec
     model: BlobRef
     calibration: BlobRef | None = None
     evaluation: BlobRef | None = None
+    line: str = "small"
 
     @property
     def datasets(self) -> tuple[BlobRef, ...]:
         return tuple({ref.id: ref for ref in (self.calibration, self.evaluation) if ref is not None}.values())
 
+    @property
+    def tenant(self) -> Tenant:
+        return Tenant(self.model.tenant)
+
     def indexes(self) -> list[str]:
         """Every index a job of this spec belongs to, but the one by status."""
+        tenant = self.tenant
         return [
-            JOBS,
-            jobs_using(self.model.id),
-            *(jobs_using(ref.id) for ref in self.datasets),
-            *(jobs_by_label(name, value) for name, value in self.spec.labels.items()),
+            tenant.jobs,
+            tenant.jobs_using(self.model.id),
+            *(tenant.jobs_using(ref.id) for ref in self.datasets),
+            *(tenant.jobs_by_label(name, value) for name, value in self.spec.labels.items()),
         ]
 
     def fields(self) -> dict[str, str]:
         """The hash fields that never change."""
         refs = {"model_ref": self.model, "calibration_ref": self.calibration, "evaluation_ref": self.evaluation}
         return {
+            "tenant": self.model.tenant,
+            "line": self.line,
+            "webhook": self.spec.webhook or "",
             "spec": self.spec.model_dump_json(),
             "labels": json.dumps(self.spec.labels),
             "indexes": json.dumps(self.indexes()),
@@ -294,7 +288,7 @@ class NewJob:
 
 
 def encode_ref(ref: BlobRef) -> str:
-    return json.dumps([ref.id, ref.sha256, ref.size, ref.format])
+    return json.dumps([ref.id, ref.sha256, ref.size, ref.format, ref.tenant])
 
 
 def decode_ref(text: bytes | None) -> BlobRef | None:

@@ -25,6 +25,7 @@ class StoreSettings(BaseSettings):
     max_attempts: int = Field(default=3, ge=1)
     redeliver_s: float = Field(default=60, gt=0)
     inspect_s: float = Field(default=120, gt=0)
+    max_running_jobs: int = Field(default=64, ge=1)
     large_model_bytes: int = Field(default=GIBIBYTE, ge=1)
 
     @property

@@ -10,11 +10,13 @@ from typing import Any
 from store.records import PREFIX, events_key, flat, job_key, now_iso
 
 SCRIPT = (Path(__file__).parent / "transition.lua").read_text()
+TURN = (Path(__file__).parent / "turn.lua").read_text()
 
 
 @dataclass(frozen=True)
 class Move:
-    """One call of the script. ``moves`` maps the status a job may have to the one it then gets."""
+    """One call of the script. ``moves`` maps the status a job may have to the one it then gets. ``tenant``: who asks,
+    if that matters; ``most``: how many jobs of its tenant may be in the new state."""
 
     job_id: str
     moves: Mapping[str, str]
@@ -24,6 +26,8 @@ class Move:
     event: str = ""
     data: str = ""
     give_attempt_back: bool = False
+    tenant: str = ""
+    most: int | None = None
     must_exist: Sequence[str] = ()
     fields: Mapping[str, str | bytes] = field(default_factory=dict)
 
@@ -44,6 +48,8 @@ class Move:
             self.event,
             self.data,
             "1" if self.give_attempt_back else "",
+            self.tenant,
+            "" if self.most is None else str(self.most),
             *flat(self.fields),
         ]
 

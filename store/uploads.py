@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 
 from fewbit.resources import FINAL, JobStatus
 from store.blobs import Blobs
-from store.records import jobs_by_status, jobs_using
 from store.references import drop_references
+from store.tenants import Tenant
 
 Forgotten = Literal["deleted", "in-use", "none"]
 
@@ -33,22 +33,23 @@ return 'deleted'
 
 
 class Forget:
-    """``await Forget(redis, blobs)(id, sha256, record, by_sha256, indexes)``."""
+    """``await Forget(redis, blobs, tenant)(id, sha256, record, by_sha256, indexes)``."""
 
-    def __init__(self, redis: Redis, blobs: Blobs) -> None:
+    def __init__(self, redis: Redis, blobs: Blobs, tenant: Tenant) -> None:
         self._redis = redis
         self._blobs = blobs
+        self._tenant = tenant
         self._script = redis.register_script(_SCRIPT)
 
     async def __call__(
         self, upload_id: str, sha256: str, record: str, by_sha256: str, indexes: Sequence[str]
     ) -> Forgotten:
         """Delete the record, and the bytes if nothing else needs them."""
-        busy = [jobs_by_status(status) for status in _UNFINISHED]
-        keys = [record, by_sha256, jobs_using(upload_id), *busy, *indexes]
+        busy = [self._tenant.jobs_by_status(status) for status in _UNFINISHED]
+        keys = [record, by_sha256, self._tenant.jobs_using(upload_id), *busy, *indexes]
         answer = cast(Forgotten, (await self._script(keys=keys, args=[upload_id])).decode())
         if answer == "deleted":
-            await drop_references(self._redis, self._blobs, upload_id, [sha256])
+            await drop_references(self._redis, self._blobs, self._tenant, upload_id, [sha256])
         return answer
 
 

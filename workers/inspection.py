@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from fewbit.problems import JobProblem
 from store.blobs import Blobs
 from store.models import InspectedModels
+from store.records import BlobRef
 from workers.engine.task import Inspection
 from workers.forks import ForkServer
 from workers.scratch import scratch_folder
@@ -45,7 +46,7 @@ class Inspector:
         if blob is None:
             return "not waiting"  # deleted, or inspected already
         try:
-            inspection = self._inspect(model_id, blob.sha256)
+            inspection = self._inspect(model_id, blob)
         except Stopping:
             self.deliver(model_id)
             return "handed back"
@@ -56,10 +57,10 @@ class Inspector:
         self.models.ready(model_id, inspection)
         return "ready"
 
-    def _inspect(self, model_id: str, sha256: str) -> Inspection:
+    def _inspect(self, model_id: str, blob: BlobRef) -> Inspection:
         deadline = time.monotonic() + self.time_limit_s
         with scratch_folder(self.settings.scratch, model_id) as folder:
-            self.blobs.fetch(sha256, folder / "model")
+            self.blobs.within(blob.tenant).fetch(blob.sha256, folder / "model")
             order = order_of("inspect", folder, self.settings, deadline)
             ended = run_child(self.forks, order, deadline, self._check)
         if ended.failure is not None:

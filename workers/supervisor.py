@@ -83,7 +83,7 @@ class Supervisor:
         names = {"model": claim.model, "calibration": claim.calibration, "evaluation": claim.evaluation}
         for name, ref in names.items():
             if ref is not None:
-                self.blobs.fetch(ref.sha256, folder / name)
+                self.blobs.within(ref.tenant).fetch(ref.sha256, folder / name)
         task = Task(
             job=claim.job_id,
             model=ReportModel(id=claim.model.id, sha256=claim.model.sha256, format=claim.model.format),
@@ -113,10 +113,11 @@ class Supervisor:
         report = Report.model_validate_json(body)
         if report.job != claim.job_id:
             raise NotAFile(f"the report is of {report.job!r}")
-        return body, [self._store_artifact(folder / "out", artifact) for artifact in report.artifacts]
+        blobs = self.blobs.within(claim.model.tenant)
+        return body, [self._store_artifact(blobs, folder / "out", artifact) for artifact in report.artifacts]
 
-    def _store_artifact(self, folder: Path, artifact: ReportArtifact) -> ArtifactRecord:
-        stored = self.blobs.put_file(plain_file(folder, artifact.name))
+    def _store_artifact(self, blobs: Blobs, folder: Path, artifact: ReportArtifact) -> ArtifactRecord:
+        stored = blobs.put_file(plain_file(folder, artifact.name))
         if (stored.sha256, stored.size) != (artifact.sha256, artifact.size):
             raise NotAFile(f"{artifact.name!r} changed after it was verified")
         return ArtifactRecord(name=artifact.name, kind=artifact.kind, size=stored.size, sha256=stored.sha256)

@@ -15,8 +15,9 @@ log = structlog.get_logger()
 
 @app.task(name="fewbit.run_job", ignore_result=True)  # type: ignore[untyped-decorator]  # Celery is not typed
 def run_job(job_id: str) -> None:
-    """Run one job to its end."""
-    _logged(process.current().supervisor.run, job=job_id)
+    """Run a job to its end: the one whose turn it is, which need not be the one the message names."""
+    supervisor = process.current().supervisor
+    _logged(supervisor.run, job=supervisor.leases.turn(job_id))
 
 
 @app.task(name="fewbit.inspect_model", ignore_result=True)  # type: ignore[untyped-decorator]

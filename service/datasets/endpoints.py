@@ -22,7 +22,7 @@ router = APIRouter(tags=["datasets"])
 
 UPLOAD_PROBLEMS = (
     "malformed-request", "upload-interrupted", "payload-too-large", "unsupported-media-type", "digest-mismatch",
-    "invalid-dataset", "idempotency-in-progress", "idempotency-key-reused",
+    "invalid-dataset", "idempotency-in-progress", "idempotency-key-reused", "quota-exceeded",
 )  # fmt: skip
 
 

@@ -21,8 +21,8 @@ from service.jobs.spec import read_spec, spec_body
 from service.jobs.validation import unknown_upload, validated
 from service.parts import Parts, parts_of
 from service.preferences import preferred_wait
-from service.problems import InvalidRequest, JobFinal, JobNotFinal, NoReport, NotFound
-from store.jobs import Missing
+from service.problems import InvalidRequest, JobFinal, JobNotFinal, NoReport, NotFound, QuotaExceeded
+from store.jobs import Missing, QueueFull
 from store.records import JobRecord, NewJob
 
 router = APIRouter(tags=["jobs"])
@@ -30,7 +30,7 @@ POLL_S = {"queued": 1, "running": 2, "canceling": 1}
 
 CREATE_PROBLEMS = (
     "malformed-request", "model-not-ready", "payload-too-large", "unsupported-media-type", "invalid-model",
-    "unsafe-model", "export-failed", "idempotency-in-progress", "idempotency-key-reused",
+    "unsafe-model", "export-failed", "idempotency-in-progress", "idempotency-key-reused", "quota-exceeded",
 )  # fmt: skip
 SPEC = {"required": True, "content": {JSON: {"schema": {"$ref": "#/components/schemas/JobSpec"}}}}
 
@@ -190,6 +190,8 @@ async def queued(parts: Parts, new: NewJob) -> JobRecord:
     """Store the job, then send its message. Raises ``InvalidRequest`` if an upload was deleted meanwhile."""
     try:
         job_id = await parts.jobs.create(new)
+    except QueueFull as full:
+        raise QuotaExceeded.of_jobs(full.limit) from full
     except Missing as missing:
         raise InvalidRequest([unknown_upload(new, missing.upload_id)]) from missing
     await deliver(lambda: parts.queue.deliver_job(job_id, new.model.size))

@@ -13,8 +13,8 @@ from starlette.requests import Request
 
 from fewbit.problems import FieldError
 from fewbit.spec import JobSpec
-from service.answers import JSON
-from service.problems import InvalidRequest, MalformedRequest, PayloadTooLarge, UnsupportedMediaType
+from service.json_body import json_bytes, json_object
+from service.problems import InvalidRequest
 
 LONGEST_SPEC = 1024 * 1024
 _CODES = {"extra_forbidden": "unknown-field", "missing": "required"}
@@ -30,20 +30,12 @@ class ReadSpec:
 
 async def spec_body(request: Request) -> bytes:
     """Raises ``UnsupportedMediaType`` and ``PayloadTooLarge``."""
-    content_type = request.headers.get("content-type", "")
-    if content_type.split(";")[0].strip().lower() != JSON:
-        raise UnsupportedMediaType(content_type, (JSON,))
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > LONGEST_SPEC:
-            raise PayloadTooLarge(LONGEST_SPEC)
-    return bytes(body)
+    return await json_bytes(request, LONGEST_SPEC)
 
 
 def read_spec(body: bytes) -> ReadSpec:
     """Raises ``MalformedRequest`` for what is not JSON, ``InvalidRequest`` when too little is right to read on."""
-    fields = _object(body)
+    fields = json_object(body)
     try:
         return ReadSpec(_parsed(fields), ())
     except ValidationError as error:
@@ -59,31 +51,6 @@ def read_spec(body: bytes) -> ReadSpec:
 def _parsed(fields: Mapping[str, Any]) -> JobSpec:
     """Strictly, and by pydantic's rules for JSON: arrays may become tuples, but "5" is no number."""
     return JobSpec.model_validate_json(json.dumps(fields), strict=True)
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    """Raises ``MalformedRequest``."""
-    try:
-        fields = json.loads(body, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise MalformedRequest(f"The body is not JSON: {reason}.") from error
-    if not isinstance(fields, dict):
-        raise MalformedRequest("The body is not a JSON object.")
-    return fields
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in fields:
-            raise ValueError(f"the key {name!r} appears twice in one object")
-        fields[name] = value
-    return fields
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def field_errors(errors: Sequence[ErrorDetails], fields: Any) -> list[FieldError]:

@@ -110,7 +110,6 @@ def _without_data(spec: JobSpec) -> Iterator[FieldError]:
 def _absent(spec: JobSpec) -> Iterator[FieldError]:
     asked = {
         "auto": spec.auto is not None,
-        "webhook": spec.webhook is not None,
     }
     for field in (name for name, is_asked in asked.items() if is_asked):
         yield _unsupported(f"/{field}", f"{field} is not part of this release. Leave the field out.")

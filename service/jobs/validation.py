@@ -21,6 +21,7 @@ from service.jobs.spec import ReadSpec
 from service.jobs.support import resolved, unsuited, unsupported
 from service.parts import Parts
 from service.problems import InvalidRequest, ModelNotReady, UnusableModel
+from store.queue import line_of
 from store.records import BlobRef, DatasetRecord, ModelRecord, NewJob
 
 WITHOUT_EXAMPLES = frozenset({"module", "torchscript"})  # formats whose inputs only a dataset tells
@@ -51,6 +52,9 @@ async def validated(read: ReadSpec, parts: Parts) -> NewJob:
     datasets = [each for each in (calibration, evaluation) if each is not None]
     errors += [_unknown_dataset(each.field, each.use.dataset) for each in datasets if each.record is None]
 
+    if spec.webhook is not None and await parts.webhooks.get(spec.webhook) is None:
+        errors.append(_unknown_webhook(spec.webhook))
+
     model = await parts.models.get(spec.model)
     if model is not None and not errors:
         model = await _inspected(parts, model)
@@ -67,6 +71,7 @@ async def validated(read: ReadSpec, parts: Parts) -> NewJob:
         model=model.blob,
         calibration=calibration.blob if calibration else None,
         evaluation=evaluation.blob if evaluation else None,
+        line=line_of(model.size, parts.store),
     )
 
 
@@ -145,6 +150,11 @@ def _unknown_model(model_id: str) -> FieldError:
 def _unknown_dataset(field: str, dataset_id: str) -> FieldError:
     message = f"There is no dataset {dataset_id!r}. POST /datasets uploads one and answers its id."
     return FieldError(pointer=f"/{field}/dataset", code="unknown-dataset", message=message)
+
+
+def _unknown_webhook(webhook_id: str) -> FieldError:
+    message = f"There is no webhook {webhook_id!r}. POST /webhooks makes one and answers its id."
+    return FieldError(pointer="/webhook", code="unknown-webhook", message=message)
 
 
 def _unusable(model: ModelRecord, errors: Sequence[FieldError]) -> UnusableModel:

@@ -23,7 +23,7 @@ _KINDS = "a .pt2, a zip or tar of a Transformers folder, a file of torch.save or
 
 UPLOAD_PROBLEMS = (
     "malformed-request", "upload-interrupted", "payload-too-large", "unsupported-media-type", "digest-mismatch",
-    "invalid-model", "idempotency-in-progress", "idempotency-key-reused",
+    "invalid-model", "idempotency-in-progress", "idempotency-key-reused", "quota-exceeded",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from tests.service.worker import Worker
 @pytest.fixture(scope="session")
 def running_gateway(redis_server: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     small = {"FEWBIT_MAX_MODEL_BYTES": str(8 * 2**20), "FEWBIT_MAX_UNPACKED_DATASET_BYTES": str(32 * 2**20)}
+    small |= {"FEWBIT_REQUESTS_PER_MINUTE": "600000", "FEWBIT_WEBHOOK_ALLOW_PRIVATE": "true"}
     with Gateway(tmp_path_factory.mktemp("gateway"), redis_server.url, small) as gateway:
         yield gateway
 

@@ -47,7 +47,7 @@ class Gateway:
         return httpx2.Client(base_url=self.url, headers=headers, trust_env=False, timeout=60)
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "uvicorn", "service.app:app", "--port", str(self.port), "--no-access-log"]
+        command = [sys.executable, "-m", "service", "--port", str(self.port)]
         with (self.folder / "gateway.log").open("ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env={**os.environ, **self.env}, stdout=log, stderr=log, stdin=subprocess.DEVNULL

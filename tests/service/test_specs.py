@@ -74,7 +74,6 @@ def test_a_missing_model_is_named(http: httpx2.Client) -> None:
         ({"weights": {"granularity": "per_group", "group_size": 32}}, "/weights/granularity"),
         ({"layers": [{"match": "*", "weights": {"dtype": "int4"}}]}, "/layers/0/weights/dtype"),
         ({"auto": {}}, "/auto"),
-        ({"webhook": "whk_1"}, "/webhook"),
         ({"gates": {"max_drop": {"f1": 0.1}}}, "/gates/max_drop/f1"),
     ],
 )

@@ -1,0 +1,61 @@
+"""``GET /audit``: who did what in one's own tenant, for its administrators."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel
+from starlette.responses import JSONResponse
+
+from fewbit.problems import FieldError
+from service.answers import LONGEST_PAGE
+from service.documents import documents
+from service.parts import parts_of
+from service.problems import InvalidRequest
+from store.audit import page
+
+router = APIRouter(tags=["service"])
+_ENTRY_ID = re.compile(r"\d{1,20}-\d{1,20}\Z", re.ASCII)
+
+
+class AuditLine(BaseModel):
+    """One request: which key did what to which thing, and how it ended."""
+
+    id: str
+    at: str
+    key: str
+    action: str
+    object: str
+    outcome: int
+    request_id: str
+    client: str
+
+
+class AuditPage(BaseModel):
+    """Entries, newest first; `next` is the `cursor` of the page behind it."""
+
+    entries: tuple[AuditLine, ...]
+    next: str | None
+
+
+@router.get("/audit", **documents("get_audit", {200: AuditPage}, ("forbidden",)))
+async def get_audit(
+    request: Request, limit: Annotated[int, Query(ge=1, le=LONGEST_PAGE)] = 50, cursor: str | None = None
+) -> Response:
+    """Who did what: every request of your tenant that changed something or took a result away. For keys of scope
+    `admin`."""
+    parts = parts_of(request)
+    entries = await page(parts.redis, parts.tenant, limit + 1, checked(cursor))
+    shown = [AuditLine.model_validate({"id": each.id, **each.fields}) for each in entries[:limit]]
+    following = shown[-1].id if len(entries) > limit else None
+    return JSONResponse(AuditPage(entries=tuple(shown), next=following).model_dump(mode="json"))
+
+
+def checked(cursor: str | None) -> str | None:
+    """Raises ``InvalidRequest``."""
+    if cursor is None or _ENTRY_ID.match(cursor):
+        return cursor
+    message = "cursor is not one this list has given out. Take it from `next`."
+    raise InvalidRequest([FieldError(pointer="/query/cursor", code="unknown-cursor", message=message)])

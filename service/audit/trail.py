@@ -1,0 +1,79 @@
+"""Writes the audit log: every request that changes something or takes something away, and every one that was refused
+for want of a scope. Before its answer goes out, so that nothing is answered that nobody wrote down."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import structlog
+from redis.exceptions import RedisError
+from starlette.types import Message, Scope, Send
+
+from service.parts import Parts
+from store.audit import append
+from store.records import now_iso
+
+log = structlog.get_logger("fewbit.audit")
+TAKEN_AWAY = ("download_artifact", "get_report", "get_audit")
+LONGEST_OBJECT = 200
+
+
+class Named(Protocol):
+    """What is known of the caller (``service.auth.Caller``)."""
+
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+
+
+class Trail:
+    """One request's part of the log."""
+
+    def __init__(self, parts: Parts, scope: Scope, caller: Named) -> None:
+        self._parts = parts
+        self._scope = scope
+        self._caller = caller
+
+    def watch(self, send: Send) -> Send:
+        """``send``, which writes the log first."""
+
+        async def written(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._matters():
+                await self._write(message["status"], _location(message) or self._scope["path"])
+            await send(message)
+
+        return written
+
+    async def refused(self, status: int) -> None:
+        await self._write(status, self._scope["path"])
+
+    @property
+    def _action(self) -> str:
+        route = self._scope.get("route")
+        return str(getattr(route, "operation_id", None) or self._scope["method"])
+
+    def _matters(self) -> bool:
+        return self._scope["method"] != "GET" or self._action in TAKEN_AWAY
+
+    async def _write(self, status: int, what: str) -> None:
+        client = self._scope.get("client")
+        entry = {
+            "at": now_iso(),
+            "key": self._caller.key,
+            "action": self._action,
+            "object": "".join(each if each.isprintable() else "?" for each in what[:LONGEST_OBJECT]),
+            "outcome": str(status),
+            "request_id": self._scope["request_id"],
+            "client": client[0] if client else "",
+        }
+        log.info("audit", tenant=self._caller.tenant, **entry)
+        try:
+            await append(self._parts.redis, self._caller.tenant, entry)
+        except (RedisError, OSError) as error:  # the line above is there; the answer must not depend on this one
+            log.warning("audit entry not stored", request_id=entry["request_id"], error=type(error).__name__)
+
+
+def _location(message: Message) -> str | None:
+    found = next((value for name, value in message["headers"] if name.lower() == b"location"), None)
+    return found.decode("latin-1") if found else None

@@ -1,0 +1,77 @@
+"""``GET /metrics`` for Prometheus: read from Redis at scrape, so that every gateway tells the same.
+
+For administrators, of their own tenant; the operator's see every tenant, by label. The format is Prometheus' text
+exposition format 0.0.4, of which seven gauges need so little that it is written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from fastapi import APIRouter, Request, Response
+
+from fewbit.resources import JobStatus
+from service.auth import caller_of
+from service.documents import TEXT, documents
+from service.parts import Parts, parts_of
+from store.tenants import Tenant
+from store.usage import Usage, tenants, usage
+
+router = APIRouter(tags=["service"])
+PLAIN = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True)
+class Gauge:
+    name: str
+    help: str
+
+
+JOBS = Gauge("fewbit_jobs", "Jobs there are, by status.")
+MODELS = Gauge("fewbit_models", "Models there are.")
+DATASETS = Gauge("fewbit_datasets", "Datasets there are.")
+BYTES = Gauge("fewbit_stored_bytes", "Bytes of models, datasets and artifacts.")
+WORKERS = Gauge("fewbit_workers", "Workers that have announced themselves lately.")
+DELIVERIES = Gauge("fewbit_webhook_deliveries_due", "Webhook deliveries that wait.")
+
+
+@router.get(
+    "/metrics",
+    **documents("get_metrics", {200: "Prometheus' text format."}, content={"text/plain": {"schema": TEXT}}),
+)
+async def get_metrics(request: Request) -> Response:
+    """Counts of your tenant, for Prometheus. For keys of scope `admin`; the operator's see every tenant, by label."""
+    parts, operator = parts_of(request), caller_of(request).operator
+    names = await tenants(parts.redis) if operator else [parts.tenant]
+    rows = [(name if operator else "", await usage(parts.redis, Tenant(name))) for name in names]
+    lines = [*_of_tenants(rows), *(await _of_all(parts) if operator else ())]
+    return Response("\n".join(lines) + "\n", headers={"Content-Type": PLAIN})
+
+
+def _of_tenants(rows: Sequence[tuple[str, Usage]]) -> Iterator[str]:
+    yield from _head(JOBS)
+    for tenant, used in rows:
+        for status in get_args(JobStatus):
+            yield _line(JOBS, used.jobs[status], tenant=tenant, status=status)
+    for gauge in (MODELS, DATASETS, BYTES):
+        yield from _head(gauge)
+        for tenant, used in rows:
+            yield _line(gauge, {MODELS: used.models, DATASETS: used.datasets, BYTES: used.bytes}[gauge], tenant=tenant)
+
+
+async def _of_all(parts: Parts) -> list[str]:
+    due = await parts.redis.zcard("fewbit:deliveries")
+    alive = len(await parts.fleet.workers())
+    return [*_head(WORKERS), _line(WORKERS, alive), *_head(DELIVERIES), _line(DELIVERIES, due)]
+
+
+def _head(gauge: Gauge) -> tuple[str, str]:
+    return f"# HELP {gauge.name} {gauge.help}", f"# TYPE {gauge.name} gauge"
+
+
+def _line(gauge: Gauge, value: int, **labels: str) -> str:
+    """Names of tenants and statuses need no escaping."""
+    told = ",".join(f'{name}="{label}"' for name, label in labels.items() if label)
+    return f"{gauge.name}{{{told}}} {value}" if told else f"{gauge.name} {value}"

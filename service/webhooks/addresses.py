@@ -1,0 +1,86 @@
+"""Which addresses a webhook may reach: public ones, looked at each time and then connected to by number, so that a name
+that changes its mind in between (DNS rebinding) changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+
+import httpx2
+
+LONGEST_URL = 2048
+RESOLVE_S = 5.0
+_GLOBAL_UNICAST = IPv6Network("2000::/3")
+_IPV4_INSIDE = (IPv6Network("2002::/16"), IPv6Network("2001::/23"))  # 6to4, Teredo and other assignments of IANA's
+
+
+class Unreachable(Exception):
+    """The message is for the tenant: it names no address."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a delivery goes: ``url`` with the address in place of the name, which goes into Host and SNI."""
+
+    url: httpx2.URL
+    host: str
+    name: str
+
+
+def checked_url(url: str, allow_private: bool) -> httpx2.URL:
+    """Raises ``Unreachable`` for what can be refused without asking anyone."""
+    if len(url) > LONGEST_URL or not url.isascii() or not url.isprintable() or " " in url:
+        raise Unreachable(f"url has at most {LONGEST_URL} printable ASCII characters.")
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise Unreachable("url is not a URL.") from error
+    if parsed.scheme not in (("https", "http") if allow_private else ("https",)) or not parsed.host:
+        raise Unreachable("url begins with https:// and a host.")
+    if parsed.userinfo or parsed.fragment:
+        raise Unreachable("url carries no user, password or fragment.")
+    if not (port_of(parsed) in (80, 443) or port_of(parsed) >= 1024):
+        raise Unreachable("url has the port 443, or one from 1024 on.")
+    literal = _literal(parsed.host)
+    if literal and not (allow_private or is_public(literal)):
+        raise Unreachable("url leads to an address that is not public.")
+    return parsed
+
+
+async def resolved(url: str, allow_private: bool) -> Target:
+    """The target at a public address of the name. All of its addresses must be public: one that is not is no mistake.
+    Raises ``Unreachable``."""
+    parsed = checked_url(url, allow_private)
+    try:
+        async with asyncio.timeout(RESOLVE_S):
+            loop = asyncio.get_running_loop()
+            found = await loop.getaddrinfo(parsed.host, port_of(parsed), type=socket.SOCK_STREAM)
+    except (OSError, TimeoutError, UnicodeError) as error:
+        raise Unreachable("The host's name has no address.") from error
+    addresses = [ip_address(str(each[4][0]).partition("%")[0]) for each in found]
+    if not addresses or not (allow_private or all(map(is_public, addresses))):
+        raise Unreachable("The host's address is not public.")
+    return Target(parsed.copy_with(host=str(addresses[0])), parsed.netloc.decode("ascii"), parsed.host)
+
+
+def is_public(address: IPv4Address | IPv6Address) -> bool:
+    """Not private, loopback, link-local (169.254.169.254 among them), shared (RFC 6598), multicast or reserved; and no
+    IPv6 address that stands for an IPv4 one (mapped, NAT64, 6to4, Teredo)."""
+    if not address.is_global or address.is_multicast or address.is_reserved or address.is_unspecified:
+        return False
+    if isinstance(address, IPv6Address):
+        return address in _GLOBAL_UNICAST and not any(address in each for each in _IPV4_INSIDE)
+    return True
+
+
+def port_of(url: httpx2.URL) -> int:
+    return url.port or (443 if url.scheme == "https" else 80)
+
+
+def _literal(host: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(host.strip("[]"))
+    except ValueError:
+        return None

@@ -1,0 +1,207 @@
+"""Webhooks: signed, told once a job ends, never sent to where they should not go."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import time
+from base64 import b64decode, b64encode
+from collections.abc import Iterator
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from ipaddress import ip_address
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import httpx2
+import pytest
+from redis import Redis
+
+from service.webhooks.addresses import Unreachable, checked_url, is_public
+from store.embedded import EmbeddedRedis
+from tests.service.gateway import Gateway
+from tests.service.uploads import codes, job
+from tests.service.worker import Worker
+
+
+class Receiver:
+    """A real server that keeps what it is sent, and answers with the statuses given, the last one for ever."""
+
+    def __init__(self, *statuses: int) -> None:
+        self.received: list[tuple[dict[str, str], bytes]] = []
+        receiver, left = self, list(statuses)
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                receiver.received.append(({name.lower(): value for name, value in self.headers.items()}, body))
+                self.send_response(left.pop(0) if len(left) > 1 else left[0])
+                self.send_header("Location", receiver.url + "/elsewhere")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        Thread(target=self.server.serve_forever, args=[0.02], daemon=True).start()
+
+    def wait(self, count: int) -> None:
+        deadline = time.monotonic() + 10
+        while len(self.received) < count:
+            assert time.monotonic() < deadline, self.received
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def receiver(request: pytest.FixtureRequest) -> Iterator[Receiver]:
+    receiver = Receiver(*getattr(request, "param", (204,)))
+    yield receiver
+    receiver.close()
+
+
+def webhook(http: httpx2.Client, url: str) -> dict[str, Any]:
+    answer = http.post("/webhooks", json={"url": url})
+    assert answer.status_code == 201, answer.text
+    made: dict[str, Any] = answer.json()
+    return made
+
+
+def deliveries(http: httpx2.Client, made: dict[str, Any], status: str) -> list[dict[str, Any]]:
+    """Once the newest has this status."""
+    deadline = time.monotonic() + 10
+    while True:
+        told: list[dict[str, Any]] = http.get(f"/webhooks/{made['id']}/deliveries").json()["deliveries"]
+        if told and told[0]["status"] == status:
+            return told
+        assert time.monotonic() < deadline, told
+        time.sleep(0.02)
+
+
+def test_the_end_of_a_job_is_told_and_signed(
+    http: httpx2.Client, worker: Worker, receiver: Receiver, tmp_path: Path
+) -> None:
+    made = webhook(http, receiver.url + "/hook")
+    posted = job(http, worker, webhook=made["id"])
+    worker.succeed(posted, tmp_path)
+    receiver.wait(1)
+    headers, body = receiver.received[0]
+    told = json.loads(body)
+    assert (told["type"], told["data"]) == ("job.succeeded", {"job": posted, "status": "succeeded"})
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    expected = hmac.new(b64decode(made["secret"].removeprefix("whsec_")), signed, sha256).digest()
+    assert headers["webhook-signature"] == f"v1,{b64encode(expected).decode()}"
+    assert abs(int(headers["webhook-timestamp"]) - time.time()) < 60
+    assert deliveries(http, made, "delivered")[0]["attempts"][0]["status"] == 204
+    assert made["secret"] not in http.get("/webhooks").text + http.get(f"/webhooks/{made['id']}").text
+
+
+def test_a_failed_and_a_canceled_job_are_told_too(http: httpx2.Client, worker: Worker, receiver: Receiver) -> None:
+    made = webhook(http, receiver.url)
+    worker.fail(job(http, worker, webhook=made["id"]))
+    http.post(f"/jobs/{job(http, worker, webhook=made['id'])}/cancel")
+    receiver.wait(2)
+    assert {json.loads(body)["type"] for _, body in receiver.received} == {"job.failed", "job.canceled"}
+
+
+@pytest.mark.parametrize("receiver", [(500, 302, 204)], indirect=True)
+def test_what_is_not_taken_is_sent_again_later_and_never_elsewhere(
+    http: httpx2.Client, receiver: Receiver, redis: Redis
+) -> None:
+    made = webhook(http, receiver.url + "/hook")
+    delivery = http.post(f"/webhooks/{made['id']}/test").json()["id"]
+    for attempt in (1, 2):
+        receiver.wait(attempt)
+        while len(deliveries(http, made, "pending")[0]["attempts"]) < attempt:
+            time.sleep(0.02)
+        due_ms = redis.zscore("fewbit:deliveries", delivery)
+        assert due_ms is not None
+        assert float(due_ms) / 1000 > time.time() + 2  # with back-off, which the test does not wait for
+        redis.zadd("fewbit:deliveries", {delivery: 0})
+    told = deliveries(http, made, "delivered")[0]
+    assert [each["status"] for each in told["attempts"]] == [500, 302, 204]
+    assert len({headers["webhook-id"] for headers, _ in receiver.received}) == 1
+    assert len(receiver.received) == 3  # none to /elsewhere
+
+
+def test_a_deleted_webhook_is_told_nothing(
+    http: httpx2.Client, worker: Worker, receiver: Receiver, redis: Redis
+) -> None:
+    made = webhook(http, receiver.url)
+    posted = job(http, worker, webhook=made["id"])
+    assert http.delete(f"/webhooks/{made['id']}").status_code == 204
+    worker.fail(posted)
+    time.sleep(1)
+    assert receiver.received == []
+    assert redis.zcard("fewbit:deliveries") == 0
+
+
+def test_a_delivery_outlives_its_gateway(tmp_path: Path) -> None:
+    receiver = Receiver(204)
+    with EmbeddedRedis(tmp_path / "redis") as server:
+        gateway = Gateway(tmp_path, server.url, {"FEWBIT_WEBHOOK_ALLOW_PRIVATE": "true"})
+        with gateway:
+            made = webhook(gateway.http, receiver.url)
+            gateway.process.kill()  # before anyone tells
+            gateway.process.wait(10)
+            with Redis.from_url(server.url) as redis:
+                redis.hset("fewbit:delivery:dlv_1", mapping={
+                    "id": "dlv_1", "webhook": made["id"], "tenant": "default", "type": "webhook.test", "job": "",
+                    "at": "2026-01-01T00:00:00.000Z", "status": "pending", "attempts": "[]",
+                })  # fmt: skip
+                redis.zadd("fewbit:deliveries", {"dlv_1": 0})
+            gateway.start()
+            receiver.wait(1)
+    receiver.close()
+
+
+def test_without_the_setting_nothing_private_is_told_anything(
+    tmp_path: Path, redis_server: EmbeddedRedis, redis: Redis
+) -> None:
+    with Gateway(tmp_path, redis_server.url) as gateway:
+        for url in (
+            "https://127.0.0.1/",
+            "https://localhost/",
+            "https://[::ffff:10.0.0.1]/",
+            "https://0x7f.1/",
+            "https://2130706433/",
+        ):
+            answer = gateway.http.post("/webhooks", json={"url": url})
+            assert codes(answer) == {("/url", "unreachable-url")}, url
+
+
+PRIVATE = [
+    "0.0.0.0", "10.1.2.3", "100.64.0.1", "127.0.0.1", "169.254.169.254", "172.16.0.1", "192.168.1.1", "192.0.0.1",
+    "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "::1", "::ffff:8.8.8.8", "64:ff9b::a00:1",
+    "64:ff9b:1::1", "fc00::1", "fd12::1", "fe80::1", "fec0::1", "ff02::1", "2001:db8::1", "2002:a00:1::",
+    "2001::1", "::8.8.8.8",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_an_address_that_is_not_public_is_none(address: str) -> None:
+    assert not is_public(ip_address(address))
+    host = f"[{address}]" if ":" in address else address
+    with pytest.raises(Unreachable):
+        checked_url(f"https://{host}/", allow_private=False)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "93.184.216.34", "2606:4700::1111", "2a00:1450::1"])
+def test_a_public_address_is_one(address: str) -> None:
+    assert is_public(ip_address(address))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://example.com/", "https://user:pass@example.com/", "https://example.com:22/", "ftp://example.com/", "https:///x",
+     "https://example.com/#x", "https://exa mple.com/", "//example.com", "https://example.com/" + "a" * 2048],
+)  # fmt: skip
+def test_a_url_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(Unreachable):
+        checked_url(url, allow_private=False)
