@@ -64,8 +64,9 @@ def outlier(model: Twelve) -> None:
 
 
 def tiny(model: Twelve) -> None:
-    weight = _block(model, 1).up.weight.data
-    weight *= 1e-8 / weight.abs().max()
+    layer = _block(model, 1).up
+    layer.weight.data *= 1e-8 / layer.weight.abs().max()
+    layer.bias.data.zero_()  # else the layer gives its bias, exactly, whatever its weights are
 
 
 def loud(model: Twelve) -> None:
