@@ -32,7 +32,15 @@ def average_precision(positives: Array, negatives: Array) -> Array:
     )
 
 
-CURVES: dict[str, Curve] = {"auroc": auroc, "average_precision": average_precision}
+def eer(positives: Array, negatives: Array) -> Array:
+    """Where as large a share of the negatives is taken as of the positives is missed: the mean of the two shares."""
+    taken, found = (np.cumsum(each, 1).astype(np.float32) for each in (negatives, positives))
+    taken, missed = taken / taken[:, -1:], 1 - found / found[:, -1:]  # float32, to break ties as torchmetrics does
+    nearest = np.abs(taken - missed).argmin(1)[:, None]
+    return np.asarray(np.take_along_axis(taken + missed, nearest, 1)[:, 0] / 2)
+
+
+CURVES: dict[str, Curve] = {"auroc": auroc, "average_precision": average_precision, "eer": eer}
 
 
 def area(rows: Fitted, curve: Curve) -> Statistic:

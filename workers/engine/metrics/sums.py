@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,7 +24,7 @@ class Moments:
     target_variance: Array
     predicted_variance: Array
     covariance: Array
-    unbiased: Array
+    unbiased: Array | float = 1.0
 
 
 def explained_variance(of: Moments) -> Array:
@@ -67,30 +67,33 @@ def from_moments(rows: Fitted, formula: Callable[[Moments], Array]) -> Statistic
     """``formula`` of the moments in each draw. Values are taken from the target's mean, or rounding would eat them."""
     origin = rows.target.mean(0)
     target = rows.target - origin
+    squares, sides = target**2, [_products(scores - origin, target) for scores in rows.scores]
 
     def statistic(draws: Array) -> tuple[Array, Array]:
         total = draws.sum(1, keepdims=True)
-
-        def mean(values: Array) -> Array:
-            return np.asarray(draws @ values / total)
-
-        first, second = mean(target), mean(target**2)
-        sides = []
-        for predicted in (each - origin for each in rows.scores):
-            error = predicted - target
-            own = mean(predicted)
-            sides.append(Moments(
-                target=first + origin,
-                error=mean(error),
-                squared_error=mean(error**2),
-                target_variance=second - first**2,
-                predicted_variance=mean(predicted**2) - own**2,
-                covariance=mean(predicted * target) - own * first,
-                unbiased=total / (total - 1),
-            ))  # fmt: skip
-        return formula(sides[0]), formula(sides[1])
+        first, second = draws @ target / total, draws @ squares / total
+        before, after = (_moments([draws @ each / total for each in side], first, second, origin) for side in sides)
+        unbiased = total / (total - 1)
+        return formula(replace(before, unbiased=unbiased)), formula(replace(after, unbiased=unbiased))
 
     return statistic
+
+
+def _products(predicted: Array, target: Array) -> list[Array]:
+    error = predicted - target
+    return [predicted, error, error**2, predicted**2, predicted * target]
+
+
+def _moments(means: list[Array], target: Array, target_square: Array, origin: Array) -> Moments:
+    predicted, error, squared_error, predicted_square, product = means
+    return Moments(
+        target=target + origin,
+        error=error,
+        squared_error=squared_error,
+        target_variance=target_square - target**2,
+        predicted_variance=predicted_square - predicted**2,
+        covariance=product - predicted * target,
+    )
 
 
 Error = Callable[[Array, Array], Array]
