@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fewbit import metrics
 from fewbit.spec import ArtifactKind, Backend, Method, Target
 
 FORMATS: tuple[str, ...] = ("pt2", "transformers", "module", "torchscript")
@@ -16,4 +17,4 @@ ACTIVATION_RANGES: tuple[str, ...] = (
 )  # fmt: skip
 TARGETS: tuple[Target, ...] = ("avx2", "avx512", "vnni", "arm")
 ARTIFACT_KINDS: tuple[ArtifactKind, ...] = ("pt2", "torchscript", "onnx", "safetensors")
-METRICS: tuple[str, ...] = ("accuracy",)
+METRICS: tuple[str, ...] = metrics.METRICS

@@ -17,6 +17,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from fewbit.metrics import is_lower_better, is_share
 from fewbit.report import Accuracy, Finding, Gate, Latency, LayerReport, Metric, Report
 from fewbit.resources import Reason
 
@@ -40,6 +41,7 @@ def render(report: Report, title: str | None = None) -> Group:
     return Group(*_spaced(
         verdict_line(report, title),
         numbers(report),
+        metrics(report.accuracy),
         gates(report.gates),
         layer_table(report.layers),
         reasons(report.layers),
@@ -106,21 +108,40 @@ def accuracy_words(accuracy: Accuracy | None) -> Words:
         change = (
             f"no prediction changed\nin {accuracy.samples} samples" if same else drop_words(metric, accuracy.samples)
         )
-        return percent(metric.after, 2), f"{percent(metric.before, 2)} before\n{change}"
+        return measure(metric, metric.after), f"{measure(metric, metric.before)} before\n{change}"
     data = "synthetic inputs: weak" if accuracy.kind == "synthetic" else "no labels"
     return f"{accuracy.output.sqnr_db:.1f} dB", f"output SQNR\n{accuracy.samples} samples\n{data}"
 
 
 def drop_words(metric: Metric, samples: int) -> str:
     """What the difference means: a point estimate alone says little on a few hundred samples."""
-    change = f"{points(metric.delta)} points"
+    change = difference(metric, metric.delta) + (" points" if is_share(metric.name) else "")
     if metric.ci95 is None:
         return f"{change}\n{samples} samples"
     low, high = metric.ci95
     if low <= 0 <= high:
         return f"{change}: not distinguishable from zero with {samples} samples"
-    word = "loss" if metric.delta < 0 else "gain"
-    return f"{change}: a real {word}, {points(low)} to {points(high)} (95 %)"
+    word = "loss" if (metric.delta > 0) == is_lower_better(metric.name) else "gain"
+    return f"{change}: a real {word}, {difference(metric, low)} to {difference(metric, high)} (95 %)"
+
+
+def metrics(accuracy: Accuracy | None) -> RenderableType | None:
+    """A line a metric, where there is more than the one in the panel."""
+    if accuracy is None or len(accuracy.metrics) < 2:
+        return None
+    lines = [
+        Text(f"  {each.name}  {measure(each, each.before)} → {measure(each, each.after)}  {said}")
+        for each, said in ((each, each.note.partition(";")[0]) for each in accuracy.metrics)
+    ]
+    return Group(Text("Metrics", "bold"), *lines)
+
+
+def measure(metric: Metric, value: float) -> str:
+    return percent(value, 2) if is_share(metric.name) else f"{value:.4g}"
+
+
+def difference(metric: Metric, value: float) -> str:
+    return points(value) if is_share(metric.name) else f"{value:+.3g}".replace("-", "−")
 
 
 def speed_words(latency: Latency | None) -> Words:

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from fewbit.metrics import family
 from fewbit.problems import FieldError
 from fewbit.resources import ArraySignature, Dataset, InputSignature
-from fewbit.spec import Calibration, Evaluation
 
 LABELS = "labels"
 KEPT_AS = {"bfloat16": "float32"}  # NumPy knows no bfloat16: those inputs are kept as float32 and rounded by the engine
 
 
 def dataset_errors(
-    field: str, use: Calibration | Evaluation, dataset: Dataset, inputs: Sequence[InputSignature] | None
+    field: str, metrics: Sequence[str], dataset: Dataset, inputs: Sequence[InputSignature] | None
 ) -> Iterator[FieldError]:
-    """``field``: ``calibration`` or ``evaluation``; ``inputs`` is None where only the dataset tells them. Every message
-    says what was found, what is needed, and the fix."""
+    """``field``: ``calibration`` or ``evaluation``; ``metrics``: what its labels are for; ``inputs`` is None where only
+    the dataset tells them. Every message says what was found, what is needed, and the fix."""
     arrays = {each.name: each for each in dataset.arrays}
     labels = arrays.pop(LABELS, None) if LABELS not in {each.name for each in inputs or ()} else None
     where = f"/{field}/dataset"
     if inputs is not None:
         yield from _input_errors(where, arrays, inputs)
-    if labels is not None and isinstance(use, Evaluation) and "accuracy" in use.metrics:
-        yield from _label_errors(where, labels)
+    yield from _label_errors(where, metrics, labels)
 
 
 def _input_errors(
@@ -89,14 +88,30 @@ def _bounds(wanted: int | str, given: InputSignature) -> str:
     return f"{wanted}, from {low} to {high}" if high is not None else f"{wanted}, at least {low}"
 
 
-def _label_errors(where: str, labels: ArraySignature) -> Iterator[FieldError]:
-    if not labels.dtype.startswith(("int", "uint")):
-        message = f"labels is {labels.dtype}; accuracy needs class numbers. Save labels.astype(numpy.int64)."
+def _label_errors(where: str, metrics: Sequence[str], labels: ArraySignature | None) -> Iterator[FieldError]:
+    """What the labels alone tell: whether they fit the output is seen when the model runs."""
+    if labels is None:
+        if named := [each for each in metrics if each != "accuracy"]:  # which is the default, and asks for nothing
+            message = f"{', '.join(named)} is measured on labels, and the dataset holds none. Save it with labels=..."
+            yield FieldError(pointer=where, code="missing-labels", message=message)
+        return
+    whole = [each for each in metrics if family(each) != "regression"]
+    if whole and not labels.dtype.startswith(("int", "uint", "bool")):
+        message = (
+            f"labels is {labels.dtype}; {', '.join(whole)} needs whole numbers. Save labels.astype(numpy.int64), or "
+            'name metrics of numbers in evaluation.metrics, such as "mean_squared_error".'
+        )
         yield FieldError(pointer=where, code="dtype-mismatch", message=message)
-    if len(labels.shape) != 1:
-        message = f"labels has shape {_shown(labels.shape)}; accuracy needs one class number a sample."
-        fix = "Save labels.argmax(1)." if len(labels.shape) == 2 else ""
-        yield FieldError(pointer=where, code="shape-mismatch", message=f"{message} {fix}".strip())
+    ranked = [each for each in metrics if family(each) == "retrieval"]
+    if ranked and len(labels.shape) != 2:
+        message = (
+            f"labels has shape {_shown(labels.shape)}; {', '.join(ranked)} needs the relevance of each candidate, "
+            "[samples, candidates]. For one right candidate a sample save numpy.eye(candidates, dtype=int)[labels]."
+        )
+        yield FieldError(pointer=where, code="shape-mismatch", message=message)
+    if metrics and not labels.shape:
+        message = "labels is a single number; it needs one label a sample."
+        yield FieldError(pointer=where, code="shape-mismatch", message=message)
 
 
 def _missing(given: InputSignature, arrays: dict[str, ArraySignature]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from fewbit import capabilities as can
+from fewbit import metrics
 from fewbit.problems import FieldError
 from fewbit.spec import Activations, JobSpec, Weights, WeightsOverride
 
@@ -117,10 +118,22 @@ def _absent(spec: JobSpec) -> Iterator[FieldError]:
 
 def _metrics(spec: JobSpec) -> Iterator[FieldError]:
     for index, metric in enumerate(spec.evaluation.metrics if spec.evaluation else ()):
-        yield from _one_of(f"/evaluation/metrics/{index}", metric, can.METRICS)
+        yield from _metric(f"/evaluation/metrics/{index}", metric)
     for metric in spec.gates.max_drop or {}:
         escaped = metric.replace("~", "~0").replace("/", "~1")
-        yield from _one_of(f"/gates/max_drop/{escaped}", metric, can.METRICS)
+        yield from _metric(f"/gates/max_drop/{escaped}", metric)
+
+
+def _metric(where: str, name: str) -> Iterator[FieldError]:
+    if metrics.is_known(name):
+        return
+    if metrics.base(name) in can.METRICS:
+        message = f"{name}: a cut-off is a whole number behind an @, as in retrieval_recall@10, and goes with "
+        yield _unsupported(where, f"{message}{_listed(metrics.WITH_CUTOFF)}.")
+        return
+    near = metrics.near(name)
+    hint = f"Near it: {_listed(near)}." if near else f"Available: {_listed(can.METRICS)}."
+    yield _unsupported(where, f"{name} is not part of this release. {hint} GET /capabilities lists all metrics.")
 
 
 def _one_of(where: str, value: str | None, available: Collection[str]) -> Iterator[FieldError]:

@@ -14,6 +14,7 @@ from json import loads
 
 from anyio import to_thread
 
+from fewbit.metrics import is_known, wanted
 from fewbit.problems import FieldError, JobProblem
 from fewbit.spec import Calibration, Evaluation, JobSpec
 from service.jobs.fitting import dataset_errors
@@ -108,7 +109,8 @@ def _errors_against_model(spec: JobSpec, model: ModelRecord, datasets: Sequence[
     for each in datasets:
         if each.record is not None:
             inputs = None if model.format in WITHOUT_EXAMPLES else model.inputs
-            errors += dataset_errors(each.field, each.use, each.record.dataset, inputs)
+            names = [*filter(is_known, wanted(spec))] if each.field == "evaluation" else []
+            errors += dataset_errors(each.field, names, each.record.dataset, inputs)
     return errors
 
 

@@ -107,3 +107,17 @@ def test_markup_in_a_layer_name_is_text() -> None:
 def test_long_names_break_after_dots() -> None:
     assert show.at_dots("encoder.layer.0.attention.self.query", 28) == "encoder.layer.0.attention.\nself.query"
     assert show.at_dots("x" * 30, 28) == "x" * 28 + "\nxx"
+
+
+def test_several_metrics_have_a_line_each_and_only_shares_are_percentages() -> None:
+    report = example_report()
+    assert report.accuracy is not None
+    squared = Metric(
+        name="mean_squared_error", before=0.51234, after=0.53, delta=0.01766, ci95=(0.01, 0.02), p_value=0.002,
+        note="a loss beyond chance with 512 samples; over all 3 columns",
+    )  # fmt: skip
+    more = (*report.accuracy.metrics, squared)
+    text = printed(report.model_copy(update={"accuracy": report.accuracy.model_copy(update={"metrics": more})}))
+    assert "mean_squared_error  0.5123 → 0.53  a loss beyond chance with 512 samples" in text
+    assert "accuracy  97.27 % → 97.07 %" in text
+    assert "a real loss, +0.01 to +0.02" in show.drop_words(squared, 512)

@@ -118,6 +118,42 @@ def test_every_method_is_taken(http: httpx2.Client, worker: Worker, spec: dict[s
     assert answer.status_code == 202, answer.text
 
 
+@pytest.mark.parametrize(
+    ("metric", "labels", "code", "words"),
+    [
+        ("retrieval_recall@5", np.arange(8), "shape-mismatch", "numpy.eye(candidates, dtype=int)[labels]"),
+        ("f1_score", np.ones(8), "dtype-mismatch", "labels.astype(numpy.int64)"),
+        ("mean_squared_error", None, "missing-labels", "labels=..."),
+    ],
+)
+def test_labels_that_a_metric_cannot_read_are_refused(
+    http: httpx2.Client, worker: Worker, metric: str, labels: np.ndarray[Any, Any] | None, code: str, words: str
+) -> None:
+    arrays = {"x": f32(8, 4)} | ({"labels": labels} if labels is not None else {})
+    evaluation = {"dataset": dataset(http, npz(**arrays)), "metrics": [metric]}
+    answer = refused(http, model=ready_model(http, worker, FIXED), evaluation=evaluation)
+    assert codes(answer) == {("/evaluation/dataset", code)}
+    assert words in message(answer, code)
+
+
+def test_metrics_of_every_family_are_taken_and_so_are_gates_on_them(http: httpx2.Client, worker: Worker) -> None:
+    names = ("accuracy", "f1_score", "mean_squared_error")
+    evaluation = {"dataset": dataset(http, digits()), "metrics": names}
+    gates = {"max_drop": {"f1_score": 0.01, "mean_squared_error": 0.1}}
+    job(http, worker, evaluation=evaluation, gates=gates)
+
+
+def test_near_names_are_offered_and_a_wrong_cutoff_is_explained(http: httpx2.Client, worker: Worker) -> None:
+    metrics = ["f1", "mean_sqared_error", "accuracy@5"]
+    evaluation = {"dataset": dataset(http, digits()), "metrics": metrics}
+    answer = refused(http, model=ready_model(http, worker), evaluation=evaluation)
+    assert codes(answer) == {(f"/evaluation/metrics/{index}", "unsupported") for index in range(3)}
+    messages = [each["message"] for each in answer.json()["errors"]]
+    assert "Near it: f1_score" in messages[0]
+    assert "mean_squared_error" in messages[1]
+    assert "retrieval_recall@10" in messages[2]
+
+
 def test_an_unknown_metric_says_which_there_are(http: httpx2.Client, worker: Worker) -> None:
     evaluation = {"dataset": dataset(http, digits()), "metrics": ["accuracy", "bleu"]}
     answer = refused(http, model=ready_model(http, worker), evaluation=evaluation)
@@ -206,7 +242,6 @@ def test_a_dataset_that_fits_is_taken(
             "tokens, mask",
         ),
         ([FIXED], {"x": f32(8, 4), "labels": np.ones(8)}, {"dtype-mismatch"}, "labels.astype(numpy.int64)"),
-        ([FIXED], {"x": f32(8, 4), "labels": np.ones((8, 3), int)}, {"shape-mismatch"}, "labels.argmax(1)"),
     ],
 )
 def test_a_dataset_that_does_not_fit_is_refused(

@@ -36,9 +36,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Data:
-    """Named arrays of equal length; ``labels`` int64 [samples] or None; ``kind`` as the report says it. ``rows``: where
-    the model's inputs have no common first axis, how many rows of each array one batch takes. ``names`` of the
-    arrays."""
+    """Named arrays of equal length; ``labels`` int64 or float64 [samples, ...] or None; ``kind`` as the report says it.
+    ``rows``: where the model's inputs have no common first axis, how many rows of each array one batch takes. ``names``
+    of the arrays."""
 
     arrays: tuple[Array, ...]
     dtypes: tuple[torch.dtype, ...]
@@ -98,9 +98,8 @@ def read_data(
     samples = min(samples, limit) if limit else samples
     if not samples:
         raise EngineError("calibration-failed", "the dataset holds no samples")
-    labels = labels[:samples].astype(np.int64) if labels is not None and labels.dtype.kind in "iub" else None
     names = tuple(each.name for each in inputs)
-    return Data(arrays, _dtypes(inputs), labels, samples, size, "real", fixed, names=names)
+    return Data(arrays, _dtypes(inputs), _labels(labels, samples), samples, size, "real", fixed, names=names)
 
 
 def batch_of(inputs: tuple[InputSignature, ...], wanted: int) -> tuple[int, bool]:
@@ -125,6 +124,12 @@ def _array_for(signature: InputSignature, named: dict[str, Array], inputs: tuple
     raise EngineError(
         "calibration-failed", f"the dataset has no array named {signature.name!r}; it has {sorted(named)}"
     )
+
+
+def _labels(labels: Array | None, samples: int) -> Array | None:
+    if labels is None or not labels.ndim or labels.dtype.kind not in "iubf":
+        return None
+    return labels[:samples].astype(np.float64 if labels.dtype.kind == "f" else np.int64)
 
 
 def _dtypes(inputs: tuple[InputSignature, ...]) -> tuple[torch.dtype, ...]:

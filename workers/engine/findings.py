@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 
 from fewbit.report import Finding, Latency, LayerReport
@@ -150,10 +152,12 @@ def not_finite() -> Finding:
     )
 
 
-def metric_not_applicable(shape: Sequence[int]) -> Finding:
+def metric_not_applicable(name: str, needed: str, shape: Sequence[int], labels: np.ndarray[Any, Any]) -> Finding:
     return Finding(
         severity="warning",
         code="metric-not-applicable",
-        message=f"accuracy needs one row of class scores a label; the model's output has shape {list(shape)}.",
-        remedy="Return the class scores first, or drop `labels` from the dataset.",
+        message=f"{name} needs {needed}. The model's output has shape {list(shape)}, and labels "
+        f"{list(labels.shape)} of {labels.dtype}.",
+        remedy=f"Return what {name} reads as the first output, change `labels` in the dataset, or leave {name} out of "
+        "evaluation.metrics.",
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fewbit.report import Accuracy, Coverage, Finding, Gate, Latency, Size, Verdict
+from fewbit.metrics import is_lower_better
+from fewbit.report import Accuracy, Coverage, Finding, Gate, Latency, Metric, Size, Verdict
 from fewbit.spec import Gates
 
 
@@ -12,7 +13,7 @@ def check_gates(
     gates: Gates, coverage: Coverage, size: Size, accuracy: Accuracy | None, latency: Latency | None
 ) -> tuple[Gate, ...]:
     """One row a limit. A limit on something that was not measured is not met. ``min_coverage`` is of MACs."""
-    drops = {metric.name: -metric.delta for metric in accuracy.metrics} if accuracy else {}
+    drops = {metric.name: _loss(metric) for metric in accuracy.metrics} if accuracy else {}
     checked = [_at_most(f"max_drop.{name}", limit, drops.get(name)) for name, limit in (gates.max_drop or {}).items()]
     if gates.min_coverage is not None:
         checked.append(_at_least("min_coverage", gates.min_coverage, coverage.macs))
@@ -32,6 +33,11 @@ def verdict(gates: Iterable[Gate], findings: Iterable[Finding]) -> Verdict:
     if any(not gate.met for gate in gates):
         return "fail"
     return "warn" if any(finding.severity != "info" for finding in findings) else "pass"
+
+
+def _loss(metric: Metric) -> float:
+    """How much worse the metric is, in its own direction: errors rise, the rest falls."""
+    return metric.delta if is_lower_better(metric.name) else -metric.delta
 
 
 def _at_most(name: str, limit: float, value: float | None) -> Gate:

@@ -1,4 +1,4 @@
-"""How close int8 is to float: SQNR, cosine, largest error, top-1 agreement, and what labels say."""
+"""How close int8 is to float: SQNR, cosine, largest error, top-1 agreement."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from fewbit.report import SQNR_CAP_DB, Flip, Metric, OutputSimilarity
+from fewbit.report import SQNR_CAP_DB, Flip, OutputSimilarity
 
 Array = np.ndarray[Any, Any]
-
-Z95 = 1.959963984540054
 
 
 @dataclass
@@ -62,20 +59,10 @@ class Comparison:
     def _has_classes(self) -> bool:
         return bool(self.before) and self.before[0].ndim == 1
 
-    def flips(self, labels: Array | None) -> tuple[Flip, ...]:
+    @property
+    def flips(self) -> tuple[Flip, ...]:
         """Samples whose class changed, for outputs of one score row a sample."""
-        if not self._has_classes:
-            return ()
-        before, after = self.classes
-        return tuple(
-            Flip(
-                sample=int(index),
-                before=int(before[index]),
-                after=int(after[index]),
-                label=int(labels[index]) if labels is not None else None,
-            )
-            for index in np.flatnonzero(before != after)
-        )
+        return flips_between(*self.classes, None) if self._has_classes else ()
 
     def _sqnr_db(self) -> float:
         if not self.finite or not np.isfinite(self.noise):
@@ -85,48 +72,17 @@ class Comparison:
         return float(np.clip(10 * np.log10(max(self.signal, 1e-300) / self.noise), -SQNR_CAP_DB, SQNR_CAP_DB))
 
 
-def accuracy_metric(comparison: Comparison, labels: Array) -> Metric | None:
-    """Top-1 accuracy on the labels, paired. None when the classes do not line up with the labels."""
-    before, after = comparison.classes
-    if before.shape != labels.shape or not before.size:
-        return None
-    right_before, right_after = (before == labels).ravel(), (after == labels).ravel()
-    lost = int((right_before & ~right_after).sum())
-    gained = int((~right_before & right_after).sum())
-    delta = (gained - lost) / right_before.size
-    low, high = paired_interval(lost, gained, right_before.size)
-    p_value = mcnemar(lost, gained)
-    return Metric(
-        name="accuracy",
-        before=float(right_before.mean()),
-        after=float(right_after.mean()),
-        delta=delta,
-        ci95=(low, high),
-        p_value=p_value,
-        note=_in_words(low, high, right_before.size),
+def flips_between(before: Array, after: Array, labels: Array | None) -> tuple[Flip, ...]:
+    """Samples whose class changed, from one class a sample before and after."""
+    return tuple(
+        Flip(
+            sample=int(index),
+            before=int(before[index]),
+            after=int(after[index]),
+            label=int(labels[index]) if labels is not None else None,
+        )
+        for index in np.flatnonzero(before != after)
     )
-
-
-def paired_interval(lost: int, gained: int, samples: int) -> tuple[float, float]:
-    """95 % interval of the paired difference of two proportions (Bonett and Price 2012, adjusted Wald).
-
-    Unlike a bootstrap it stays honest when no sample changed: the interval is then not zero wide.
-    """
-    down, up = (lost + 1) / (samples + 2), (gained + 1) / (samples + 2)
-    spread = Z95 * float(np.sqrt(max(down + up - (up - down) ** 2, 0.0) / (samples + 2)))
-    return max(-1.0, up - down - spread), min(1.0, up - down + spread)
-
-
-def mcnemar(lost: int, gained: int) -> float:
-    """Exact two-sided p-value of McNemar's test (McNemar 1947): do as many samples turn right as turn wrong?"""
-    changed = lost + gained
-    return float(stats.binomtest(lost, changed, 0.5).pvalue) if changed else 1.0
-
-
-def _in_words(low: float, high: float, samples: int) -> str:
-    if low <= 0 <= high:
-        return f"not distinguishable from zero with {samples} samples"
-    return f"a {'loss' if high < 0 else 'gain'} beyond chance with {samples} samples"
 
 
 def _flat(rows: Array) -> Array:

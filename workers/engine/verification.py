@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewbit.metrics import wanted
 from fewbit.report import (
     Accuracy,
     Finding,
     Latency,
     LayerReport,
-    Metric,
     Report,
     ReportArtifact,
     Size,
@@ -33,13 +33,16 @@ from workers.engine.gates import check_gates, verdict
 from workers.engine.kernels import executed_kernels
 from workers.engine.latency import latency_of, race
 from workers.engine.machine import peak_memory_bytes, provenance
+from workers.engine.metrics.accuracy import labelled
+from workers.engine.metrics.conclusion import conclusion
 from workers.engine.observe import output_rows
 from workers.engine.run import primary_output
-from workers.engine.similarity import Comparison, accuracy_metric
+from workers.engine.similarity import Comparison
 from workers.engine.task import Task
 
 AGREEMENT_DB = 35.0  # nearer than this to the reference is rounding
 TOLERANCE_DB = 1.0
+MEASURED_ROWS = "int8.npy"  # in the folder: what the artifact that speaks for the job gave, laid out like float.npy
 LARGEST_KEPT = 128 << 20  # bytes of an artifact that stays loaded while others are measured
 
 
@@ -98,11 +101,14 @@ def measure_artifacts(
     speaks = representative(runs.kinds) if runs.kinds else None
     for index, kind in enumerate(runs.kinds):
         run, comparison, row = runs.load(kind), Comparison(), 0
+        kept = _rows_file(folder, reference) if kind == speaks and data.labels is not None else None
         for batch in data.batches():
             rows = _rows(kind, run, batch)
             if batch.start == 0 and draft.finite:
                 _require_agreement(kind, np.asarray(reference[: len(rows)]), expected, rows)
             comparison.add(np.asarray(reference[row : row + len(rows)]), rows)
+            if kept is not None:
+                kept[row : row + len(rows)] = rows
             row += len(rows)
             advance((index + (batch.start + batch.count) / data.samples) / len(runs.kinds))
         executed = executed_kernels(draft.calls[kind], _forward(run, first.inputs)) if kind == speaks else {}
@@ -143,7 +149,7 @@ def report_of(
     """Put together everything that was measured."""
     artifacts = tuple(_artifact(kind, measured.get(kind), folder) for kind in draft.artifacts)
     size = _size(task.model_size, artifacts)
-    accuracy, accuracy_findings = _accuracy(data, measured)
+    accuracy, accuracy_findings = _accuracy(task, data, measured, folder)
     noted = (*draft.findings, *accuracy_findings, *_measured_findings(draft, data, latency))
     gates = check_gates(task.spec.gates, draft.coverage, size, accuracy, latency)
     return Report(
@@ -181,6 +187,10 @@ def _rows(kind: str, run: Run, batch: Batch) -> np.ndarray[Any, Any]:
         raise EngineError("verification-failed", message) from error
 
 
+def _rows_file(folder: Path, reference: np.ndarray[Any, Any]) -> np.memmap[Any, Any]:
+    return np.lib.format.open_memmap(folder / MEASURED_ROWS, "w+", np.float32, reference.shape)
+
+
 def _require_agreement(
     kind: str, floats: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]
 ) -> None:
@@ -202,26 +212,31 @@ def _sqnr(signal: np.ndarray[Any, Any], approximation: np.ndarray[Any, Any]) -> 
     return against.similarity.sqnr_db
 
 
-def _accuracy(data: Data, measured: Mapping[str, Measured]) -> tuple[Accuracy | None, tuple[Finding, ...]]:
+def _accuracy(
+    task: Task, data: Data, measured: Mapping[str, Measured], folder: Path
+) -> tuple[Accuracy | None, tuple[Finding, ...]]:
     if not measured:
         return None, ()
     kind = representative(measured)
-    comparison = measured[kind].comparison
-    metric: Metric | None = None
-    noted: tuple[Finding, ...] = ()
+    comparison, said = measured[kind].comparison, None
     if data.labels is not None:
-        metric = accuracy_metric(comparison, data.labels)
-        noted = () if metric else (findings.metric_not_applicable(comparison.shape),)
+        before, after = (np.load(folder / name, mmap_mode="r") for name in ("float.npy", MEASURED_ROWS))
+        said = labelled(wanted(task.spec), before, after, data.labels, task.spec.seed)
+    metrics, classes = (said.metrics, said.classes) if said else ((), ())
+    flips = said.flips if said and said.flips is not None else comparison.flips
+    output, synthetic = comparison.similarity, data.kind == "synthetic"
     return Accuracy(
         artifact=KINDS[kind].file,
         samples=data.samples,
         batch_size=data.batch_size,
-        labelled=metric is not None,
+        labelled=bool(metrics),
         kind=data.kind,
-        metrics=(metric,) if metric else (),
-        output=comparison.similarity,
-        flips=comparison.flips(data.labels if metric else None),
-    ), noted
+        metrics=metrics,
+        output=output,
+        flips=flips,
+        classes=classes,
+        conclusion=conclusion(metrics, output, flips, classes, data.samples, synthetic),
+    ), (said.findings if said else ())
 
 
 def _measured_findings(draft: Draft, data: Data, latency: Latency | None) -> tuple[Finding, ...]:

@@ -2,16 +2,36 @@
 
 from typing import get_args
 
+import numpy as np
 import torch
 
 from fewbit import capabilities, spec
+from fewbit.metrics import family
+from tests.workers.engine.metrics.outputs import FORMS, Outputs, regression, retrieval
 from workers.engine.artifacts import KINDS
+from workers.engine.metrics.fitting import NotApplicable, fitted
+from workers.engine.metrics.registry import drawn
 from workers.engine.observers import observer_for
 from workers.engine.weights import clip_bound, quantize_weight
 
 
 def test_every_artifact_kind_has_its_writer_and_no_other_has() -> None:
     assert set(capabilities.ARTIFACT_KINDS) == set(KINDS) <= set(get_args(spec.ArtifactKind))
+
+
+def test_every_metric_that_is_offered_is_measured_on_some_output_and_labels() -> None:
+    forms = {"classification": FORMS.values(), "regression": (regression,), "retrieval": (retrieval,)}
+    for name in capabilities.METRICS:
+        outputs = [make() for make in forms[family(name)]]
+        assert any(_measures(name, each) for each in outputs), name
+
+
+def _measures(name: str, outputs: Outputs) -> bool:
+    rows = fitted(family(name), outputs.before, outputs.after, outputs.labels)
+    try:
+        return bool(np.isfinite(drawn(name, rows).statistic(np.ones((1, rows.samples)))).all())
+    except NotApplicable:
+        return False
 
 
 def test_every_activation_range_that_is_offered_has_its_observer() -> None:

@@ -156,3 +156,80 @@ def test_a_short_last_batch_does_not_change_what_a_sample_costs(tmp_path: Path) 
     run = run_engine(tmp_path, models.mlp(), EXAMPLE, {"x": X, "labels": LABELS})
     assert len(X) % 32
     assert [row.macs for row in run.report.layers] == [64 * 256, 256 * 128, 128 * 10]
+
+
+def test_a_regression_model_is_measured_by_metrics_of_numbers_and_gated_on_their_rise(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1))
+    with torch.no_grad():
+        labels = model(torch.from_numpy(X))[:, 0].double().numpy() + np.random.default_rng(2).normal(size=70)
+    metrics = ["mean_squared_error", "r2_score", "f1_score"]
+    run = run_engine(
+        tmp_path, model, EXAMPLE, {"x": X, "labels": labels}, artifacts=["torchscript"], threads=1,
+        evaluation={"metrics": metrics}, gates={"max_drop": {"mean_squared_error": 10, "pearson_corrcoef": 0.5}},
+    )  # fmt: skip
+    accuracy = run.report.accuracy
+    assert accuracy is not None
+    assert [each.name for each in accuracy.metrics] == ["mean_squared_error", "r2_score", "pearson_corrcoef"]
+    squared = accuracy.metrics[0]
+    with torch.no_grad():
+        after = torch.jit.load(run.artifact("model.ts.pt"))(torch.from_numpy(X))[:, 0].double().numpy()
+    assert squared.after == pytest.approx(float(np.square(after - labels).mean()), rel=1e-4)
+    gates = {gate.gate: gate for gate in run.report.gates}
+    assert gates["max_drop.mean_squared_error"].value == pytest.approx(squared.delta)
+    assert gates["max_drop.pearson_corrcoef"].met
+    (unfit,) = (each for each in run.report.findings if each.code == "metric-not-applicable")
+    assert "f1_score needs whole numbers as labels" in unfit.message
+    assert accuracy.conclusion.startswith("mean_squared_error went from")
+    assert "with 70 samples (95 % interval" in accuracy.conclusion
+
+
+class Tagger(nn.Module):
+    """A class for each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(50, 32)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.words(tokens)))
+
+
+def test_tokens_are_counted_but_for_those_marked_to_be_ignored(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    tokens, labels = random.integers(0, 50, (40, 6)), random.integers(0, 4, (40, 6))
+    labels[random.random((40, 6)) < 0.3] = -100
+    torch.manual_seed(0)
+    run = run_engine(
+        tmp_path, Tagger(), (torch.from_numpy(tokens[:2]),), {"tokens": tokens, "labels": labels}, threads=1,
+        artifacts=["torchscript"], evaluation={"metrics": ["accuracy", "f1_score", "exact_match"]},
+    )  # fmt: skip
+    accuracy = run.report.accuracy
+    assert accuracy is not None
+    with torch.no_grad():
+        after = torch.jit.load(run.artifact("model.ts.pt"))(torch.from_numpy(tokens)).argmax(-1).numpy()
+    counted = labels != -100
+    assert accuracy.metrics[0].after == pytest.approx(float((after == labels)[counted].mean()))
+    assert f"{counted.sum()} labels, whole samples drawn" in accuracy.metrics[0].note
+    assert accuracy.metrics[2].after == float(((after == labels) | ~counted).all(1).mean())
+    assert sum(each.samples for each in accuracy.classes) == counted.sum()
+
+
+def test_the_classes_that_changed_most_come_first_and_the_conclusion_says_what_it_means(tmp_path: Path) -> None:
+    run = run_engine(tmp_path, models.mlp(), EXAMPLE, {"x": X, "labels": LABELS}, weights={"granularity": "per_tensor"})
+    accuracy = run.report.accuracy
+    assert accuracy is not None
+    assert sum(each.samples for each in accuracy.classes) == 70
+    changes = [abs(each.delta) for each in accuracy.classes]
+    assert changes == sorted(changes, reverse=True)
+    assert "with 70 samples (95 % interval" in accuracy.conclusion
+    assert "changed." in accuracy.conclusion
+
+
+def test_without_labels_the_conclusion_speaks_of_closeness_and_says_it_is_no_accuracy(tmp_path: Path) -> None:
+    run = run_engine(tmp_path, models.mlp(), EXAMPLE, {"x": X}, artifacts=["torchscript"])
+    assert run.report.accuracy is not None
+    assert "no accuracy" in run.report.accuracy.conclusion
+    assert "dB from float" in run.report.accuracy.conclusion
+    assert "the top class is the same for" in run.report.accuracy.conclusion

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-from workers.engine.similarity import Comparison, accuracy_metric, mcnemar, paired_interval
+from workers.engine.metrics.fitting import NotApplicable
+from workers.engine.metrics.paired import mcnemar, paired_interval
+from workers.engine.metrics.registry import measured
+from workers.engine.similarity import Comparison, flips_between
 
 
 def compared(before: np.ndarray, after: np.ndarray) -> Comparison:
@@ -33,7 +36,8 @@ def test_equal_outputs_and_non_finite_outputs_stay_finite_numbers() -> None:
 def test_flips_are_the_samples_whose_class_changed() -> None:
     before = np.eye(4)
     after = before[[0, 1, 3, 3]]
-    flips = compared(before, after).flips(np.array([0, 1, 2, 3]))
+    assert [flip.sample for flip in compared(before, after).flips] == [2]
+    flips = flips_between(before.argmax(1), after.argmax(1), np.array([0, 1, 2, 3]))
     assert [(flip.sample, flip.before, flip.after, flip.label) for flip in flips] == [(2, 2, 3, 2)]
 
 
@@ -51,12 +55,12 @@ def test_the_interval_covers_a_known_difference_as_often_as_it_says() -> None:
 
 
 def test_labels_that_do_not_fit_the_output_give_no_metric() -> None:
-    assert accuracy_metric(compared(np.eye(4), np.eye(4)), np.zeros(3)) is None
+    with pytest.raises(NotApplicable, match="3 labels and 4 rows"):
+        measured("accuracy", np.eye(4), np.eye(4), np.zeros(3, int), seed=0)
 
 
 def test_no_change_is_said_to_be_indistinguishable_from_zero() -> None:
-    metric = accuracy_metric(compared(np.eye(4), np.eye(4)), np.arange(4))
-    assert metric is not None
+    metric = measured("accuracy", np.eye(4), np.eye(4), np.arange(4), seed=0)
     assert metric.delta == 0
     assert metric.ci95 is not None
     assert metric.ci95[0] < 0 < metric.ci95[1]

@@ -1,0 +1,90 @@
+"""torchmetrics' own functions: the values that are reported, and the draws of metrics that have no faster form."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from fewbit.metrics import REGRESSION
+from workers.engine.metrics.counts import COUNTED
+from workers.engine.metrics.fitting import ONE_CLASS, Array, Fitted, NotApplicable
+from workers.engine.metrics.resampling import Statistic
+
+ONE_AGAINST_REST = frozenset({"auroc", "average_precision", "eer", "logauc"})
+"""torchmetrics scores a class without samples 0 here: they are averaged over those that occur instead."""
+
+
+def values(name: str, rows: Fitted) -> tuple[float, float]:
+    """The metric of float and of int8. Raises ``NotApplicable``."""
+    compute = _function(name, rows.task)
+    every = np.arange(len(rows.target))
+    return _value(name, compute, rows, 0, every), _value(name, compute, rows, 1, every)
+
+
+def resampled(name: str, rows: Fitted) -> Statistic:
+    """torchmetrics' function, once a draw."""
+    compute = _function(name, rows.task)
+    places = np.arange(len(rows.target))
+
+    def statistic(draws: Array) -> tuple[Array, Array]:
+        drawn = [np.repeat(places, each[rows.sample].astype(np.int64)) for each in draws]
+        before, after = (np.array([_value(name, compute, rows, side, each) for each in drawn]) for side in (0, 1))
+        return before, after
+
+    return statistic
+
+
+@cache
+def _function(name: str, task: str) -> Callable[..., Any]:
+    """Imported only here: torchmetrics takes seconds to load, and most jobs ask for accuracy alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torchmetrics.functional.classification as of_classes
+        import torchmetrics.functional.regression as of_numbers
+
+    if name in REGRESSION:
+        return getattr(of_numbers, name)  # type: ignore[no-any-return]
+    found = getattr(of_classes, f"{task}_{name}", None)
+    if found is None:
+        raise NotApplicable(ONE_CLASS)
+    return found  # type: ignore[no-any-return]
+
+
+def _value(name: str, compute: Callable[..., Any], rows: Fitted, side: int, chosen: Array) -> float:
+    chosen_from = rows.predicted if name in COUNTED else rows.scores
+    given, target = torch.from_numpy(chosen_from[side][chosen]), torch.from_numpy(rows.target[chosen])
+    if name in REGRESSION:
+        return _of_numbers(name, compute, given, target)
+    settings: dict[str, Any] = {"validate_args": False}
+    settings |= {"num_classes": rows.classes} if rows.task == "multiclass" else {}
+    settings |= {"num_labels": rows.classes} if rows.task == "multilabel" else {}
+    given = given if name in COUNTED else given.to(torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes without samples
+        if name in ONE_AGAINST_REST and rows.task != "binary":
+            settings |= {"average": None} if "average" in inspect.signature(compute).parameters else {}
+            scores = torch.as_tensor(compute(given, target, **settings))
+            return float(scores[_occurring(rows, target)].double().mean())
+        return float(compute(given, target, **settings))
+
+
+def _of_numbers(name: str, compute: Callable[..., Any], given: torch.Tensor, target: torch.Tensor) -> float:
+    if name == "cosine_similarity":
+        return float(compute(given, target, reduction="mean"))
+    if target.shape[1] == 1:
+        given, target = given[:, 0], target[:, 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return float(compute(given, target).mean())
+
+
+def _occurring(rows: Fitted, target: torch.Tensor) -> list[int]:
+    if rows.task == "multiclass":
+        return [int(each) for each in np.unique(target.numpy())]
+    return [int(each) for each in np.flatnonzero(target.numpy().any(0))]
