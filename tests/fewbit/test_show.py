@@ -11,6 +11,7 @@ from example import report as example_report
 from rich.console import Console
 
 from fewbit import show
+from fewbit.faces import words
 from fewbit.report import Metric, Report
 
 
@@ -63,7 +64,7 @@ def test_an_unmet_gate_stands_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("measured", "words"),
+    ("measured", "said"),
     [
         (metric(-0.002, -0.006, 0.002), "−0.20 points: not distinguishable from zero with 512 samples"),
         (metric(-0.05, -0.07, -0.03), "−5.00 points: a real loss, −7.00 to −3.00 (95 %)"),
@@ -71,29 +72,29 @@ def test_an_unmet_gate_stands_out() -> None:
         (metric(0.0, 0.0, 0.0), "±0.00 points: not distinguishable from zero with 512 samples"),
     ],
 )
-def test_an_accuracy_difference_is_put_in_words(measured: Metric, words: str) -> None:
-    assert show.drop_words(measured, 512) == words
+def test_an_accuracy_difference_is_put_in_words(measured: Metric, said: str) -> None:
+    assert words.drop_words(measured, 512) == said
 
 
 def test_synthetic_numbers_are_never_presented_as_accuracy() -> None:
     measured = example_report().accuracy
     assert measured is not None
     synthetic = measured.model_copy(update={"kind": "synthetic", "labelled": False, "metrics": ()})
-    assert show.accuracy_words(synthetic) == ("31.2 dB", "output SQNR\n512 samples\nsynthetic inputs: weak")
+    assert words.accuracy_words(synthetic) == ("31.2 dB", "output SQNR\n512 samples\nsynthetic inputs: weak")
 
 
 def test_a_slower_artifact_is_called_slower() -> None:
     latency = example_report().latency
     assert latency is not None
     slow = latency.model_copy(update={"artifacts": {"pt2": latency.artifacts["pt2"]}})
-    assert show.speed_words(slow)[0] == "0.56 × (slower)"
+    assert words.speed_words(slow)[0] == "0.56 × (slower)"
 
 
 def test_a_job_that_only_analyzes_is_shown_too() -> None:
     nothing: dict[str, Any] = {"accuracy": None, "latency": None, "artifacts": [], "findings": [], "gates": []}
     report = example_report(**nothing, size={"before": 100, "after": None, "ratio": None})
     assert "not measured" in printed(report)
-    assert show.size_words(report) == ("—", "100 bytes before\nthis job made no artifact")
+    assert words.size_words(report) == ("—", "100 bytes before\nthis job made no artifact")
 
 
 def test_the_root_module_has_a_name() -> None:
