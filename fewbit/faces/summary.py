@@ -18,7 +18,8 @@ def head(report: Report) -> Markup:
     spec = report.spec
     about = [
         report.model.id, report.model.format, f"{spec.method} {spec.weights.dtype}",
-        *([spec.target] if spec.target else []), report.job, *(f"{name}: {value}" for name, value in spec.labels.items()),
+        *([spec.target] if spec.target else []), report.job,
+        *(f"{name}: {value}" for name, value in spec.labels.items()),
     ]  # fmt: skip
     return tag(
         "header",
