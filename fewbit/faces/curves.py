@@ -44,13 +44,13 @@ def _pareto(ranked: Sequence[LayerReport]) -> Markup:
 
 def _ranking(ranked: Sequence[LayerReport]) -> Markup:
     largest = sensitivity(ranked[0]) or 1.0
-    rows = []
+    rows: list[Sequence[Child]] = []
     for layer in ranked[:RANKED]:
         value = sensitivity(layer) or 0.0
         gain = layer.error.spared_gain_db if layer.error else None
         drawn = bar(value / largest, f"{small_share(value)}", "accent")
-        rows.append((named(layer.name), drawn, small_share(value), decibels(gain)))
-    return table("The most sensitive layers", ("Layer", "", "#Loss", "#Gain if spared"), rows)
+        rows.append(((named(layer.name), drawn), small_share(value), decibels(gain)))
+    return table("The most sensitive layers", ("Layer", "#Loss", "#Gain if spared"), rows)
 
 
 def depth_section(report: Report) -> Markup:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from fewbit.faces.charts import histogram
 from fewbit.faces.markup import Child, Markup, tag
 from fewbit.faces.numbers import count, decibels, percent, shape, small, small_share
-from fewbit.faces.parts import Links, facts, patch_block, table
+from fewbit.faces.parts import Links, facts, patch_block, prose, table
 from fewbit.faces.summary import evidence_words, finding_block
 from fewbit.faces.words import layer_name, requested_words, scheme_words
 from fewbit.report import ActivationStats, Finding, LayerReport, TargetSaturation, WeightStats
@@ -40,9 +40,9 @@ def _why(layer: LayerReport, found: Sequence[Finding], links: Links) -> list[Chi
 def _reason(reason: Reason, title: str, links: Links) -> Child:
     return [
         tag("h3", title, " ", links.code(reason.code)),
-        tag("p", reason.message),
+        tag("p", prose(reason.message)),
         facts({name: evidence_words(value) for name, value in reason.evidence.items()}),
-        tag("p", reason.remedy, class_="remedy") if reason.remedy else None,
+        tag("p", prose(reason.remedy), class_="remedy") if reason.remedy else None,
         patch_block(reason.patch, reason.code) if reason.patch is not None else None,
     ]
 

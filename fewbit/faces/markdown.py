@@ -109,10 +109,12 @@ def _findings(report: Report, links: Links) -> Iterator[str]:
     yield from (_finding(each, links) for each in found[:FINDINGS_SHOWN])
     if len(found) > FINDINGS_SHOWN:
         yield f"- and {len(found) - FINDINGS_SHOWN} more"
-    patches = [each for each in found[:FINDINGS_SHOWN] if each.patch is not None and each.severity != "info"][:2]
+    patches = [each.patch for each in found[:FINDINGS_SHOWN] if each.patch is not None and each.severity != "info"]
+    if report.patch is not None:
+        patches = [report.patch]  # what they all ask for, in one
     if patches:
         yield ""
-        yield from folded("Patches for the job spec", [line for each in patches for line in _patch(each.patch)])
+        yield from folded("Patches for the job spec", [line for patch in patches[:2] for line in _patch(patch)])
 
 
 def _finding(finding: Finding, links: Links) -> str:
@@ -121,7 +123,7 @@ def _finding(finding: Finding, links: Links) -> str:
     return said + text(finding.message, 160)
 
 
-def _patch(patch: dict[str, Any] | None) -> list[str]:
+def _patch(patch: dict[str, Any]) -> list[str]:
     written = json.dumps(patch, ensure_ascii=False)
     return block("json", written) if len(written) <= LONGEST_PATCH else ["The patch is long; the report has it."]
 

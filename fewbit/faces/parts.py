@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,11 @@ def patch_block(patch: Mapping[str, Any], what: str) -> Markup:
 
 def severity_mark(severity: str) -> Markup:
     return tag("span", NAMED[severity], class_=f"mark {severity}")
+
+
+def prose(text: str) -> Markup:
+    """A sentence in which `code` is written as code."""
+    return join([tag("code", part) if index % 2 else part for index, part in enumerate(re.split("`([^`]+)`", text))])
 
 
 def lines(text: str) -> Markup:

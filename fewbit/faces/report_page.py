@@ -14,7 +14,8 @@ from fewbit.report import Report
 
 PARTS = {
     "next": "Next", "gates": "Gates", "layers": "Layers", "coverage": "Coverage", "sensitivity": "Sensitivity",
-    "depth": "Depth", "measured": "Before and after", "findings": "Findings", "artifacts": "Artifacts",
+    "depth": "Depth", "measured": "Before and after", "findings": "Findings", "calibration": "Calibration",
+    "artifacts": "Artifacts",
     "record": "Record",
 }  # fmt: skip
 
@@ -35,14 +36,15 @@ def report_page(report: Report, base: str = "") -> str:
         artifacts_section(report),
         record_section(report),
     ]
-    main = tag("main", head(report), _contents(), *[each for each in sections if each], id="main")
+    main = tag("main", head(report), _contents(report), *[each for each in sections if each], id="main")
     title = f"{report.verdict}: {report.model.id}, {report.spec.method} ({report.job})"
     return document(title, tag("a", "Skip to the report", href="#main", class_="skip"), main)
 
 
-def _contents() -> Markup:
+def _contents(report: Report) -> Markup:
+    parts = {name: title for name, title in PARTS.items() if name != "calibration" or report.calibration}
     return tag(
         "nav",
-        tag("ul", *[tag("li", tag("a", title, href=f"#{name}")) for name, title in PARTS.items()]),
+        tag("ul", *[tag("li", tag("a", title, href=f"#{name}")) for name, title in parts.items()]),
         aria_label="Parts of the report",
     )

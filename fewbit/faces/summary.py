@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from fewbit.faces.markup import Markup, tag
 from fewbit.faces.numbers import small
-from fewbit.faces.parts import Links, facts, lines, named, patch_block, section, severity_mark, table
+from fewbit.faces.parts import Links, facts, lines, named, patch_block, prose, section, severity_mark, table
 from fewbit.faces.words import Step, first_few, four_numbers, next_steps, verdict_sentence, worst_first
 from fewbit.report import Finding, Report
 
@@ -56,12 +57,19 @@ def next_section(report: Report, links: Links) -> Markup:
     rest = [_step(each, links) for each in steps[STEPS_SHOWN:]]
     more = tag("details", tag("summary", f"{len(rest)} more"), tag("ol", *rest, class_="steps")) if rest else None
     lead = "Each patch is a JSON merge patch for the job spec: apply it to the spec, post the job again."
-    return section("next", "What to do next", shown, more, lead=lead)
+    return section("next", "What to do next", shown, more, _at_once(report.patch), lead=lead)
+
+
+def _at_once(patch: dict[str, Any] | None) -> Markup | None:
+    """Merge patches of the same list replace each other; this one is made of all that the findings ask for."""
+    if patch is None:
+        return None
+    return tag("div", tag("h3", "All findings' patches in one"), patch_block(patch, "all findings"), class_="at-once")
 
 
 def _step(step: Step, links: Links) -> Markup:
     where = tag("span", first_few(step.layers), class_="where") if step.layers else None
-    said = tag("p", step.remedy) if step.remedy else None
+    said = tag("p", prose(step.remedy)) if step.remedy else None
     patch = patch_block(step.patch, step.code) if step.patch is not None else None
     return tag("li", tag("p", severity_mark(step.severity), links.code(step.code), where, class_="line"), said, patch)
 
@@ -102,9 +110,9 @@ def finding_block(finding: Finding, links: Links, with_layer: bool = True) -> Ma
     return tag(
         "div",
         tag("p", severity_mark(finding.severity), links.code(finding.code), where, class_="line"),
-        tag("p", finding.message),
+        tag("p", prose(finding.message)),
         facts(evidence),
-        tag("p", finding.remedy, class_="remedy") if finding.remedy else None,
+        tag("p", prose(finding.remedy), class_="remedy") if finding.remedy else None,
         patch_block(finding.patch, finding.code) if finding.patch is not None else None,
         class_="finding",
     )

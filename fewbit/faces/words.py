@@ -25,7 +25,7 @@ def verdict_sentence(report: Report) -> str:
     if unmet:
         return f"{_counted(len(unmet), 'gate')} of {len(report.gates)} not met: " + "; ".join(map(gate_words, unmet))
     worst = [each for each in report.findings if each.severity != "info"]
-    kept = f"All {_counted(len(report.gates), 'gate')} met" if report.gates else "No gate was set"
+    kept = f"{len(report.gates)} of {_counted(len(report.gates), 'gate')} met" if report.gates else "No gate was set"
     noted = f", {_counted(len(worst), 'finding')} to look at" if worst else ", nothing to look at"
     return kept + noted
 

@@ -170,6 +170,7 @@ def full_report(count: int = 12, **changes: Any) -> Report:
                                                                  for step in range(8)]},
         "products": [{"name": "encoder.layers.0.self_attn", "type": "torch.nn.MultiheadAttention",
                       "op": "aten.scaled_dot_product_attention", "macs": 131072}],
+        "patch": {"layers": [{"match": worst, "quantize": False}]},
         "provenance": base["provenance"] | {"timings_s": {"load": 0.21, "calibrate": 1.4, "evaluate": 2.6}},
     }  # fmt: skip
     return Report.model_validate(base | filled | changes)

@@ -40,7 +40,7 @@ def test_it_stays_short_when_everything_is_wrong_at_length() -> None:
 
 def test_the_verdict_and_the_four_numbers_come_first() -> None:
     lines = report_markdown(full_report(), BASE).splitlines()
-    assert lines[0].startswith("### ⚠️ Warn: All 2 gates met, 2 findings")
+    assert lines[0].startswith("### ⚠️ Warn: 2 of 2 gates met, 2 findings")
     assert [line.split("|")[1].strip() for line in lines[6:10]] == ["coverage", "size", "accuracy", "speed"]
 
 
