@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fewbit.faces.words import scheme_words
+from fewbit.faces.words import falls, scheme_words
 from fewbit.report import LayerReport, Report, Verdict
 from fewbit.resources import Resource
 from fewbit.spec import Method
@@ -14,7 +14,6 @@ from fewbit.spec import Method
 FEWEST, MOST = 2, 8
 Better = Literal["higher", "lower"]
 Unit = Literal["share", "bytes", "ratio", "dB", "ms", "times", "score", "count"]
-FALLING = ("error", "loss", "distance", "deviance", "perplexity")  # in the names of metrics that are better when lower
 
 
 class ComparedJob(Resource):
@@ -112,7 +111,7 @@ def _measured(report: Report) -> Iterator[tuple[str, _Measured]]:
     yield "size.ratio", _Measured("ratio", "lower", size.ratio)
     if accuracy:
         for metric in accuracy.metrics:
-            better: Better = "lower" if any(word in metric.name for word in FALLING) else "higher"
+            better: Better = "lower" if falls(metric.name) else "higher"
             yield f"accuracy.{metric.name}", _Measured("score", better, metric.after)
             yield f"accuracy.{metric.name}.delta", _Measured("score", better, metric.delta)
         yield "accuracy.flips", _Measured("count", "lower", len(accuracy.flips))

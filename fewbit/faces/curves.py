@@ -99,7 +99,8 @@ def _convergence(calibration: CalibrationReport) -> Child:
     label = "Share of the final ranges reached: " + ", ".join(
         f"{percent(each.range_share)} after {each.samples} samples" for each in steps
     )
-    axis = axis_of([100 * each.range_share for each in steps] + [100.0], " %")
+    lowest = 100 * min(each.range_share for each in steps)
+    axis = Axis(next(low for low in (90, 80, 60, 0) if low <= max(lowest, 0)), 100, " %")
     ends = [str(each.samples) for each in steps]
     drawn = plot(label, [line], axis, ends if len(ends) <= 8 else [ends[0], ends[-1]])
     return tag("figure", drawn, tag("figcaption", "Share of the final ranges that is reached, by number of samples."))

@@ -8,7 +8,7 @@ from fewbit.faces.charts import bar, diverging, interval
 from fewbit.faces.markup import Child, Markup, tag
 from fewbit.faces.numbers import decibels, kilobytes, milliseconds, percent, points, small
 from fewbit.faces.parts import Links, section, table
-from fewbit.faces.words import drop_words
+from fewbit.faces.words import drop_words, metric_change, metric_value
 from fewbit.report import Accuracy, Flip, Latency, Metric, Report, Size
 
 CLASSES_SHOWN = 12
@@ -105,10 +105,14 @@ def _metric(metric: Metric, samples: int) -> Markup:
         low, high = metric.ci95
         drawn = interval(low, metric.delta, high, f"Difference with its 95 % interval, zero in the middle: {said}")
     chance = f", p = {metric.p_value:.2g}" if metric.p_value is not None else ""
-    small_print = (metric.note + chance).strip(", ")
+    between = [metric_change(metric, each) for each in metric.ci95 or ()]
+    wide = f", 95 % between {' and '.join(between)}" if between else ""
+    small_print = (metric.note + chance + wide).strip(", ")
     return tag(
         "div",
-        tag("p", tag("b", metric.name), f" {percent(metric.before, 2)} → {percent(metric.after, 2)}"),
+        tag(
+            "p", tag("b", metric.name), f" {metric_value(metric, metric.before)} → {metric_value(metric, metric.after)}"
+        ),
         drawn,
         tag("p", said, "." if not said.endswith(")") else "", tag("small", f" {small_print}") if small_print else None),
         class_="metric",

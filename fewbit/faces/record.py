@@ -53,6 +53,6 @@ def _products(report: Report) -> Markup | None:
     ]
     return tag(
         "details",
-        tag("summary", f"{len(rows)} products of two activations, which have no weight to quantize"),
+        tag("summary", f"Products of two activations, which have no weight to quantize: {len(rows)}"),
         table("Products of two activations", ("Product", "Type", "Operator", "#MACs a sample"), rows),
     )

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fewbit.faces.numbers import kilobytes, milliseconds, percent, points
+from fewbit.faces.numbers import kilobytes, milliseconds, minus, percent, points, small
 from fewbit.report import Accuracy, Finding, Gate, Latency, LayerReport, Metric, Report, Requested, Scheme
 from fewbit.resources import Reason
 
 Words = tuple[str, str]
 SEVERITIES = ("error", "warning", "info")
+FALLING = ("error", "loss", "distance", "deviance", "divergence", "perplexity")  # in names of what is better when lower
+OWN_SCALE = (*FALLING, "corrcoef", "r2", "variance", "similarity")
 
 
 # The verdict
@@ -75,21 +77,38 @@ def accuracy_words(accuracy: Accuracy | None) -> Words:
         change = (
             f"no prediction changed\nin {accuracy.samples} samples" if same else drop_words(metric, accuracy.samples)
         )
-        return percent(metric.after, 2), f"{percent(metric.before, 2)} before\n{change}"
+        return metric_value(metric, metric.after), f"{metric_value(metric, metric.before)} before\n{change}"
     data = "synthetic inputs: weak" if accuracy.kind == "synthetic" else "no labels"
     return f"{accuracy.output.sqnr_db:.1f} dB", f"output SQNR\n{accuracy.samples} samples\n{data}"
 
 
+def metric_value(metric: Metric, value: float, digits: int = 2) -> str:
+    """Classification and retrieval metrics are shares of 1; those of regression have a scale of their own."""
+    return small(value) if any(word in metric.name for word in OWN_SCALE) else percent(value, digits)
+
+
+def metric_change(metric: Metric, change: float) -> str:
+    if any(word in metric.name for word in OWN_SCALE):
+        return minus(f"{change:+.3g}") if change else "±0"
+    return points(change)
+
+
+def falls(name: str) -> bool:
+    """Whether this metric is better when it is lower."""
+    return any(word in name for word in FALLING)
+
+
 def drop_words(metric: Metric, samples: int) -> str:
     """What the difference means: a point estimate alone says little on a few hundred samples."""
-    change = f"{points(metric.delta)} points"
+    unit = "" if any(word in metric.name for word in OWN_SCALE) else " points"
+    change = f"{metric_change(metric, metric.delta)}{unit}"
     if metric.ci95 is None:
         return f"{change}\n{samples} samples"
     low, high = metric.ci95
     if low <= 0 <= high:
         return f"{change}: not distinguishable from zero with {samples} samples"
-    word = "loss" if metric.delta < 0 else "gain"
-    return f"{change}: a real {word}, {points(low)} to {points(high)} (95 %)"
+    word = "loss" if (metric.delta < 0) != falls(metric.name) else "gain"
+    return f"{change}: a real {word}, {metric_change(metric, low)} to {metric_change(metric, high)} (95 %)"
 
 
 def speed_words(latency: Latency | None) -> Words:

@@ -14,7 +14,7 @@ from fewbit.resources import Reason
 from fewbit.spec import JobSpec
 
 PAGE = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
-SECTIONS = dict(re.findall(r"^#+ .*\(`(\w+)`\)\n(.*?)(?=^#|\Z)", PAGE, re.M | re.S))
+SECTIONS = dict(re.findall(r"^#+ [^\n]*\(`(\w+)`\)\n(.*?)(?=^#|\Z)", PAGE, re.M | re.S))
 
 
 def models_in(model: type[BaseModel]) -> set[type[BaseModel]]:

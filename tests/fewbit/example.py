@@ -156,7 +156,7 @@ def full_report(count: int = 12, **changes: Any) -> Report:
         "flips": [{"sample": 17, "before": 3, "after": 8, "label": 3},
                   {"sample": 44, "before": 8, "after": 9, "label": 9},
                   {"sample": 301, "before": 1, "after": 7, "label": 2}],
-        "conclusion": "The loss of 0.20 points is not distinguishable from zero with 512 samples; "
+        "conclusion": "The loss of 0.19 points is not distinguishable from zero with 512 samples; "
                       "the data could show one of about 0.8 points.",
     }  # fmt: skip
     filled: dict[str, Any] = {

@@ -6,7 +6,7 @@ import io
 from typing import Any
 
 import pytest
-from example import layer
+from example import full_report, layer
 from example import report as example_report
 from rich.console import Console
 
@@ -108,3 +108,30 @@ def test_markup_in_a_layer_name_is_text() -> None:
 def test_long_names_break_after_dots() -> None:
     assert show.at_dots("encoder.layer.0.attention.self.query", 28) == "encoder.layer.0.attention.\nself.query"
     assert show.at_dots("x" * 30, 28) == "x" * 28 + "\nxx"
+
+
+def test_a_terminal_shows_what_was_measured_of_each_layer_and_the_model() -> None:
+    text = printed(full_report())
+    assert max(map(len, text.splitlines())) <= 100
+    assert "(2) 0.21 ms" in text
+    assert "Most sensitive: what the output loses if only this layer is quantized" in text
+    assert "+0.8 dB if it stays float" in text
+    assert "128 samples; the ranges had settled after 64." in text
+    assert "Input mask never changes." in text
+
+
+def test_a_layer_that_is_not_what_was_asked_for_is_marked() -> None:
+    asked = {"quantized": True, "weights": {"dtype": "int8", "granularity": "per_channel"}, "activations": "dynamic"}
+    held = layer("a", quantized=False, scheme=None, requested=asked)
+    text = printed(example_report(layers=[held]))
+    assert "float ≠" in text
+    assert "≠ not what the spec asked for" in text
+    assert "≠" not in printed(full_report())
+
+
+def test_a_metric_with_a_scale_of_its_own_is_no_percentage() -> None:
+    error = Metric(
+        name="mean_squared_error", before=0.5, after=0.6, delta=0.1, ci95=(0.05, 0.15), p_value=0.01, note=""
+    )
+    assert words.drop_words(error, 10) == "+0.1: a real loss, +0.05 to +0.15 (95 %)"
+    assert words.metric_value(error, 0.5) == "0.5"
