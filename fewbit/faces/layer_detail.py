@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from fewbit.faces.charts import histogram
 from fewbit.faces.markup import Child, Markup, tag
-from fewbit.faces.numbers import count, decibels, percent, shape, small, small_share
+from fewbit.faces.numbers import count, decibels, minus, percent, shape, small, small_share
 from fewbit.faces.parts import Links, facts, patch_block, prose, table
 from fewbit.faces.summary import evidence_words, finding_block
 from fewbit.faces.words import layer_name, requested_words, scheme_words
@@ -66,7 +66,7 @@ def _as_it_is(layer: LayerReport) -> Child:
             "Own SQNR": decibels(error.output_sqnr_db) if error.output_sqnr_db is not None else None,
             "Accumulated": decibels(error.accumulated_sqnr_db) if error.accumulated_sqnr_db is not None else None,
             "Sensitivity": small_share(error.sensitivity) if error.sensitivity is not None else None,
-            "If spared": f"+{decibels(error.spared_gain_db)}" if (error.spared_gain_db or -1) >= 0 else None,
+            "If spared": minus(f"{error.spared_gain_db:+.1f} dB") if error.spared_gain_db is not None else None,
         }
     return [tag("h3", "As it is"), facts(rows)]
 
