@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
@@ -47,8 +49,11 @@ def small(value: float) -> str:
 
 
 def small_share(share: float) -> str:
-    """A share that may be tiny: two digits of it, in percent."""
-    return f"{100 * share:.2g} %" if share >= 1e-6 or share == 0 else "< 0.0001 %"
+    """A share that may be tiny: two digits of it, in percent, without an exponent."""
+    if 0 < share < 1e-8:
+        return "< 0.000001 %"
+    digits = max(0, 1 - math.floor(math.log10(100 * share))) if share else 0
+    return f"{100 * share:.{min(digits, 7)}f}".rstrip("0").rstrip(".") + " %" if digits else f"{100 * share:.0f} %"
 
 
 def shape(sizes: tuple[int, ...]) -> str:

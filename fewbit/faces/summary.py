@@ -82,7 +82,7 @@ def gates_section(report: Report) -> Markup:
         (
             tag("code", gate.gate),
             tag("span", "met" if gate.met else "not met", class_=f"mark {'pass' if gate.met else 'error'}"),
-            "not measured" if gate.value is None else small(gate.value),
+            "not measured" if gate.value is None else f"{gate.value + 0.0:.4g}",
             small(gate.limit),
         )
         for gate in report.gates
