@@ -34,6 +34,7 @@ COPY store ./store
 FROM base AS gateway
 COPY --from=build-gateway /opt/venv /opt/venv
 COPY service ./service
+COPY docs/reasons ./docs/reasons
 USER fewbit
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \

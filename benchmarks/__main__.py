@@ -7,10 +7,10 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import engine, fence, overhead, reads, uploads
+from benchmarks import engine, fence, overhead, pages, reads, uploads
 from benchmarks.peers.show import print_tables
 
-BENCHMARKS = (uploads, reads, overhead, fence, engine)
+BENCHMARKS = (uploads, reads, overhead, fence, pages, engine)
 
 
 def main() -> int:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,9 @@ from rich.text import Text
 from fewbit import show
 from fewbit.client import Client, Progress
 from fewbit.errors import FewbitError
+from fewbit.faces.markdown import report_markdown
+from fewbit.faces.numbers import kilobytes
+from fewbit.faces.report_page import report_page
 from fewbit.follow import bar, follow
 from fewbit.report import Report
 from fewbit.resources import Job, Model
@@ -39,6 +43,15 @@ FAILED, PROBLEM = 1, 2
 Url = Annotated[str | None, typer.Option("--url", envvar="FEWBIT_URL", help="Where the service is.")]
 Key = Annotated[str | None, typer.Option("--key", envvar="FEWBIT_KEY", help="Your API key.", show_envvar=True)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+class Face(StrEnum):
+    """How a report is written."""
+
+    terminal = "terminal"
+    json = "json"
+    markdown = "markdown"
+    html = "html"
 
 
 @app.command()
@@ -75,11 +88,20 @@ def quantize(  # typer reads the signature
 
 
 @app.command("report")
-def report_(job: str, as_json: AsJson = False, url: Url = None, key: Key = None) -> None:
-    """Show a job's report; waits for it if the job is still running."""
+def report_(
+    job: str,
+    face: Annotated[
+        Face, typer.Option("--format", help="terminal, json, markdown for a pull request, or html.")
+    ] = Face.terminal,
+    file: Annotated[Path | None, typer.Option("--out", dir_okay=False, help="Write it there instead.")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    key: Key = None,
+) -> None:
+    """Show a job's report, or save it; waits for it if the job is still running."""
     with problems(), Client(url, key) as client:
         report = client.report(job)
-        _print_report(report, as_json)
+        _write_report(report, Face.json if as_json else face, file, client.url)
     raise typer.Exit(FAILED if report.verdict == "fail" else 0)
 
 
@@ -130,6 +152,23 @@ def _print_report(report: Report, as_json: bool, title: str | None = None) -> No
         show.show(report, out, title)
 
 
+def _write_report(report: Report, face: Face, file: Path | None, base: str) -> None:
+    """Without a file, on standard output."""
+    if face is Face.terminal:
+        with file.open("w", encoding="utf-8") if file else nullcontext() as to:
+            show.show(report, Console(file=to, width=100) if to else out)
+        return
+    text = {
+        Face.json: lambda: report.model_dump_json(indent=2) + "\n",
+        Face.markdown: lambda: report_markdown(report, base),
+        Face.html: lambda: report_page(report, base),
+    }[face]()
+    if file:
+        file.write_text(text, encoding="utf-8")
+    else:
+        sys.stdout.write(text)
+
+
 def _print_models(listed: list[Model], as_json: bool) -> None:
     if as_json:
         _print_json("[" + ",".join(model.model_dump_json() for model in listed) + "]")
@@ -137,7 +176,7 @@ def _print_models(listed: list[Model], as_json: bool) -> None:
     table = _table("model", "name", "size", "status", "layers")
     for model in listed:
         status = model.error.title if model.error else model.status
-        table.add_row(model.id, Text(model.name or ""), show.kilobytes(model.size), status, str(len(model.layers)))
+        table.add_row(model.id, Text(model.name or ""), kilobytes(model.size), status, str(len(model.layers)))
     out.print(table)
 
 

@@ -80,7 +80,7 @@ _REQUEST_PROBLEMS = (
     ProblemKind("method-not-allowed", 405, "This path does not take that method",
                 "The `Allow` header lists the methods it takes."),
     ProblemKind("not-acceptable", 406, "None of the accepted media types is available",
-                "Ask for application/json."),
+                "Ask for one that the detail names; application/json is nearly always one."),
     ProblemKind("request-timeout", 408, "The request did not come in time",
                 "Nothing was kept. Send it again, over a connection that keeps going.", retryable=True),
     ProblemKind("idempotency-in-progress", 409, "The first request with this Idempotency-Key is still running",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,12 +16,25 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from fewbit.metrics import is_lower_better, is_share
-from fewbit.report import Accuracy, Finding, Gate, Latency, LayerReport, Metric, Report
+from fewbit.faces.numbers import decibels, kilobytes, minus, small_share
+from fewbit.faces.words import (
+    by_reason,
+    by_sensitivity,
+    calibration_words,
+    first_few,
+    float_layers,
+    four_numbers,
+    layer_name,
+    metric_value,
+    sensitivity,
+    worst_first,
+)
+from fewbit.report import Accuracy, Finding, Gate, LayerReport, Report
 from fewbit.resources import Reason
 
 _VERDICT = {"pass": "bold white on green4", "warn": "bold black on yellow3", "fail": "bold white on red3"}
 _SEVERITY = {"info": ("i", "cyan"), "warning": ("!", "yellow"), "error": ("x", "red")}
+SENSITIVE_SHOWN = 5
 
 
 def terminal() -> Console:
@@ -45,7 +57,9 @@ def render(report: Report, title: str | None = None) -> Group:
         gates(report.gates),
         layer_table(report.layers),
         reasons(report.layers),
+        most_sensitive(report.layers),
         findings(report.findings),
+        calibration(report),
         artifacts(report),
     ))  # fmt: skip
 
@@ -69,60 +83,11 @@ def verdict_line(report: Report, title: str | None = None) -> Text:
 
 def numbers(report: Report) -> Columns:
     """Coverage, size, accuracy, speed: one panel each, the number first, then what it stands for."""
-    panels = {
-        "coverage": coverage_words(report),
-        "size": size_words(report),
-        "accuracy": accuracy_words(report.accuracy),
-        "speed": speed_words(report.latency),
-    }
-    return Columns([_panel(title, *words) for title, words in panels.items()], padding=(0, 1))
+    return Columns([_panel(title, *words) for title, words in four_numbers(report).items()], padding=(0, 1))
 
 
 def _panel(title: str, number: str, words: str) -> Panel:
     return Panel(Text.assemble((number, "bold"), ("\n" + words, "dim")), title=title, box=ROUNDED, width=24, height=7)
-
-
-Words = tuple[str, str]
-
-
-def coverage_words(report: Report) -> Words:
-    coverage = report.coverage
-    count = f"of parameters int8\n{coverage.layers.quantized} of {coverage.layers.total} layers"
-    return percent(coverage.parameters), f"{count}\n{percent(coverage.macs)} of the arithmetic"
-
-
-def size_words(report: Report) -> Words:
-    size = report.size
-    if size.after is None or size.ratio is None:
-        return "—", f"{kilobytes(size.before)} before\nthis job made no artifact"
-    return f"{size.ratio:.2f} ×", f"{kilobytes(size.before)} before\n{kilobytes(size.after)} after"
-
-
-def accuracy_words(accuracy: Accuracy | None) -> Words:
-    """The first metric, if there are labels; else how close the outputs are."""
-    if accuracy is None:
-        return "—", "not measured"
-    if accuracy.labelled and accuracy.metrics:
-        metric = accuracy.metrics[0]
-        same = accuracy.output.top1_agreement == 1 and not accuracy.flips
-        change = (
-            f"no prediction changed\nin {accuracy.samples} samples" if same else drop_words(metric, accuracy.samples)
-        )
-        return measure(metric, metric.after), f"{measure(metric, metric.before)} before\n{change}"
-    data = "synthetic inputs: weak" if accuracy.kind == "synthetic" else "no labels"
-    return f"{accuracy.output.sqnr_db:.1f} dB", f"output SQNR\n{accuracy.samples} samples\n{data}"
-
-
-def drop_words(metric: Metric, samples: int) -> str:
-    """What the difference means: a point estimate alone says little on a few hundred samples."""
-    change = difference(metric, metric.delta) + (" points" if is_share(metric.name) else "")
-    if metric.ci95 is None:
-        return f"{change}\n{samples} samples"
-    low, high = metric.ci95
-    if low <= 0 <= high:
-        return f"{change}: not distinguishable from zero with {samples} samples"
-    word = "loss" if (metric.delta > 0) == is_lower_better(metric.name) else "gain"
-    return f"{change}: a real {word}, {difference(metric, low)} to {difference(metric, high)} (95 %)"
 
 
 def metrics(accuracy: Accuracy | None) -> RenderableType | None:
@@ -130,28 +95,10 @@ def metrics(accuracy: Accuracy | None) -> RenderableType | None:
     if accuracy is None or len(accuracy.metrics) < 2:
         return None
     lines = [
-        Text(f"  {each.name}  {measure(each, each.before)} → {measure(each, each.after)}  {said}")
+        Text(f"  {each.name}  {metric_value(each, each.before)} → {metric_value(each, each.after)}  {said}")
         for each, said in ((each, each.note.partition(";")[0]) for each in accuracy.metrics)
     ]
     return Group(Text("Metrics", "bold"), *lines)
-
-
-def measure(metric: Metric, value: float) -> str:
-    return percent(value, 2) if is_share(metric.name) else f"{value:.4g}"
-
-
-def difference(metric: Metric, value: float) -> str:
-    return points(value) if is_share(metric.name) else f"{value:+.3g}".replace("-", "−")
-
-
-def speed_words(latency: Latency | None) -> Words:
-    """The fastest artifact against the float model."""
-    if latency is None or not latency.artifacts:
-        return "—", "not measured"
-    kind, best = max(latency.artifacts.items(), key=lambda item: item[1].speedup)
-    times = f"{milliseconds(latency.before_ms.p50)} before\n{milliseconds(best.p50)} as {kind}"
-    slower = " (slower)" if best.speedup < 1 else ""
-    return f"{best.speedup:.2f} ×{slower}", f"{times}\nbatch {latency.batch}, {latency.threads} threads"
 
 
 def gates(all_gates: Sequence[Gate]) -> Text | None:
@@ -185,15 +132,32 @@ def layer_table(layers: Sequence[LayerReport]) -> Group:
     table.add_column("with plain\nquantize_dynamic", overflow="fold", min_width=16)
     for layer in layers:
         table.add_row(
-            Text(at_dots(layer.name or "(root)", 36)),
+            Text(at_dots(layer_name(layer.name), 36)),
             Text(layer.type.rsplit(".", 1)[-1]),
-            Text("int8", "green") if layer.quantized else Text("float", "yellow"),
-            Text(f"({kernels.index(layer.executed) + 1})" if layer.executed else "none", "dim"),
+            now(layer),
+            kernel(layer, kernels),
             sqnr(layer),
             eager(layer),
         )
+    asked = any(layer.requested and layer.requested.quantized != layer.quantized for layer in layers)
+    unlike = [Text("  ≠ not what the spec asked for", "dim")] if asked else []
     legend = [Text(f"  ({number}) {kernel}", "dim") for number, kernel in enumerate(kernels, 1)]
-    return Group(table, Text("Kernels that ran, from the profiler", "bold"), *legend)
+    return Group(table, Text("Kernels that ran, from the profiler", "bold"), *legend, *unlike)
+
+
+def now(layer: LayerReport) -> Text:
+    """What the layer is; marked where the spec asked for something else."""
+    word = Text("int8", "green") if layer.quantized else Text("float", "yellow")
+    asked = layer.requested.quantized if layer.requested else layer.quantized
+    return word if asked == layer.quantized else Text.assemble(word, (" ≠", "bold yellow"))
+
+
+def kernel(layer: LayerReport, kernels: Sequence[str]) -> Text:
+    """The kernel's number, and its measured time where there is one."""
+    if not layer.executed:
+        return Text("none", "dim")
+    spent = f" {layer.execution.ms:.2g} ms" if layer.execution else ""
+    return Text(f"({kernels.index(layer.executed) + 1}){spent}", "dim")
 
 
 def at_dots(name: str, width: int) -> str:
@@ -208,7 +172,7 @@ def sqnr(layer: LayerReport) -> Text:
     value = layer.error.output_sqnr_db if layer.error else None
     if value is None:
         return Text("—", "dim")
-    return Text(f"{value:.1f} dB", "" if value >= 20 else "red")
+    return Text(decibels(value), "" if value >= 20 else "red")
 
 
 def eager(layer: LayerReport) -> Text:
@@ -221,10 +185,10 @@ def eager(layer: LayerReport) -> Text:
 
 def reasons(layers: Sequence[LayerReport]) -> RenderableType | None:
     """Each reason once, with the layers it holds for: why they are float here, then what eager would have done."""
-    here = _by_reason([(layer.name, layer.reason) for layer in layers if not layer.quantized])
+    here = float_layers(layers)
     verdicts = [(layer.name, layer.eager) for layer in layers if layer.quantized]
-    there = _by_reason([(name, verdict.reason) for name, verdict in verdicts if not verdict.quantized])
-    broken = _by_reason([(name, verdict.reason) for name, verdict in verdicts if verdict.quantized])
+    there = by_reason([(name, verdict.reason) for name, verdict in verdicts if not verdict.quantized])
+    broken = by_reason([(name, verdict.reason) for name, verdict in verdicts if verdict.quantized])
     lists = [
         *_reason_list("Why layers stayed float", here, with_remedy=True),
         *_reason_list("Int8 here, float with plain quantize_dynamic, because", there, with_remedy=False),
@@ -236,32 +200,39 @@ def reasons(layers: Sequence[LayerReport]) -> RenderableType | None:
 Grouped = dict[str, tuple[Reason, list[str]]]
 
 
-def _by_reason(pairs: Sequence[tuple[str, Reason | None]]) -> Grouped:
-    names: dict[str, list[str]] = defaultdict(list)
-    first: dict[str, Reason] = {}
-    for name, reason in pairs:
-        if reason:
-            names[reason.code].append(name)
-            first.setdefault(reason.code, reason)
-    return {code: (reason, names[code]) for code, reason in first.items()}
-
-
 def _reason_list(title: str, grouped: Grouped, with_remedy: bool) -> Iterator[RenderableType]:
     if grouped:
         yield Text(title, "bold")
     for code, (reason, names) in grouped.items():
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        head = Text.assemble((code, "yellow"), f"  {', '.join(names[:3])}{more}")
+        head = Text.assemble((code, "yellow"), f"  {first_few(names)}")
         remedy, patch = (reason.remedy, reason.patch) if with_remedy else (None, None)
         yield Padding(Group(head, *advice(reason.message, remedy, patch)), (0, 0, 0, 2))
+
+
+def most_sensitive(layers: Sequence[LayerReport]) -> RenderableType | None:
+    """The few layers the answer depends on most: what it loses with them, what it gains without."""
+    ranked = by_sensitivity(layers)[:SENSITIVE_SHOWN]
+    if not ranked:
+        return None
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    for layer in ranked:
+        gain = layer.error.spared_gain_db if layer.error else None
+        spared = "" if gain is None else minus(f"{gain:+.1f} dB if it stays float")
+        table.add_row("", Text(at_dots(layer_name(layer.name), 60)), small_share(sensitivity(layer) or 0.0), spared)
+    title = Text("Most sensitive: what the output loses if only this layer is quantized", "bold")
+    return Group(title, table)
+
+
+def calibration(report: Report) -> RenderableType | None:
+    said = list(calibration_words(report))
+    return Group(Text("Calibration", "bold"), *[Text(f"  {each}", "dim") for each in said]) if said else None
 
 
 def findings(all_findings: Sequence[Finding]) -> RenderableType | None:
     """What to know or to act on, worst first."""
     if not all_findings:
         return None
-    ordered = sorted(all_findings, key=lambda finding: ("error", "warning", "info").index(finding.severity))
-    return Group(Text("Findings", "bold"), *map(_finding, ordered))
+    return Group(Text("Findings", "bold"), *map(_finding, worst_first(all_findings)))
 
 
 def _finding(finding: Finding) -> RenderableType:
@@ -292,27 +263,3 @@ def artifacts(report: Report) -> RenderableType | None:
         for artifact in report.artifacts
     ]
     return Group(Text("Artifacts", "bold"), *lines)
-
-
-# Numbers as people write them
-
-
-def percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f} %"
-
-
-def points(share: float) -> str:
-    """A difference of shares in percentage points, with a true minus sign."""
-    return f"{100 * share:+.2f}".replace("-", "−") if round(100 * share, 2) else "±0.00"
-
-
-def kilobytes(size: int) -> str:
-    """Decimal units, as disks and downloads are labelled."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} bytes"
-
-
-def milliseconds(value: float) -> str:
-    return f"{value:.3g} ms"

@@ -24,6 +24,7 @@ from torch import nn
 from fewbit import show
 from fewbit.client import Client
 from fewbit.errors import FewbitError
+from fewbit.faces.numbers import kilobytes
 from fewbit.follow import follow
 from fewbit.report import Accuracy, Report, ReportArtifact
 from fewbit.spec import Evaluation, JobSpec
@@ -108,7 +109,7 @@ def train(name: str, folder: Path) -> Trained:
     accuracy = digits.accuracy(module)
     path = digits.export_pt2(module, example, folder / f"{name}.pt2")
     seconds = time.monotonic() - began
-    size = show.kilobytes(path.stat().st_size)
+    size = kilobytes(path.stat().st_size)
     console.print(f"  {name:<12} {accuracy:.2%} on held-out images   {size:>8}   {seconds:4.1f} s", highlight=False)
     if accuracy < 0.95:
         raise RuntimeError(f"{name} learned too little: {accuracy:.2%}")

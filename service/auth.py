@@ -1,4 +1,4 @@
-"""Who asks, and may they? Everything needs a key but health, docs and the pages about problems (RFC 6750).
+"""Who asks, and may they? Everything needs a key but health, docs and the pages about problems and reasons (RFC 6750).
 
 Keys come from two places: ``FEWBIT_API_KEYS``, which are administrators of the operator's own tenant, and the store
 (``python -m service.keys``). A stored key is looked up at most once in ``TRUSTED_S`` seconds by each gateway: a revoked
@@ -24,7 +24,7 @@ from store.keys import Scope as KeyScope
 from store.rates import WINDOW_S, Allowance
 from store.tenants import DEFAULT_TENANT
 
-OPEN = ("/health/", "/docs", "/openapi.json", "/problems")
+OPEN = ("/health/", "/docs", "/openapi.json", "/problems", "/reasons")
 ADMIN = ("/audit", "/metrics")
 SAFE = ("GET", "HEAD")
 TRUSTED_S = 1.0

@@ -16,7 +16,7 @@ from service.documents import EventPage, JobEndedProblem
 ABOUT = """Post a trained PyTorch model, get an int8 artifact that is proved to still give the right answers, and the
 cause for every layer that stayed float.
 
-Every call but health, docs and problems takes `Authorization: Bearer <key>`. Every error is
+Every call but health, docs, problems and reasons takes `Authorization: Bearer <key>`. Every error is
 `application/problem+json` (RFC 9457), and its `type` is a page that says what to do.
 Every answer carries `X-Request-Id`. Every `GET` path takes `HEAD` too."""
 

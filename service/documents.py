@@ -191,6 +191,7 @@ RESPONSE_HEADERS = {
     "Content-Range": _header("Which bytes these are, and how many there are in all."),
     "Content-Disposition": _header("The name to save the file under."),
     "WWW-Authenticate": _header("`Bearer`, with the scope that is needed if the key has too little."),
+    "Vary": _header("`Accept`: the same address has several faces."),
     "Allow": _header("Every method this path takes."),
 }
 

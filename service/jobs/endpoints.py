@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Annotated
@@ -9,12 +10,15 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import StreamingResponse
 
+from fewbit.faces.markdown import report_markdown
+from fewbit.faces.report_page import report_page
 from fewbit.problems import FieldError
 from fewbit.report import Report
 from fewbit.resources import Job, JobStatus
 from service.answers import JSON, LONGEST_PAGE, chosen_type, decode_cursor, json_answer, nothing, page_answer
 from service.delivery import deliver
 from service.documents import EVENT_STREAM, EventPage, JobPage, Unfinished, documents
+from service.faces import HTML, Format, base_of, chosen_face, face_answer, faces_of
 from service.idempotency import once
 from service.jobs.events import SSE, event_page, event_stream
 from service.jobs.spec import read_spec, spec_body
@@ -115,13 +119,14 @@ async def get_job(request: Request, job_id: str) -> Response:
         "get_report",
         {200: Report, 202: Unfinished},
         ("not-found", "not-acceptable", "job-failed", "job-canceled"),
-        headers=("Retry-After",),
+        headers=("Retry-After", "Vary"),
+        content=faces_of("Report"),
     ),
 )
-async def get_report(request: Request, job_id: str) -> Response:
-    """The report: 202 until the job has ended. A job that failed or was canceled has none: 409, with its `error`."""
-    chosen_type(request, (JSON,))
-    parts = parts_of(request)
+async def get_report(request: Request, job_id: str, format: Format = None) -> Response:
+    """The report: 202 until the job has ended. A job that failed or was canceled has none: 409, with its `error`.
+    As JSON, as Markdown for a pull request, or as one HTML page that needs no network."""
+    kind, base, parts = chosen_face(request, format), base_of(request), parts_of(request)
     job = await known_job(parts, job_id)
     if not job.final:
         body = b'{"status":"%b","progress":%b}' % (job.status.encode(), job.progress_json)
@@ -129,7 +134,12 @@ async def get_report(request: Request, job_id: str) -> Response:
     report = await parts.jobs.report(job_id) if job.status == "succeeded" else None
     if report is None:
         raise NoReport(job_id, job.status, job.error_json)
-    return json_answer(report)
+    return face_answer(kind, report if kind == JSON else await asyncio.to_thread(_drawn, report, kind, base))
+
+
+def _drawn(stored: bytes, kind: str, base: str) -> str:
+    report = Report.model_validate_json(stored)
+    return report_page(report, base) if kind == HTML else report_markdown(report, base)
 
 
 @router.get(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 from fewbit.report import Report
@@ -85,3 +87,90 @@ def report(**changes: Any) -> Report:
                        "peak_memory_bytes": 10**9},
     }  # fmt: skip
     return Report.model_validate(document | changes)
+
+
+# Every field filled
+
+
+def bell(center: float, spread: float, low: float, high: float, total: int, bins: int = 64) -> dict[str, Any]:
+    """A histogram of a normal distribution, and one value at its upper end."""
+    edges = [low + (high - low) * index / bins for index in range(bins + 1)]
+    middles = [(left + right) / 2 for left, right in itertools.pairwise(edges)]
+    counts = [int(total * math.exp(-(((middle - center) / spread) ** 2) / 2) / 10) for middle in middles]
+    return {"edges": edges, "counts": [*counts[:-1], 1]}
+
+
+def measured_layer(name: str, index: int, of: int, **changes: Any) -> dict[str, Any]:
+    """A quantized layer of which everything was measured. Later layers are a little worse, as they are."""
+    depth = (index + 1) / of
+    wave = math.sin(index * 1.7)
+    kernel = "quantized::linear_with_input_q_dq_qweight_dq_output_fp32"
+    weights = {
+        "min": -0.41 - 0.1 * depth, "max": 0.44 + 0.2 * depth, "mean": 0.00021, "std": 0.0512, "kurtosis": 3.4 + wave,
+        "outlier_ratio": 0.00021, "zeroed_ratio": 0.031, "saturated_ratio": 0.0, "mse_range_gain_db": 0.8,
+        "sqnr_db": {"per_tensor": 34.1 + wave, "per_channel": 41.7 + wave, "per_group": 44.0 + wave},
+        "histogram": bell(0.0, 0.05, -0.5, 0.64, 49152),
+    }  # fmt: skip
+    activations = {
+        "min": -0.17, "max": 7.9, "mean": 0.38, "std": 0.71,
+        "percentiles": {"50": 0.21, "99": 3.1, "99.9": 4.6, "99.99": 6.2},
+        "outlier_channels": [{"channel": 41, "max_abs": 7.9, "ratio": 9.3},
+                             {"channel": 7, "max_abs": 6.1, "ratio": 7.2}],
+        "saturated_ratio": 0.0004, "drift": 0.021, "histogram": bell(0.4, 0.9, -0.2, 8.0, 65536),
+    }  # fmt: skip
+    clamped = {"saturated_ratio": 0.0031, "output_sqnr_db": 21.4}
+    exact = {"saturated_ratio": 0.0, "output_sqnr_db": 39.1}
+    return layer(
+        name,
+        requested={"quantized": True, "weights": {"dtype": "int8", "granularity": "per_channel"},
+                   "activations": "dynamic", "rule": "/layers/0"},
+        execution={"artifact": "model.ts.pt", "kernel": kernel, "ms": 0.21 + 0.05 * wave, "share": 1 / of},
+        weights=weights, activations=activations, saturation={"avx2": clamped, "avx512": clamped, "vnni": exact},
+        error={"output_sqnr_db": 40 - 3 * depth + 2 * wave, "accumulated_sqnr_db": 39 - 9 * depth + wave,
+               "sensitivity": 3e-4 * math.exp(-4 * ((index * 7919) % of) / of), "spared_gain_db": 0.9 * (1 - depth)},
+    ) | changes  # fmt: skip
+
+
+def full_report(count: int = 12, **changes: Any) -> Report:
+    """``count`` layers of an encoder, every field of the report filled."""
+    parts = ("self_attn.in_proj", "self_attn.out_proj", "linear1", "linear2")
+    names = [f"encoder.layers.{index // 4}.{parts[index % 4]}" for index in range(count - 1)] + ["classifier"]
+    layers = [measured_layer(name, index, count) for index, name in enumerate(names)]
+    for each in layers:
+        if "self_attn" in each["name"]:
+            each["eager"] = {"quantized": False, "reason": _MHA}
+    asked = {"quantized": False, "weights": None, "activations": None, "rule": "/layers/1"}
+    ran = {"artifact": "model.ts.pt", "kernel": "aten::addmm", "ms": 0.08, "share": 0.03}
+    layers[-1] |= {"quantized": False, "scheme": None, "executed": "aten::addmm", "reason": _KEPT, "error": None,
+                   "requested": asked, "execution": ran, "saturation": None}  # fmt: skip
+    base = report().model_dump(mode="json")
+    worst = names[min(3, count - 1)]
+    findings = [*base["findings"], {
+        "severity": "error", "code": "nan-weight", "layer": worst, "message": "One weight is NaN.",
+        "evidence": {"index": [3, 17], "count": 1}, "remedy": "Find out where training diverged; leave it float.",
+        "patch": {"layers": [{"match": worst, "quantize": False}]}}]  # fmt: skip
+    findings[1]["layer"] = names[min(1, count - 1)]
+    accuracy = base["accuracy"] | {
+        "classes": [{"label": label, "samples": 51, "before": 0.98, "after": 0.98 + delta, "delta": delta}
+                    for label, delta in enumerate((-0.0392, 0.0196, -0.0196, 0.0, 0.0))],
+        "flips": [{"sample": 17, "before": 3, "after": 8, "label": 3},
+                  {"sample": 44, "before": 8, "after": 9, "label": 9},
+                  {"sample": 301, "before": 1, "after": 7, "label": 2}],
+        "conclusion": "The loss of 0.19 points is not distinguishable from zero with 512 samples; "
+                      "the data could show one of about 0.8 points.",
+    }  # fmt: skip
+    filled: dict[str, Any] = {
+        "verdict": "warn", "layers": layers, "findings": findings, "accuracy": accuracy,
+        "gates": [{"gate": "min_coverage", "limit": 0.9, "value": 0.9712, "met": True},
+                  {"gate": "max_drop.accuracy", "limit": 0.01, "value": 0.00195, "met": True}],
+        "coverage": base["coverage"] | {"layers": {"quantized": count - 1, "total": count}},
+        "sensitivity": {"method": "estimate", "samples": 128, "passes": 4.5},
+        "calibration": {"samples": 128, "recommended_samples": 64, "duplicates": 3, "constant_inputs": ["mask"],
+                        "non_finite_inputs": [], "convergence": [{"samples": 2**step, "range_share": 1 - 0.3 / 2**step}
+                                                                 for step in range(8)]},
+        "products": [{"name": "encoder.layers.0.self_attn", "type": "torch.nn.MultiheadAttention",
+                      "op": "aten.scaled_dot_product_attention", "macs": 131072}],
+        "patch": {"layers": [{"match": worst, "quantize": False}]},
+        "provenance": base["provenance"] | {"timings_s": {"load": 0.21, "calibrate": 1.4, "evaluate": 2.6}},
+    }  # fmt: skip
+    return Report.model_validate(base | filled | changes)

@@ -82,3 +82,19 @@ def test_lists_show_what_there_is(server: Scripted, command: str) -> None:
 
 def test_a_file_that_is_not_there_is_exit_code_2() -> None:
     assert fewbit("quantize", "nowhere.pt2").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("face", "begins"), [("markdown", "### "), ("html", "<!doctype html>"), ("json", "{"), ("terminal", "\n PASS")]
+)
+def test_a_report_is_written_in_the_face_and_to_the_file_asked_for(
+    server: Scripted, tmp_path: Path, face: str, begins: str
+) -> None:
+    server.plays(report_answer(), report_answer())
+    printed = fewbit("report", "job_1", "--format", face, FEWBIT_URL=server.url)
+    assert printed.stdout.startswith(begins), printed.stderr
+    saved = fewbit("report", "job_1", "--format", face, "--out", str(tmp_path / "report"), FEWBIT_URL=server.url)
+    assert (saved.returncode, saved.stdout) == (0, "")
+    assert (tmp_path / "report").read_text() == printed.stdout
+    if face in ("markdown", "html"):
+        assert f"{server.url}/reasons/excluded-by-user" in printed.stdout

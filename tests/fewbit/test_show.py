@@ -6,11 +6,12 @@ import io
 from typing import Any
 
 import pytest
-from example import layer
+from example import full_report, layer
 from example import report as example_report
 from rich.console import Console
 
 from fewbit import show
+from fewbit.faces import words
 from fewbit.report import Metric, Report
 
 
@@ -63,7 +64,7 @@ def test_an_unmet_gate_stands_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("measured", "words"),
+    ("measured", "said"),
     [
         (metric(-0.002, -0.006, 0.002), "−0.20 points: not distinguishable from zero with 512 samples"),
         (metric(-0.05, -0.07, -0.03), "−5.00 points: a real loss, −7.00 to −3.00 (95 %)"),
@@ -71,29 +72,29 @@ def test_an_unmet_gate_stands_out() -> None:
         (metric(0.0, 0.0, 0.0), "±0.00 points: not distinguishable from zero with 512 samples"),
     ],
 )
-def test_an_accuracy_difference_is_put_in_words(measured: Metric, words: str) -> None:
-    assert show.drop_words(measured, 512) == words
+def test_an_accuracy_difference_is_put_in_words(measured: Metric, said: str) -> None:
+    assert words.drop_words(measured, 512) == said
 
 
 def test_synthetic_numbers_are_never_presented_as_accuracy() -> None:
     measured = example_report().accuracy
     assert measured is not None
     synthetic = measured.model_copy(update={"kind": "synthetic", "labelled": False, "metrics": ()})
-    assert show.accuracy_words(synthetic) == ("31.2 dB", "output SQNR\n512 samples\nsynthetic inputs: weak")
+    assert words.accuracy_words(synthetic) == ("31.2 dB", "output SQNR\n512 samples\nsynthetic inputs: weak")
 
 
 def test_a_slower_artifact_is_called_slower() -> None:
     latency = example_report().latency
     assert latency is not None
     slow = latency.model_copy(update={"artifacts": {"pt2": latency.artifacts["pt2"]}})
-    assert show.speed_words(slow)[0] == "0.56 × (slower)"
+    assert words.speed_words(slow)[0] == "0.56 × (slower)"
 
 
 def test_a_job_that_only_analyzes_is_shown_too() -> None:
     nothing: dict[str, Any] = {"accuracy": None, "latency": None, "artifacts": [], "findings": [], "gates": []}
     report = example_report(**nothing, size={"before": 100, "after": None, "ratio": None})
     assert "not measured" in printed(report)
-    assert show.size_words(report) == ("—", "100 bytes before\nthis job made no artifact")
+    assert words.size_words(report) == ("—", "100 bytes before\nthis job made no artifact")
 
 
 def test_the_root_module_has_a_name() -> None:
@@ -118,6 +119,33 @@ def test_several_metrics_have_a_line_each_and_only_shares_are_percentages() -> N
     )  # fmt: skip
     more = (*report.accuracy.metrics, squared)
     text = printed(report.model_copy(update={"accuracy": report.accuracy.model_copy(update={"metrics": more})}))
-    assert "mean_squared_error  0.5123 → 0.53  a loss beyond chance with 512 samples" in text
+    assert "mean_squared_error  0.512 → 0.53  a loss beyond chance with 512 samples" in text
     assert "accuracy  97.27 % → 97.07 %" in text
-    assert "a real loss, +0.01 to +0.02" in show.drop_words(squared, 512)
+    assert "a real loss, +0.01 to +0.02" in words.drop_words(squared, 512)
+
+
+def test_a_terminal_shows_what_was_measured_of_each_layer_and_the_model() -> None:
+    text = printed(full_report())
+    assert max(map(len, text.splitlines())) <= 100
+    assert "(2) 0.21 ms" in text
+    assert "Most sensitive: what the output loses if only this layer is quantized" in text
+    assert "+0.8 dB if it stays float" in text
+    assert "128 samples; the ranges had settled after 64." in text
+    assert "Input mask never changes." in text
+
+
+def test_a_layer_that_is_not_what_was_asked_for_is_marked() -> None:
+    asked = {"quantized": True, "weights": {"dtype": "int8", "granularity": "per_channel"}, "activations": "dynamic"}
+    held = layer("a", quantized=False, scheme=None, requested=asked)
+    text = printed(example_report(layers=[held]))
+    assert "float ≠" in text
+    assert "≠ not what the spec asked for" in text
+    assert "≠" not in printed(full_report())
+
+
+def test_a_metric_with_a_scale_of_its_own_is_no_percentage() -> None:
+    error = Metric(
+        name="mean_squared_error", before=0.5, after=0.6, delta=0.1, ci95=(0.05, 0.15), p_value=0.01, note=""
+    )
+    assert words.drop_words(error, 10) == "+0.1: a real loss, +0.05 to +0.15 (95 %)"
+    assert words.metric_value(error, 0.5) == "0.5"

@@ -117,14 +117,6 @@ def test_a_canceled_job_has_no_report(http: httpx2.Client, worker: Worker) -> No
     assert answer.json()["error"] is None
 
 
-def test_the_report_comes_as_json_only(http: httpx2.Client, worker: Worker, tmp_path: Path) -> None:
-    posted = job(http, worker)
-    worker.succeed(posted, tmp_path)
-    answer = http.get(f"/jobs/{posted}/report", headers={"Accept": "text/html, application/json;q=0"})
-    assert (answer.status_code, answer.json()["type"]) == (406, "/problems/not-acceptable")
-    assert http.get(f"/jobs/{posted}/report", headers={"Accept": "text/html, */*;q=0.1"}).status_code == 200
-
-
 def test_a_queued_job_is_canceled_at_once(http: httpx2.Client, worker: Worker) -> None:
     posted = job(http, worker)
     answer = http.post(f"/jobs/{posted}/cancel")

@@ -205,7 +205,9 @@ def test_nothing_is_answered_without_a_key_but_what_is_open(gateway: Gateway) ->
             for method, operation in operations.items():
                 answer = anyone.request(
                     method,
-                    path.format(job_id="a", model_id="a", dataset_id="a", webhook_id="a", name="a", slug="in-use"),
+                    path.format(
+                        job_id="a", model_id="a", dataset_id="a", webhook_id="a", name="a", slug="in-use", code="a"
+                    ),
                 )
                 assert (answer.status_code == 401) == ("security" not in operation), (method, path)
         assert anyone.get("/docs").status_code == 200

@@ -10,6 +10,7 @@ from typing import Any
 from redis import Redis
 
 from fewbit.problems import JobProblem
+from fewbit.report import Report
 from fewbit.resources import InputSignature, ModelFormat, ModelLayer
 from store.blobs import Blobs
 from store.fleet import Announcer
@@ -57,12 +58,11 @@ class Worker:
     def fail(self, job_id: str, slug: str = "out-of-memory", detail: str = "It needed 9 GiB.") -> None:
         self.leases.fail(self.claim(job_id), JobProblem.of(slug, detail))
 
-    def succeed(self, job_id: str, tmp_path: Path, **files: bytes) -> None:
-        """``files``: artifacts by kind."""
+    def succeed(self, job_id: str, tmp_path: Path, told: Report | None = None, **files: bytes) -> None:
+        """``files``: artifacts by kind; ``told``: a whole report, for those who read it."""
         claim = self.claim(job_id)
-        self.leases.succeed(
-            claim, json.dumps(report(job_id)).encode(), [self._kept(tmp_path, *each) for each in files.items()]
-        )
+        stored = told.model_dump_json() if told else json.dumps(report(job_id))
+        self.leases.succeed(claim, stored.encode(), [self._kept(tmp_path, *each) for each in files.items()])
 
     def announce(self, name: str, *queues: str) -> None:
         self.announcer.announce(name, {"queues": queues, "cpu": "a CPU", "threads": 2})

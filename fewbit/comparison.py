@@ -1,0 +1,167 @@
+"""Jobs side by side: ``GET /compare``. Layers are matched by name; what a job does not have is null."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fewbit.faces.words import scheme_words
+from fewbit.metrics import is_lower_better
+from fewbit.report import LayerReport, Report, Verdict
+from fewbit.resources import Resource
+from fewbit.spec import Method
+
+FEWEST, MOST = 2, 8
+Better = Literal["higher", "lower"]
+Unit = Literal["share", "bytes", "ratio", "dB", "ms", "times", "score", "count"]
+
+
+class ComparedJob(Resource):
+    """One column of the comparison."""
+
+    job: str
+    model: str
+    method: Method
+    verdict: Verdict
+    labels: dict[str, str]
+
+
+class ComparedNumber(Resource):
+    """One row of the summary: a value for each job, null where it was not measured. ``best``: the jobs' positions
+    that no other beats; empty where all are equal or fewer than two were measured."""
+
+    name: str
+    unit: Unit
+    better: Better
+    values: tuple[float | None, ...]
+    best: tuple[int, ...]
+
+
+class ComparedCell(Resource):
+    """One layer in one job."""
+
+    quantized: bool
+    scheme: str | None
+    kernel: str | None
+    ms: float | None
+    output_sqnr_db: float | None
+    sensitivity: float | None
+    reason: str | None
+
+
+Difference = Literal["missing", "quantized", "scheme", "kernel", "reason"]
+
+
+class ComparedLayer(Resource):
+    """One layer in every job, null where it has none of that name. ``differences``: the fields that are not the same
+    everywhere; measured numbers never are, and count as none. ``best`` is of ``output_sqnr_db``."""
+
+    name: str
+    jobs: tuple[ComparedCell | None, ...]
+    differences: tuple[Difference, ...]
+    best: tuple[int, ...]
+
+
+class Comparison(Resource):
+    """``GET /compare``: two to eight jobs side by side, in the order they were asked for."""
+
+    jobs: tuple[ComparedJob, ...]
+    summary: tuple[ComparedNumber, ...]
+    layers: tuple[ComparedLayer, ...]
+
+
+def compare(reports: Sequence[Report]) -> Comparison:
+    """Layers come in the order of the first job that has them."""
+    by_name = [{layer.name: layer for layer in report.layers} for report in reports]
+    names = list(dict.fromkeys(name for layers in by_name for name in layers))
+    return Comparison(
+        jobs=tuple(map(_job, reports)),
+        summary=tuple(_numbers(reports)),
+        layers=tuple(_layer(name, [layers.get(name) for layers in by_name]) for name in names),
+    )
+
+
+def _job(report: Report) -> ComparedJob:
+    spec = report.spec
+    return ComparedJob(
+        job=report.job, model=report.model.id, method=spec.method, verdict=report.verdict, labels=spec.labels
+    )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    unit: Unit
+    better: Better
+    value: float | None
+
+
+def _numbers(reports: Sequence[Report]) -> list[ComparedNumber]:
+    """Rows that no job has a value for are left out."""
+    measured = [dict(_measured(report)) for report in reports]
+    names = dict.fromkeys(name for each in measured for name in each)
+    rows = [_number(name, [each.get(name) for each in measured]) for name in names]
+    return [row for row in rows if any(value is not None for value in row.values)]
+
+
+def _measured(report: Report) -> Iterator[tuple[str, _Measured]]:
+    size, accuracy, latency = report.size, report.accuracy, report.latency
+    yield "coverage.parameters", _Measured("share", "higher", report.coverage.parameters)
+    yield "coverage.macs", _Measured("share", "higher", report.coverage.macs)
+    yield "size.after", _Measured("bytes", "lower", size.after)
+    yield "size.ratio", _Measured("ratio", "lower", size.ratio)
+    if accuracy:
+        for metric in accuracy.metrics:
+            better: Better = "lower" if is_lower_better(metric.name) else "higher"
+            yield f"accuracy.{metric.name}", _Measured("score", better, metric.after)
+            yield f"accuracy.{metric.name}.delta", _Measured("score", better, metric.delta)
+        yield "accuracy.flips", _Measured("count", "lower", len(accuracy.flips))
+        yield "output.sqnr_db", _Measured("dB", "higher", accuracy.output.sqnr_db)
+    if latency:
+        for kind, each in latency.artifacts.items():
+            yield f"latency.{kind}.p50", _Measured("ms", "lower", each.p50)
+            yield f"latency.{kind}.speedup", _Measured("times", "higher", each.speedup)
+    yield "peak_memory_bytes", _Measured("bytes", "lower", report.provenance.peak_memory_bytes)
+
+
+def _number(name: str, cells: Sequence[_Measured | None]) -> ComparedNumber:
+    values = [each.value if each else None for each in cells]
+    kind = next(each for each in cells if each)
+    best = _best(values, kind.better)
+    return ComparedNumber(name=name, unit=kind.unit, better=kind.better, values=tuple(values), best=best)
+
+
+def _best(values: Sequence[float | None], better: Better) -> tuple[int, ...]:
+    known = [value for value in values if value is not None]
+    if len(set(known)) < 2:
+        return ()
+    top = max(known) if better == "higher" else min(known)
+    return tuple(index for index, value in enumerate(values) if value == top)
+
+
+def _layer(name: str, rows: Sequence[LayerReport | None]) -> ComparedLayer:
+    cells = tuple(_cell(row) if row else None for row in rows)
+    errors = [cell.output_sqnr_db if cell else None for cell in cells]
+    return ComparedLayer(name=name, jobs=cells, differences=_differences(cells), best=_best(errors, "higher"))
+
+
+def _cell(layer: LayerReport) -> ComparedCell:
+    error, run = layer.error, layer.execution
+    return ComparedCell(
+        quantized=layer.quantized,
+        scheme=scheme_words(layer.scheme) if layer.scheme else None,
+        kernel=layer.executed,
+        ms=run.ms if run else None,
+        output_sqnr_db=error.output_sqnr_db if error else None,
+        sensitivity=error.sensitivity if error else None,
+        reason=layer.reason.code if layer.reason else None,
+    )
+
+
+def _differences(cells: Sequence[ComparedCell | None]) -> tuple[Difference, ...]:
+    here = [cell for cell in cells if cell]
+    missing: tuple[Difference, ...] = ("missing",) if len(here) < len(cells) else ()
+    return missing + tuple(name for name in _SETTLED if len({getattr(cell, name) for cell in here}) > 1)
+
+
+_SETTLED: tuple[Difference, ...] = ("quantized", "scheme", "kernel", "reason")

@@ -1,0 +1,106 @@
+"""Along the model: which layers the answer depends on, where error comes in, and whether calibration was enough."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+from fewbit.faces.charts import Axis, Line, axis_of, bar, plot, spread
+from fewbit.faces.markup import Child, Markup, tag
+from fewbit.faces.numbers import decibels, percent, small_share
+from fewbit.faces.parts import named, section, table
+from fewbit.faces.words import by_sensitivity, calibration_words, layer_name, sensitivity
+from fewbit.report import CalibrationReport, LayerReport, Report
+
+RANKED = 10
+METHODS = {"estimate": "estimated", "brute_force": "measured, one evaluation a layer,"}
+
+
+def sensitivity_section(report: Report) -> Markup:
+    ranked = by_sensitivity(report.layers)
+    if not ranked:
+        nothing = "Not measured. `report.sensitivity` in the job spec turns it on."
+        return section("sensitivity", "Sensitivity", tag("p", nothing, class_="empty"))
+    how = report.sensitivity
+    cost = f" {METHODS[how.method].capitalize()} from {how.passes:g} passes over {how.samples} samples." if how else ""
+    lead = f"What the model's output loses if only this layer is quantized.{cost}"
+    chart = [_pareto(ranked)] if len(ranked) > 1 else []
+    return section("sensitivity", "Sensitivity", tag("div", *chart, _ranking(ranked), class_="halves"), lead=lead)
+
+
+def _pareto(ranked: Sequence[LayerReport]) -> Markup:
+    """Bars from the most sensitive down, and the share of the sum they have reached."""
+    values = [sensitivity(each) or 0.0 for each in ranked]
+    total = sum(values) or 1.0
+    reached = [each / total for each in accumulate(values)]
+    half = next(index for index, each in enumerate(reached, 1) if each >= 0.5 or index == len(reached))
+    label = f"Sensitivity of {len(values)} layers, sorted, and its cumulative share: {half} make half of the sum"
+    bars = [each / (max(values) or 1.0) * 100 for each in values]
+    line = Line("cumulative share", "accent", spread([100 * each for each in reached]))
+    drawn = plot(label, [line], Axis(0, 100, " %"), ["most sensitive", "least"], bars)
+    said = f"{half} of {len(values)} layers make half of the loss."
+    return tag("figure", drawn, tag("figcaption", said, " Bars: each against the largest; line: cumulative share."))
+
+
+def _ranking(ranked: Sequence[LayerReport]) -> Markup:
+    largest = sensitivity(ranked[0]) or 1.0
+    rows: list[Sequence[Child]] = []
+    for layer in ranked[:RANKED]:
+        value = sensitivity(layer) or 0.0
+        gain = layer.error.spared_gain_db if layer.error else None
+        drawn = bar(value / largest, f"{small_share(value)}", "accent")
+        rows.append(((named(layer.name), drawn), small_share(value), decibels(gain)))
+    return table("The most sensitive layers", ("Layer", "#Loss", "#Gain if spared"), rows)
+
+
+def depth_section(report: Report) -> Markup:
+    own = [each.error.output_sqnr_db if each.error else None for each in report.layers]
+    whole = [each.error.accumulated_sqnr_db if each.error else None for each in report.layers]
+    known = [value for value in (*own, *whole) if value is not None]
+    if not known:
+        return section("depth", "Error along the depth", tag("p", "Not measured.", class_="empty"))
+    lines = [
+        Line("own output", "int8", spread(own)),
+        *([Line("accumulated", "accent dashed", spread(whole))] if any(each is not None for each in whole) else []),
+    ]
+    names = [layer_name(each.name) for each in report.layers]
+    ends = [names[0], names[-1]] if len(names) > 1 else names
+    lead = "Higher is better. Own: the layer alone, on float inputs. Accumulated: with every error before it."
+    drawn = plot(_depth_label(report.layers, own, whole), lines, axis_of(known, " dB"), ends)
+    return section("depth", "Error along the depth", tag("figure", drawn), lead=lead)
+
+
+def _depth_label(layers: Sequence[LayerReport], own: Sequence[float | None], whole: Sequence[float | None]) -> str:
+    """What the lines show, for who cannot see them."""
+    said = []
+    for name, values in (("own", own), ("accumulated", whole)):
+        known = [(value, layer.name) for value, layer in zip(values, layers, strict=True) if value is not None]
+        if known:
+            lowest, where = min(known)
+            said.append(
+                f"{name} SQNR lowest at {layer_name(where)} with {decibels(lowest)}, last {decibels(known[-1][0])}"
+            )
+    return f"SQNR along {len(layers)} layers: {'; '.join(said)}"
+
+
+def calibration_section(report: Report) -> Markup | None:
+    """Nothing for a job that needs no calibration."""
+    if report.calibration is None:
+        return None
+    said = [tag("p", each) for each in calibration_words(report)]
+    chart = _convergence(report.calibration) if len(report.calibration.convergence) > 1 else None
+    return section("calibration", "Calibration", tag("div", tag("div", *said), chart, class_="halves"))
+
+
+def _convergence(calibration: CalibrationReport) -> Child:
+    """Sample counts on a log scale would need more ticks than a phone has room for: equal steps, and the counts."""
+    steps = calibration.convergence
+    line = Line("range reached", "accent", spread([100 * each.range_share for each in steps]))
+    label = "Share of the final ranges reached: " + ", ".join(
+        f"{percent(each.range_share)} after {each.samples} samples" for each in steps
+    )
+    lowest = 100 * min(each.range_share for each in steps)
+    axis = Axis(next(low for low in (90, 80, 60, 0) if low <= max(lowest, 0)), 100, " %")
+    ends = [str(each.samples) for each in steps]
+    drawn = plot(label, [line], axis, ends if len(ends) <= 8 else [ends[0], ends[-1]])
+    return tag("figure", drawn, tag("figcaption", "Share of the final ranges that is reached, by number of samples."))

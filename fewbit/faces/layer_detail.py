@@ -1,0 +1,136 @@
+"""Everything known of one layer: why it is as it is, its weights, what it reads, its errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fewbit.faces.charts import histogram
+from fewbit.faces.markup import Child, Markup, tag
+from fewbit.faces.numbers import count, decibels, minus, percent, shape, small, small_share
+from fewbit.faces.parts import Links, facts, patch_block, prose, table
+from fewbit.faces.summary import evidence_words, finding_block
+from fewbit.faces.words import layer_name, requested_words, scheme_words
+from fewbit.report import ActivationStats, Finding, LayerReport, TargetSaturation, WeightStats
+from fewbit.resources import Reason
+
+TARGETS = {"avx2": "AVX2", "avx512": "AVX-512", "vnni": "VNNI", "arm": "ARM"}
+CHANNELS_SHOWN = 6
+
+
+def detail(layer: LayerReport, found: Sequence[Finding], links: Links) -> Markup:
+    return tag(
+        "div",
+        tag("div", _why(layer, found, links), class_="why"),
+        _weights(layer.weights, layer.name) if layer.weights else None,
+        _activations(layer.activations, layer.name) if layer.activations else None,
+        _saturation(layer.saturation, layer.name) if layer.saturation else None,
+        class_="parts",
+    )
+
+
+def _why(layer: LayerReport, found: Sequence[Finding], links: Links) -> list[Child]:
+    return [
+        _reason(layer.reason, "Why it is so", links) if layer.reason else None,
+        [finding_block(each, links, with_layer=False) for each in found],
+        _as_it_is(layer),
+        _reason(layer.eager.reason, "With plain quantize_dynamic", links) if layer.eager.reason else None,
+    ]
+
+
+def _reason(reason: Reason, title: str, links: Links) -> Child:
+    return [
+        tag("h3", title, " ", links.code(reason.code)),
+        tag("p", prose(reason.message)),
+        facts({name: evidence_words(value) for name, value in reason.evidence.items()}),
+        tag("p", prose(reason.remedy), class_="remedy") if reason.remedy else None,
+        patch_block(reason.patch, reason.code) if reason.patch is not None else None,
+    ]
+
+
+def _as_it_is(layer: LayerReport) -> Child:
+    asked, run, error = layer.requested, layer.execution, layer.error
+    rule = f", by {asked.rule}" if asked and asked.rule else ""
+    ran = f"{run.kernel}: {run.ms:.3g} ms, {percent(run.share)} of all layers, in {run.artifact}" if run else None
+    rows: dict[str, Child] = {
+        "Type": layer.type,
+        "Operator": layer.op,
+        "Weight": shape(layer.shape),
+        "Work": f"{count(layer.macs)} MACs a sample, {count(layer.parameters)} parameters, {layer.calls} "
+        + ("use" if layer.calls == 1 else "uses"),
+        "Requested": f"{requested_words(asked)}{rule}" if asked else None,
+        "Converted": scheme_words(layer.scheme) if layer.scheme else "float",
+        "Executed": ran or layer.executed or "not run",
+    }
+    if error:
+        rows |= {
+            "Own SQNR": decibels(error.output_sqnr_db) if error.output_sqnr_db is not None else None,
+            "Accumulated": decibels(error.accumulated_sqnr_db) if error.accumulated_sqnr_db is not None else None,
+            "Sensitivity": small_share(error.sensitivity) if error.sensitivity is not None else None,
+            "If spared": minus(f"{error.spared_gain_db:+.1f} dB") if error.spared_gain_db is not None else None,
+        }
+    return [tag("h3", "As it is"), facts(rows)]
+
+
+def _weights(stats: WeightStats, name: str) -> Markup:
+    by_granularity = {f"SQNR {kind.replace('_', ' ')}": decibels(value) for kind, value in stats.sqnr_db.items()}
+    gain = stats.mse_range_gain_db
+    return tag(
+        "div",
+        tag("h3", "Weights"),
+        histogram(stats.histogram, f"Histogram of the weights of {layer_name(name)}, counts on a log scale"),
+        facts(
+            _moments(stats)
+            | {
+                "Kurtosis": small(stats.kurtosis),
+                "Outliers beyond 6 σ": small_share(stats.outlier_ratio),
+                "Rounded to zero": small_share(stats.zeroed_ratio),
+                "Clipped": small_share(stats.saturated_ratio),
+            }
+            | by_granularity
+            | {"Gain with the mse range": decibels(gain) if gain is not None else None}
+        ),
+    )
+
+
+def _activations(stats: ActivationStats, name: str) -> Markup:
+    percentiles = {f"{each} % below": small(value) for each, value in stats.percentiles.items()}
+    channels = [
+        f"{each.channel}: up to {small(each.max_abs)}, {each.ratio:.3g} × the median channel"
+        for each in stats.outlier_channels[:CHANNELS_SHOWN]
+    ]
+    more = len(stats.outlier_channels) - CHANNELS_SHOWN
+    said = [tag("div", each) for each in channels + ([f"and {more} more"] if more > 0 else [])]
+    return tag(
+        "div",
+        tag("h3", "Activations"),
+        histogram(stats.histogram, f"Histogram of what {layer_name(name)} reads, counts on a log scale", "accent"),
+        facts(
+            _moments(stats)
+            | percentiles
+            | {
+                "Clipped": small_share(stats.saturated_ratio) if stats.saturated_ratio is not None else None,
+                "Drift from calibration": small(stats.drift) if stats.drift is not None else None,
+                "Outlier channels": said or "none",
+            }
+        ),
+    )
+
+
+def _moments(stats: WeightStats | ActivationStats) -> dict[str, Child]:
+    return {
+        "Range": f"{small(stats.min)} to {small(stats.max)}",
+        "Mean ± σ": f"{small(stats.mean)} ± {small(stats.std)}",
+    }
+
+
+def _saturation(targets: Mapping[str, TargetSaturation], name: str) -> Markup:
+    rows = [
+        (TARGETS.get(each, each), small_share(value.saturated_ratio), decibels(value.output_sqnr_db))
+        for each, value in targets.items()
+    ]
+    caption = "Integer sums on other CPUs"
+    return tag(
+        "div",
+        tag("h3", "On CPUs you do not have"),
+        table(f"{caption} of {layer_name(name)}", ("CPU", "#Pairs clamped", "#SQNR then"), rows, css="hidden-caption"),
+    )

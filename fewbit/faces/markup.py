@@ -1,0 +1,50 @@
+"""HTML by function calls. Text is escaped unless it is ``Markup``, which only ``tag`` and ``raw`` make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from typing import TypeAlias
+
+VOID = frozenset({"br", "wbr", "hr", "input", "link", "meta", "path", "rect", "line"})
+
+
+class Markup(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
+
+
+Child: TypeAlias = "str | int | Iterable[Child] | None"
+Attribute = str | int | float | bool | None
+
+
+def tag(name: str, *children: Child, **attributes: Attribute) -> Markup:
+    """An element. ``class_`` is ``class``, ``aria_label`` is ``aria-label``; ``None`` and ``False`` are left out."""
+    opened = f"<{name}{''.join(_attribute(*each) for each in attributes.items())}"
+    if name in VOID:
+        return Markup(f"{opened}/>" if name in ("path", "rect", "line") else f"{opened}>")
+    return Markup(f"{opened}>{join(children)}</{name}>")
+
+
+def join(children: Child) -> Markup:
+    """The children one after another, what is not ``Markup`` escaped."""
+    if children is None:
+        return Markup("")
+    if isinstance(children, Markup):
+        return children
+    if isinstance(children, str | int):
+        return Markup(escape(str(children), quote=False))
+    return Markup("".join(map(join, children)))
+
+
+def raw(text: str) -> Markup:
+    """This project's own text, which needs no escaping: style, script."""
+    return Markup(text)
+
+
+def _attribute(name: str, value: Attribute) -> str:
+    if value is None or value is False:
+        return ""
+    written = name.rstrip("_").replace("_", "-")
+    return f" {written}" if value is True else f' {written}="{escape(str(value))}"'

@@ -1,0 +1,166 @@
+"""How much of the model is int8, and float against int8: size, latency, accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fewbit.faces.charts import bar, diverging, interval
+from fewbit.faces.markup import Child, Markup, tag
+from fewbit.faces.numbers import decibels, kilobytes, milliseconds, percent, points, small
+from fewbit.faces.parts import Links, section, table
+from fewbit.faces.words import drop_words, metric_change, metric_value
+from fewbit.report import Accuracy, Flip, Latency, Metric, Report, Size
+
+CLASSES_SHOWN = 12
+FLIPS_SHOWN = 100
+
+
+def coverage_section(report: Report, links: Links) -> Markup:
+    coverage = report.coverage
+    layers = coverage.layers
+    shares = {
+        "Layers": (layers.quantized / layers.total if layers.total else 0.0, f"{layers.quantized} of {layers.total}"),
+        "Parameters": (coverage.parameters, ""),
+        "Bytes": (coverage.bytes, ""),
+        "Arithmetic": (coverage.macs, ""),
+        "Float time": (coverage.time, ""),
+    }
+    rows = [_bar_row(name, share, note or percent(share)) for name, (share, note) in shares.items()]
+    kept = [tag("li", links.code(code), f" {number}") for code, number in coverage.reasons.items()]
+    why = [tag("h3", "Why the rest is float"), tag("ul", *kept, class_="tags")] if kept else None
+    legend = tag("p", tag("span", "int8", class_="key int8"), tag("span", "float", class_="key rest"), class_="legend")
+    return section("coverage", "Coverage", legend, tag("dl", *rows, class_="bars"), why)
+
+
+def _bar_row(name: str, share: float, note: str, kind: str = "int8") -> Markup:
+    return tag("div", tag("dt", name), tag("dd", bar(share, f"{name}: {note}", kind)), tag("dd", note, class_="value"))
+
+
+def measured_section(report: Report) -> Markup:
+    return section(
+        "measured",
+        "Before and after",
+        tag("div", _size(report.size), _latency(report.latency) if report.latency else _no_latency(), class_="halves"),
+        _accuracy(report.accuracy) if report.accuracy else _no_accuracy(),
+    )
+
+
+def _size(size: Size) -> Markup:
+    rows = [_bar_row("Upload", 1.0, kilobytes(size.before), "rest-strong")]
+    if size.after is not None:
+        rows.append(_bar_row("Artifact", size.after / size.before if size.before else 0.0, kilobytes(size.after)))
+    none = tag("p", "This job made no artifact.", class_="empty") if size.after is None else None
+    return tag("div", tag("h3", "Size on disk"), tag("dl", *rows, class_="bars"), none)
+
+
+def _no_latency() -> Markup:
+    return tag("div", tag("h3", "Latency"), tag("p", "Not measured.", class_="empty"))
+
+
+def _latency(latency: Latency) -> Markup:
+    slowest = max([latency.before_ms.p50, *(each.p50 for each in latency.artifacts.values())]) or 1.0
+    rows = [_bar_row("Float", latency.before_ms.p50 / slowest, milliseconds(latency.before_ms.p50), "rest-strong")]
+    for kind, each in sorted(latency.artifacts.items(), key=lambda item: item[1].p50):
+        note = f"{milliseconds(each.p50)}, {each.speedup:.2f} ×"
+        rows.append(_bar_row(kind, each.p50 / slowest, note, "loss" if each.speedup < 1 else "int8"))
+    every = {"float": latency.before_ms, **latency.artifacts}
+    spread = [
+        (name, milliseconds(each.min), milliseconds(each.p50), milliseconds(each.p95)) for name, each in every.items()
+    ]
+    conditions = f"median of one batch of {latency.batch}, {latency.threads} threads"
+    percentiles = tag(
+        "details",
+        tag("summary", "Percentiles"),
+        table("Milliseconds for one batch", ("Run", "#Fastest", "#Median", "#95 %"), spread),
+    )
+    return tag("div", tag("h3", "Latency ", tag("small", conditions)), tag("dl", *rows, class_="bars"), percentiles)
+
+
+def _no_accuracy() -> Markup:
+    nothing = "Not measured: the job ran no artifact on data. Give it an evaluation dataset."
+    return tag("div", tag("h3", "Accuracy"), tag("p", nothing, class_="empty"))
+
+
+def _accuracy(accuracy: Accuracy) -> Markup:
+    synthetic = (
+        "The inputs are synthetic: these numbers show that the artifact computes the same, not that it is right. "
+        "Give the job an evaluation dataset."
+    )
+    unlabelled = "The data has no labels: outputs are compared with the float model's, nothing says which is right."
+    note = synthetic if accuracy.kind == "synthetic" else (None if accuracy.labelled else unlabelled)
+    return tag(
+        "div",
+        tag("h3", "Accuracy ", tag("small", f"{accuracy.samples} samples through {accuracy.artifact}")),
+        tag("p", note, class_="note") if note else None,
+        [_metric(each, accuracy.samples) for each in accuracy.metrics],
+        _similarity(accuracy),
+        tag("div", *_classes(accuracy), *_flips(accuracy), class_="halves"),
+    )
+
+
+def _metric(metric: Metric, samples: int) -> Markup:
+    said = drop_words(metric, samples).replace("\n", ", ")
+    drawn = None
+    if metric.ci95:
+        low, high = metric.ci95
+        drawn = interval(low, metric.delta, high, f"Difference with its 95 % interval, zero in the middle: {said}")
+    chance = f", p = {metric.p_value:.2g}" if metric.p_value is not None else ""
+    between = [metric_change(metric, each) for each in metric.ci95 or ()]
+    wide = f", 95 % between {' and '.join(between)}" if between else ""
+    small_print = (metric.note + chance + wide).strip(", ")
+    return tag(
+        "div",
+        tag(
+            "p", tag("b", metric.name), f" {metric_value(metric, metric.before)} → {metric_value(metric, metric.after)}"
+        ),
+        drawn,
+        tag("p", said, "." if not said.endswith(")") else "", tag("small", f" {small_print}") if small_print else None),
+        class_="metric",
+    )
+
+
+def _similarity(accuracy: Accuracy) -> Markup:
+    output = accuracy.output
+    rows: list[tuple[str, str]] = [
+        ("SQNR", decibels(output.sqnr_db)),
+        ("Cosine", f"{output.cosine:.6f}"),
+        ("Largest difference", small(output.max_abs_error)),
+    ]
+    if output.top1_agreement is not None:
+        rows.append(("Same prediction", percent(output.top1_agreement, 2)))
+    return tag("dl", *[tag("div", tag("dt", name), tag("dd", value)) for name, value in rows], class_="facts wide")
+
+
+def _classes(accuracy: Accuracy) -> Iterator[Child]:
+    if not accuracy.classes:
+        return
+    largest = max(abs(each.delta) for each in accuracy.classes)
+    rows = [
+        (
+            each.label, each.samples, percent(each.before), percent(each.after),
+            diverging(each.delta, largest, f"{points(each.delta)} points") if each.delta else "", points(each.delta),
+        )
+        for each in accuracy.classes[:CLASSES_SHOWN]
+    ]  # fmt: skip
+    shown = f", the {CLASSES_SHOWN} that changed most" if len(accuracy.classes) > CLASSES_SHOWN else ""
+    heads = ("Label", "#Samples", "#Float", "#int8", "Change", "#Points")
+    yield tag("div", tag("h3", "By class"), table(f"Share that is right, by label{shown}", heads, rows))
+
+
+def _flips(accuracy: Accuracy) -> Iterator[Child]:
+    if not accuracy.flips:
+        return
+    rows = [
+        (each.sample, each.before, each.after, "—" if each.label is None else each.label, _outcome(each))
+        for each in accuracy.flips[:FLIPS_SHOWN]
+    ]
+    number = len(accuracy.flips)
+    caption = "Samples whose predicted class changed" + (f", the first {FLIPS_SHOWN}" if number > FLIPS_SHOWN else "")
+    drawn = table(caption, ("Sample", "#Float", "#int8", "#Label", "Outcome"), rows, css="tall")
+    yield tag("div", tag("h3", f"{number} flip" + ("" if number == 1 else "s")), drawn)
+
+
+def _outcome(flip: Flip) -> str:
+    if flip.label is None:
+        return ""
+    return "lost" if flip.before == flip.label else ("won" if flip.after == flip.label else "wrong both times")

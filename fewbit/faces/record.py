@@ -1,0 +1,58 @@
+"""The end of the page: files, products, where the numbers come from, the spec."""
+
+from __future__ import annotations
+
+from fewbit.faces.markup import Markup, tag
+from fewbit.faces.numbers import count, decibels, kilobytes
+from fewbit.faces.parts import facts, named, section, table
+from fewbit.report import Report
+
+
+def artifacts_section(report: Report) -> Markup:
+    if not report.artifacts:
+        return section("artifacts", "Artifacts", tag("p", "This job made none.", class_="empty"))
+    rows = [
+        (
+            tag("code", each.name), each.kind, kilobytes(each.size),
+            tag("span", "ran in a fresh process" if each.verified else "not verified",
+                class_=f"mark {'pass' if each.verified else 'error'}"),
+            decibels(each.output.sqnr_db) if each.output else "—", tag("code", each.sha256[:12], title=each.sha256),
+        )
+        for each in report.artifacts
+    ]  # fmt: skip
+    heads = ("File", "Kind", "#Size", "Verified", "#Output SQNR", "SHA-256")
+    return section("artifacts", "Artifacts", table("Delivered files", heads, rows))
+
+
+def record_section(report: Report) -> Markup:
+    made = report.provenance
+    spent = [f"{stage} {seconds:.2f} s" for stage, seconds in made.timings_s.items()]
+    told = facts({
+        "Model": [report.model.id, tag("small", f" sha256 {report.model.sha256}")],
+        "Versions": f"fewbit {made.fewbit}, torch {made.torch}, "
+        + (f"torchao {made.torchao}, " if made.torchao else "") + f"numpy {made.numpy}, Python {made.python}",
+        "CPU": f"{made.cpu}, {made.isa}, {made.threads} threads",
+        "Seed": str(made.seed),
+        "Time": ", ".join(spent) or None,
+        "Peak memory": kilobytes(made.peak_memory_bytes),
+    })  # fmt: skip
+    spec = tag(
+        "details",
+        tag("summary", "The job spec, every default filled in"),
+        tag("pre", tag("code", report.spec.model_dump_json(indent=2)), class_="spec", tabindex=0),
+    )
+    return section("record", "Where these numbers come from", told, _products(report), spec)
+
+
+def _products(report: Report) -> Markup | None:
+    if not report.products:
+        return None
+    rows = [
+        (named(each.name), each.type.rsplit(".", 1)[-1], each.op, "—" if each.macs is None else count(each.macs))
+        for each in report.products
+    ]
+    return tag(
+        "details",
+        tag("summary", f"Products of two activations, which have no weight to quantize: {len(rows)}"),
+        table("Products of two activations", ("Product", "Type", "Operator", "#MACs a sample"), rows),
+    )

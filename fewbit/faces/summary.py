@@ -1,0 +1,127 @@
+"""The top of the page: the verdict, four numbers, what to do next; then gates and findings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fewbit.faces.markup import Markup, tag
+from fewbit.faces.numbers import small
+from fewbit.faces.parts import Links, facts, lines, named, patch_block, prose, section, severity_mark, table
+from fewbit.faces.words import Step, first_few, four_numbers, next_steps, verdict_sentence, worst_first
+from fewbit.report import Finding, Report
+
+STEPS_SHOWN = 8
+FINDINGS_SHOWN = 40
+
+
+def head(report: Report) -> Markup:
+    spec = report.spec
+    about = [
+        report.model.id, report.model.format, f"{spec.method} {spec.weights.dtype}",
+        *([spec.target] if spec.target else []), report.job,
+        *(f"{name}: {value}" for name, value in spec.labels.items()),
+    ]  # fmt: skip
+    return tag(
+        "header",
+        tag("p", *[tag("span", each) for each in about], class_="about"),
+        tag(
+            "h1",
+            tag("span", report.verdict.capitalize(), class_=f"verdict {report.verdict}"),
+            " ",
+            tag("span", verdict_sentence(report), class_="said"),
+        ),
+        _numbers(report),
+        _conclusion(report),
+    )
+
+
+def _numbers(report: Report) -> Markup:
+    cards = [
+        tag("div", tag("dt", name.capitalize()), tag("dd", number, class_="big"), tag("dd", lines(words)))
+        for name, (number, words) in four_numbers(report).items()
+    ]
+    return tag("dl", *cards, class_="cards")
+
+
+def _conclusion(report: Report) -> Markup | None:
+    said = report.accuracy.conclusion if report.accuracy else ""
+    return tag("p", said, class_="conclusion") if said else None
+
+
+def next_section(report: Report, links: Links) -> Markup:
+    steps = next_steps(report)
+    if not steps:
+        return section("next", "What to do next", tag("p", "Nothing: no finding asks for a change.", class_="empty"))
+    shown = tag("ol", *[_step(each, links) for each in steps[:STEPS_SHOWN]], class_="steps")
+    rest = [_step(each, links) for each in steps[STEPS_SHOWN:]]
+    more = tag("details", tag("summary", f"{len(rest)} more"), tag("ol", *rest, class_="steps")) if rest else None
+    lead = "Each patch is a JSON merge patch for the job spec: apply it to the spec, post the job again."
+    return section("next", "What to do next", shown, more, _at_once(report.patch), lead=lead)
+
+
+def _at_once(patch: dict[str, Any] | None) -> Markup | None:
+    """Merge patches of the same list replace each other; this one is made of all that the findings ask for."""
+    if patch is None:
+        return None
+    return tag("div", tag("h3", "All findings' patches in one"), patch_block(patch, "all findings"), class_="at-once")
+
+
+def _step(step: Step, links: Links) -> Markup:
+    where = tag("span", first_few(step.layers), class_="where") if step.layers else None
+    said = tag("p", prose(step.remedy)) if step.remedy else None
+    patch = patch_block(step.patch, step.code) if step.patch is not None else None
+    return tag("li", tag("p", severity_mark(step.severity), links.code(step.code), where, class_="line"), said, patch)
+
+
+def gates_section(report: Report) -> Markup:
+    if not report.gates:
+        nothing = "The job set none. Gates in the spec turn a limit into a verdict that a pipeline can act on."
+        return section("gates", "Gates", tag("p", nothing, class_="empty"))
+    rows = [
+        (
+            tag("code", gate.gate),
+            tag("span", "met" if gate.met else "not met", class_=f"mark {'pass' if gate.met else 'error'}"),
+            "not measured" if gate.value is None else f"{gate.value + 0.0:.4g}",
+            small(gate.limit),
+        )
+        for gate in report.gates
+    ]
+    return section("gates", "Gates", table("Gates of the job", ("Gate", "Result", "#Measured", "#Limit"), rows))
+
+
+def findings_section(report: Report, links: Links) -> Markup:
+    found = worst_first(report.findings)
+    if not found:
+        return section("findings", "Findings", tag("p", "None.", class_="empty"))
+    shown, rest = _list(found[:FINDINGS_SHOWN], links), found[FINDINGS_SHOWN:]
+    more = tag("details", tag("summary", f"{len(rest)} more"), _list(rest, links)) if rest else None
+    return section("findings", "Findings", shown, more)
+
+
+def _list(found: Sequence[Finding], links: Links) -> Markup:
+    return tag("ul", *[tag("li", finding_block(each, links)) for each in found], class_="findings")
+
+
+def finding_block(finding: Finding, links: Links, with_layer: bool = True) -> Markup:
+    """One finding: what, where, the proof, and what to do."""
+    where = tag("span", named(finding.layer), class_="where") if finding.layer is not None and with_layer else None
+    evidence = {name: evidence_words(value) for name, value in finding.evidence.items()}
+    return tag(
+        "div",
+        tag("p", severity_mark(finding.severity), links.code(finding.code), where, class_="line"),
+        tag("p", prose(finding.message)),
+        facts(evidence),
+        tag("p", prose(finding.remedy), class_="remedy") if finding.remedy else None,
+        patch_block(finding.patch, finding.code) if finding.patch is not None else None,
+        class_="finding",
+    )
+
+
+def evidence_words(value: object) -> str:
+    """A value of ``evidence``, as a person would write it."""
+    if isinstance(value, float):
+        return small(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(evidence_words, value))
+    return str(value)

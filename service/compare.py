@@ -1,0 +1,76 @@
+"""``GET /compare``: two to eight jobs side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from fewbit.comparison import FEWEST, MOST, Comparison, compare
+from fewbit.faces.comparison_markdown import comparison_markdown
+from fewbit.faces.comparison_page import comparison_page
+from fewbit.problems import FieldError
+from fewbit.report import Report
+from service.documents import documents
+from service.faces import HTML, MARKDOWN, Format, base_of, chosen_face, face_answer, faces_of
+from service.ids import IdConvertor
+from service.jobs.endpoints import known_job, unknown_job
+from service.parts import Parts, parts_of
+from service.problems import InvalidRequest, JobNotFinal, NoReport
+
+router = APIRouter(tags=["jobs"])
+
+
+@router.get(
+    "/compare",
+    **documents(
+        "compare_jobs",
+        {200: Comparison},
+        ("not-found", "not-acceptable", "job-not-final", "job-failed", "job-canceled"),
+        headers=("Vary",),
+        content=faces_of("Comparison"),
+    ),
+)
+async def compare_jobs(
+    request: Request,
+    job: Annotated[list[str], Query(description="Once for each job: two to eight of them, all succeeded.")] = [],  # noqa: B006  # FastAPI copies it
+    format: Format = None,
+) -> Response:
+    """Jobs side by side: the summary with the best value of each row, and layer by layer, matched by name."""
+    kind, base, parts = chosen_face(request, format), base_of(request), parts_of(request)
+    stored = [await succeeded_report(parts, each) for each in checked(job)]
+    body = await asyncio.to_thread(_compared, stored, kind, base)
+    return face_answer(kind, body)
+
+
+def _compared(stored: list[bytes], kind: str, base: str) -> str:
+    comparison = compare([Report.model_validate_json(each) for each in stored])
+    if kind == HTML:
+        return comparison_page(comparison, base)
+    return comparison_markdown(comparison) if kind == MARKDOWN else comparison.model_dump_json()
+
+
+def checked(jobs: list[str]) -> list[str]:
+    """Raises ``InvalidRequest`` unless there are two to eight, each once."""
+    if not FEWEST <= len(jobs) <= MOST:
+        message = f"{len(jobs)} jobs were given. Give {FEWEST} to {MOST}: /compare?job=…&job=…"
+        raise InvalidRequest([FieldError(pointer="/query/job", code="job-count", message=message)])
+    if twice := [each for index, each in enumerate(jobs) if each in jobs[:index]]:
+        message = f"{twice[0]} is there more than once. Give each job once."
+        raise InvalidRequest([FieldError(pointer="/query/job", code="duplicate-job", message=message)])
+    return jobs
+
+
+async def succeeded_report(parts: Parts, job_id: str) -> bytes:
+    """Raises ``NotFound``, ``JobNotFinal`` or ``NoReport``, each naming the job."""
+    if not re.fullmatch(IdConvertor.regex, job_id):
+        raise unknown_job(job_id)
+    found = await known_job(parts, job_id)
+    if not found.final:
+        raise JobNotFinal(job_id, found.status)
+    report = await parts.jobs.report(job_id) if found.status == "succeeded" else None
+    if report is None:
+        raise NoReport(job_id, found.status, found.error_json)
+    return report
