@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import fx
 
 _FRAME = re.compile(r'File "([^"\n]{1,4096})", line (\d{1,9}), in (\S{1,256})\n\s*([^\n]{0,4096})')
-_LIBRARY = re.compile(r"/(torch|workers/engine|fewbit)/|^<")
+_LIBRARY = re.compile(r"-packages/torch/|/torch/(nn|fx|utils|export|_\w+)/|(^|/)workers/engine/formats/|^<")
 LONGEST = 160
 
 

@@ -1,4 +1,4 @@
-"""Where a report must name the code of a situation: (code, layer, place). A place is ``reason``, ``eager`` or ``finding``.
+"""Where a report must name a situation's code: (code, layer, place). A place is ``reason``, ``eager`` or ``finding``.
 
 Situations that are not here have nothing to be found: what the code is about happens in Python, and left no trace in
 the graph; or no route would miss anything.
