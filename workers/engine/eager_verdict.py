@@ -203,13 +203,18 @@ def _recurrent(layer: Layer, path: str, kind: str) -> EagerVerdict:
     if any("weight_hr" in name for name in names):
         return _in_vain("not-linear-type", _FAILS + "the int8 LSTM knows no projection (proj_size).",
                         "Project with an nn.Linear behind it.")  # fmt: skip
-    if any(rank(use.input) == 2 for use in layer.uses):
+    if any(_is_unbatched(use.input, path) for use in layer.uses):
         return _in_vain("not-linear-type", _FAILS + "the int8 kernel takes inputs with a batch only.",
                         "Give it x.unsqueeze(1), and take .squeeze(1) of the result.")  # fmt: skip
     if len(layer.uses[0].node.args) > 3 and layer.uses[0].node.args[3] is False:
         return _left_float(_eager("not-linear-type", f"quantize_dynamic fails for the whole model: {kind} has no bias, "
                                   "and from_float asserts one.", "Give it a bias of zeros."))  # fmt: skip
     return EagerVerdict(quantized=True)
+
+
+def _is_unbatched(node: fx.Node, path: str) -> bool:
+    """nn.LSTM puts a batch of one around an input without."""
+    return rank(node) == 2 or (node.target is torch.ops.aten.unsqueeze.default and layer_path(node)[0] == path)
 
 
 def _nested(layer: Layer) -> EagerVerdict:

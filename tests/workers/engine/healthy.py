@@ -1,4 +1,4 @@
-"""Twenty healthy models: well-initialised, on inputs of the kind they are made for. Nothing of them deserves a warning."""
+"""Twenty healthy models: well-initialised, on inputs of the kind they are made for. None deserves a warning."""
 
 from __future__ import annotations
 
