@@ -12,17 +12,22 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 
 from fewbit.runtime.regions import inline_regions
+from fewbit.runtime.sharing import Sharing
 
 HEAVIEST_FOLD = 1 << 31  # bytes: a weight computed from constants may not grow beyond this
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A parameter, buffer or lifted tensor: its fully-qualified name in the user's model, and its value."""
+    """A parameter, buffer or lifted tensor: its fully-qualified name in the user's model, and its value. ``names``: all
+    that the same tensor has there, in the order of registration; ``modules``: the paths under which the module that
+    owns it is registered, where that can be told: they hold the same tensors, every one."""
 
     name: str
     kind: InputKind
     value: Tensor
+    names: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
 
 
 @dataclass
@@ -84,6 +89,7 @@ def program_of(exported: ExportedProgram) -> Program:
     changed = {*exported.graph_signature.buffers_to_mutate.values(), *_written(exported)}
     constants: dict[fx.Node, Constant] = {}
     inputs: list[fx.Node] = []
+    sharing = Sharing(exported.state_dict)
     nodes = [node for node in exported.graph_module.graph.nodes if node.op == "placeholder"]
     for node, spec in zip(nodes, exported.graph_signature.input_specs, strict=True):
         if spec.kind is InputKind.USER_INPUT:
@@ -92,7 +98,10 @@ def program_of(exported: ExportedProgram) -> Program:
             continue
         value = _value_of(exported, spec.target)
         if isinstance(value, Tensor) and spec.target not in changed:
-            constants[node] = Constant(str(spec.target), spec.kind, value.detach())
+            target = str(spec.target)
+            constants[node] = Constant(
+                target, spec.kind, value.detach(), sharing.names(target), sharing.modules(target)
+            )
     return Program(exported, constants, inputs)
 
 

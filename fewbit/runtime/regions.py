@@ -18,6 +18,8 @@ aten = torch.ops.aten
 GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
 AUTOCAST = torch.ops.higher_order.wrap_with_autocast
 
+REGION = "fewbit_region"  # in the metadata of a node that lay in one: which
+
 LOWER = frozenset((
     "conv1d", "conv2d", "conv3d", "bmm", "mm", "linalg_vecdot", "baddbmm", "addmm", "addbmm", "linear", "matmul",
     "conv_tbc", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "prelu", "scaled_dot_product_attention",
@@ -54,6 +56,7 @@ def _inline(module: fx.GraphModule, call: fx.Node, body: fx.GraphModule, operand
                 copies[node] = _adopted(module, body, node)
             elif node.op == "call_function":
                 copies[node] = graph.node_copy(node, lambda each: copies[each])
+                copies[node].meta.setdefault(REGION, str(call.target))
                 if casts is not None:
                     casts.apply(copies[node])
     results = next(node for node in body.graph.nodes if node.op == "output").args[0]

@@ -35,7 +35,9 @@ def test_a_spec_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
 
 def test_every_default_is_visible() -> None:
     spec = JobSpec(model="mdl_1").model_dump(mode="json")
-    assert spec["weights"] == {"dtype": "int8", "granularity": "per_channel", "group_size": None, "range": "minmax"}
+    assert spec["weights"] == {
+        "dtype": "int8", "granularity": "per_channel", "group_size": None, "range": "minmax", "non_finite": "refuse",
+    }  # fmt: skip
     assert spec["artifacts"] == ["pt2", "torchscript"]
 
 

@@ -23,7 +23,9 @@ def refused(http: httpx2.Client, **spec: Any) -> httpx2.Response:
 def test_a_spec_is_stored_with_every_default(http: httpx2.Client, worker: Worker) -> None:
     spec = http.get(f"/jobs/{job(http, worker, labels={'team': 'search'})}").json()["spec"]
     assert spec["method"] == "dynamic"
-    assert spec["weights"] == {"dtype": "int8", "granularity": "per_channel", "group_size": None, "range": "minmax"}
+    assert spec["weights"] == {
+        "dtype": "int8", "granularity": "per_channel", "group_size": None, "range": "minmax", "non_finite": "refuse",
+    }  # fmt: skip
     assert spec["labels"] == {"team": "search"}
 
 

@@ -11,7 +11,8 @@ from fewbit.report import ActivationScheme, EagerVerdict, Finding, LayerError, L
 from fewbit.resources import Reason
 from fewbit.runtime.program import Program
 from fewbit.spec import JobSpec
-from workers.engine import findings, reasons
+from workers.engine import findings
+from workers.engine.eager_verdict import eager_verdict
 from workers.engine.layers import Layer
 from workers.engine.observe import Observation
 from workers.engine.plan import Planned
@@ -79,7 +80,7 @@ def _scheme(weight: QuantizedWeight, spec: JobSpec) -> Scheme:
 
 
 def _dynamic_reason(layer: Layer) -> Reason:
-    verdict = reasons.eager_verdict(layer)
+    verdict = eager_verdict(layer)
     if verdict.reason is not None and not verdict.quantized:
         return verdict.reason
     return Reason(

@@ -106,7 +106,7 @@ def find_layers(program: Program) -> tuple[tuple[Layer, ...], tuple[Product, ...
         if match is not None:
             key = (_name_of(program, match), _origin(match.owned[0]), match.use.left)
             rows.setdefault(key, []).append(match)
-        elif node.target in PRODUCTS:
+        elif node.target in PRODUCTS and program.constant(node) is None:
             path, kind = layer_path(node)
             products.append(Product(path, kind, op_name(node), node))
     layers = tuple(_layer(program, name, matches) for (name, *_), matches in rows.items())

@@ -9,7 +9,7 @@ from torch.export.graph_signature import InputKind
 from fewbit.runtime.program import Constant
 from workers.engine.program import WRITTEN_AS
 
-_SUFFIXES = (".weight", "_weight", ".weight_orig", ".weight_v", ".weight_g")
+_SUFFIXES = (".weight", "_weight", ".weight_orig", ".weight_mask", ".weight_v", ".weight_g")
 
 
 def layer_name(sources: list[Constant], path: str, kind: str) -> str:

@@ -39,6 +39,7 @@ from workers.engine.reference import Reference, reference_of
 from workers.engine.repair import non_finite, repaired
 from workers.engine.smooth import smoothed, with_alphas
 from workers.engine.stopwatch import Progress, Stopwatch
+from workers.engine.structure import structure_findings
 from workers.engine.table import coverage, product_rows, report_rows
 from workers.engine.task import FLOAT_PROGRAM, Task
 from workers.engine.verification import Runs, measure_artifacts, measure_latency_of, report_of
@@ -83,6 +84,7 @@ def _quantized(task: Task, folder: Path, watch: Stopwatch) -> tuple[Reference, D
         program = mended(program, layers, task.spec)
         layers, products = find_layers(program)
         planned = plan(layers, task.spec, full_range(task.spec))
+    remarks = tuple(structure_findings(program, layers, products))  # before smoothing rewrites the graph
     with watch("smooth") as advance:
         smooth = smoothed(program, planned, task.spec.smooth, lambda: read_calibration(task, folder, inputs), advance)
         program, layers, planned = smooth.program, smooth.layers, smooth.planned
@@ -107,7 +109,7 @@ def _quantized(task: Task, folder: Path, watch: Stopwatch) -> tuple[Reference, D
         rows=found.rows,
         products=product_rows(products),
         coverage=coverage(program, planned, rows, seen),
-        findings=(*conversion_findings(program, found.rows, quantized, task.spec), *defects(case)),
+        findings=(*conversion_findings(program, found.rows, quantized, task.spec), *remarks, *defects(case)),
         finite=seen.finite,
         sensitivity=found.sensitivity,
         calibration=found.calibration,

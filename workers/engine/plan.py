@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fewbit.report import Requested, WeightScheme
 from fewbit.resources import Reason
 from fewbit.runtime.kernels import has_vnni
 from fewbit.spec import Activations, JobSpec, LayerRule, Weights
@@ -16,13 +17,14 @@ from workers.engine.layers import Layer
 @dataclass(frozen=True)
 class Planned:
     """What is to be done with one layer: ``weights`` and ``arithmetic`` when it is quantized, ``reason`` when it stays
-    float. ``activations`` says how fixed ranges are found, where there are any."""
+    float. ``activations`` says how fixed ranges are found, where there are any; ``requested`` what the spec asks."""
 
     layer: Layer
     weights: Weights | None
     arithmetic: Arithmetic
     activations: Activations
     reason: Reason | None
+    requested: Requested
 
 
 def full_range(spec: JobSpec) -> bool:
@@ -47,9 +49,26 @@ def _planned(layer: Layer, spec: JobSpec, full_range: bool) -> Planned:
     reason = reasons.unquantizable(layer) or _excluded(layer, spec.layers) or reasons.group_misfit(layer, weights)
     if reason is None and spec.method == "analyze":
         reason = reasons.analyze_only()
+    requested = requested_for(layer.name, spec)
     if reason is not None:
-        return Planned(layer, None, FLOAT, activations, reason)
-    return Planned(layer, weights, arithmetic_of(layer, spec, full_range), activations, None)
+        return Planned(layer, None, FLOAT, activations, reason, requested)
+    return Planned(layer, weights, arithmetic_of(layer, spec, full_range), activations, None, requested)
+
+
+def requested_for(name: str, spec: JobSpec) -> Requested:
+    """What the spec asks of the layer of this name, whatever can be done about it."""
+    rules = [(index, rule) for index, rule in enumerate(spec.layers) if rule.matches(name)]
+    rule = f"/layers/{rules[-1][0]}" if rules else None
+    wanted = next((rule.quantize for _, rule in reversed(rules) if rule.quantize is not None), True)
+    if not wanted or spec.method == "analyze":
+        return Requested(quantized=False, weights=None, activations=None, rule=rule)
+    weights = weights_for(name, spec)
+    return Requested(
+        quantized=True,
+        weights=WeightScheme(dtype=weights.dtype, granularity=weights.granularity),
+        activations=spec.method if spec.method in ("dynamic", "static") else None,
+        rule=rule,
+    )
 
 
 def weights_for(name: str, spec: JobSpec) -> Weights:

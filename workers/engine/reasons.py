@@ -1,27 +1,12 @@
-"""Why a layer is as it is: one function a code, each returning the ``Reason`` with its evidence and its remedy.
-
-``eager_verdict`` says what ``torch.ao.quantization.quantize_dynamic(model)`` would do with a layer, from the graph
-alone. Its rules were checked against that very call; a test repeats the comparison layer by layer.
-"""
+"""Why a layer is as it is: one function a code, each returning the ``Reason`` with its evidence and its remedy."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import fx
-from torch.export.graph_signature import InputKind
 
-from fewbit.report import EagerVerdict
 from fewbit.resources import Reason
 from fewbit.spec import Weights
 from workers.engine.layers import Layer
-from workers.engine.program import layer_path, module_classes
-
-EAGER_RECURRENT = frozenset(
-    {"torch.nn.LSTM", "torch.nn.GRU", "torch.nn.LSTMCell", "torch.nn.GRUCell", "torch.nn.RNNCell"}
-)
-
 
 # --- Why this service leaves a layer float ----------------------------------------------------------------------------
 
@@ -133,110 +118,6 @@ def _nan_inf(layer: Layer) -> Reason | None:
         evidence={"non_finite": bad},
         remedy="Find where training produced them; clamp or retrain the layer, and export again.",
     )
-
-
-# --- What plain quantize_dynamic would do -----------------------------------------------------------------------------
-
-
-def eager_verdict(layer: Layer) -> EagerVerdict:
-    """What ``quantize_dynamic(model)`` with its default arguments would do with this layer, and why."""
-    if layer.type in EAGER_RECURRENT and layer.kind == "recurrent":
-        path, kind = layer_path(layer.uses[0].node)
-        return EagerVerdict(quantized=True) if path else _left_float(_root(kind))
-    if layer.kind not in ("linear", "nested"):
-        return _left_float(_eager_not_linear(layer))
-    path, kind = layer_path(layer.uses[0].node) if layer.kind == "linear" else (layer.name, layer.type)
-    if kind == "torch.nn.Linear":
-        return _eager_linear(layer, path)
-    return _left_float(_eager_other_class(layer, kind))
-
-
-def _left_float(reason: Reason) -> EagerVerdict:
-    return EagerVerdict(quantized=False, reason=reason)
-
-
-def _eager_linear(layer: Layer, path: str) -> EagerVerdict:
-    if path == "":
-        return _left_float(_root("torch.nn.Linear"))
-    if layer.weight.dtype is not torch.float32:
-        return EagerVerdict(quantized=True, reason=Reason(
-            code="dtype",
-            message=f"Swapped, but the {_dtype(layer)} model then fails at run time: the int8 kernel takes float32.",
-            evidence={"dtype": _dtype(layer)},
-            remedy="model.float() before quantize_dynamic.",
-        ))  # fmt: skip
-    if _in_encoder_layer(layer.uses[0].node):
-        return EagerVerdict(quantized=True, reason=Reason(
-            code="fastpath",
-            message="Swapped, but the model no longer runs in eval under no_grad: the fast path of "
-                    "nn.TransformerEncoderLayer reads linear1.weight, which is now a method.",
-            evidence={"module": "torch.nn.TransformerEncoderLayer"},
-            remedy="torch.backends.mha.set_fastpath_enabled(False) before calling the model.",
-        ))  # fmt: skip
-    return EagerVerdict(quantized=True)
-
-
-def _root(kind: str) -> Reason:
-    return Reason(
-        code="root-module",
-        message=f"The model itself is this {kind.removeprefix('torch.')}. convert() only rebinds children "
-        "(module._modules[name] = new), and the root is nobody's child.",
-        evidence={"type": kind, "path": ""},
-        remedy="Wrap it: quantize_dynamic(nn.Sequential(model)).",
-    )
-
-
-def _eager_other_class(layer: Layer, kind: str) -> Reason:
-    if kind in ("torch.nn.MultiheadAttention", "torch.nn.NonDynamicallyQuantizableLinear"):
-        return _eager_attention(layer)
-    if ".parametrizations." in "".join(source.name for source in layer.sources) or "parametri" in kind.lower():
-        return _eager("parametrized", "The weight is computed by a parametrization: from_float asserts the exact type.",
-                      "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')", type=kind)  # fmt: skip
-    if layer.sources[0].kind is not InputKind.PARAMETER:
-        return _eager_no_parameter(layer, kind)
-    if kind.endswith("Linear") and layer.op == "aten.linear":
-        return _eager("subclass", f"{kind} is not exactly torch.nn.Linear, and quantize_dynamic compares exact types.",
-                      "module.__class__ = torch.nn.Linear, when its forward is unchanged.", type=kind)  # fmt: skip
-    if kind.rsplit(".", 1)[-1].endswith(("Linear", "Conv1D", "Dense")):
-        return _eager("lookalike", f"{kind} does a linear's work, but its type is in no swap table.",
-                      "Rebuild it as torch.nn.Linear(weight.t().contiguous()).", type=kind)  # fmt: skip
-    return _eager("functional", f"The product is {layer.op} on a bare parameter of {kind or 'the model'}: "
-                  "there is no module to swap.", "Make it an nn.Linear.", op=layer.op, type=kind)  # fmt: skip
-
-
-def _eager_attention(layer: Layer) -> Reason:
-    if layer.name.endswith("out_proj"):
-        return _eager("mha", "nn.MultiheadAttention's out_proj is a NonDynamicallyQuantizableLinear: its type is "
-                      "in no swap table, because the attention reads its weight directly.",
-                      "Write the attention with nn.Linear layers for q, k, v and out.",
-                      type="torch.nn.modules.linear.NonDynamicallyQuantizableLinear")  # fmt: skip
-    return _eager("mha", "nn.MultiheadAttention keeps its in_proj as a bare Parameter, not as a module: "
-                  "there is nothing to swap.", "Write the attention with nn.Linear layers for q, k, v and out.",
-                  parameter=layer.sources[0].name)  # fmt: skip
-
-
-def _eager_no_parameter(layer: Layer, kind: str) -> Reason:
-    if layer.name.startswith("lifted_tensor"):
-        return _eager("unregistered", "The weight belongs to a module kept in a plain list, dict or closure: "
-                      "named_children() cannot reach it.",
-                      "Use nn.ModuleList, nn.ModuleDict or an attribute.", type=kind)  # fmt: skip
-    return _eager("plain-tensor", "The weight is a plain tensor or a buffer, not a module's parameter.",
-                  "Make it an nn.Linear.", tensor=layer.sources[0].name)  # fmt: skip
-
-
-def _eager_not_linear(layer: Layer) -> Reason:
-    codes = {"embedding": "embedding-qconfig", "batched": "param-3d", "einsum": "functional"}
-    return _eager(codes.get(layer.kind, "not-linear-type"),
-                  f"{layer.type or layer.op} is not among the types quantize_dynamic swaps by default.",
-                  "None with quantize_dynamic's default arguments.", type=layer.type, op=layer.op)  # fmt: skip
-
-
-def _eager(code: str, message: str, remedy: str, **evidence: Any) -> Reason:
-    return Reason(code=code, message=message, remedy=remedy, evidence=evidence)
-
-
-def _in_encoder_layer(node: fx.Node) -> bool:
-    return any(kind == "torch.nn.TransformerEncoderLayer" for _, kind in module_classes(node))
 
 
 def _dtype(layer: Layer) -> str:

@@ -10,14 +10,16 @@ from torch import Tensor
 
 from fewbit.report import Coverage, LayerCount, LayerError, LayerReport, WeightStats
 from fewbit.report import Product as ProductRow
-from fewbit.resources import ModelLayer
+from fewbit.resources import ModelLayer, Reason
 from fewbit.runtime.program import Program
 from fewbit.spec import Weights
 from workers.engine import reasons
+from workers.engine.eager_verdict import eager_verdict
 from workers.engine.layers import Layer, Product
 from workers.engine.observe import LayerObservation, Observation
 from workers.engine.plan import Planned
 from workers.engine.quantize import QuantizedLayer
+from workers.engine.sources import source_line
 from workers.engine.weights import quantize_weight, weight_stats
 
 
@@ -48,7 +50,7 @@ def report_rows(
 
 
 def _row(planned: Planned, quantized: QuantizedLayer | None, seen: LayerObservation) -> LayerReport:
-    layer = planned.layer
+    layer, eager = planned.layer, eager_verdict(planned.layer)
     return LayerReport(
         name=layer.name,
         type=layer.type,
@@ -57,14 +59,31 @@ def _row(planned: Planned, quantized: QuantizedLayer | None, seen: LayerObservat
         parameters=layer.parameters,
         macs=seen.macs,
         calls=len(layer.uses),
+        requested=planned.requested,
         quantized=quantized is not None,
         scheme=quantized.scheme if quantized else None,
         executed=None,
-        reason=planned.reason,
-        eager=reasons.eager_verdict(layer),
+        reason=with_proof(planned.reason, layer, seen.macs),
+        eager=eager.model_copy(update={"reason": with_proof(eager.reason, layer, seen.macs)}),
         weights=quantized.stats if quantized else _float_stats(layer),
         error=LayerError(output_sqnr_db=round(seen.output_sqnr_db, 2)) if seen.output_sqnr_db is not None else None,
     )
+
+
+def with_proof(reason: Reason | None, layer: Layer, macs: int) -> Reason | None:
+    """What is at stake, and where it stands in the user's code, added to what the rule itself found."""
+    if reason is None:
+        return None
+    stored = {source.name: source.value for operand in layer.operands for source in operand.sources}
+    proof = {
+        "type": layer.type,
+        "shape": list(layer.shape),
+        "dtype": str(layer.sources[0].value.dtype).removeprefix("torch."),
+        "source": source_line(layer.uses[0].node),
+        "bytes": sum(map(_bytes, stored.values())),
+        "macs": macs,
+    }
+    return reason.model_copy(update={"evidence": {**proof, **reason.evidence}})
 
 
 def _float_stats(layer: Layer) -> WeightStats | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from fewbit.metrics import wanted
 from fewbit.report import (
     Accuracy,
+    Execution,
     Finding,
     Latency,
     LayerReport,
@@ -30,7 +31,7 @@ from workers.engine.diagnosis.patches import all_in_one
 from workers.engine.draft import Draft
 from workers.engine.errors import EngineError, first_line
 from workers.engine.gates import check_gates, verdict
-from workers.engine.kernels import executed_kernels
+from workers.engine.kernels import Executed, executed_kernels
 from workers.engine.latency import latency_of, race
 from workers.engine.machine import peak_memory_bytes, provenance
 from workers.engine.metrics.accuracy import labelled
@@ -51,7 +52,7 @@ class Measured:
     """One artifact: its output against float, and, of the one that speaks for the job, the kernel of each layer."""
 
     comparison: Comparison
-    executed: dict[str, str]
+    executed: dict[str, Executed]
 
 
 class Runs:
@@ -248,8 +249,19 @@ def _measured_findings(draft: Draft, data: Data, latency: Latency | None) -> tup
 
 
 def _with_kernels(rows: tuple[LayerReport, ...], measured: Mapping[str, Measured]) -> tuple[LayerReport, ...]:
-    executed = measured[representative(measured)].executed if measured else {}
-    return tuple(row.model_copy(update={"executed": executed.get(row.name)}) for row in rows)
+    if not measured:
+        return rows
+    kind = representative(measured)
+    executed = measured[kind].executed
+    total = sum(each.ms for each in executed.values()) or 1.0
+    return tuple(_with_kernel(row, executed.get(row.name), total, KINDS[kind].file) for row in rows)
+
+
+def _with_kernel(row: LayerReport, ran: Executed | None, total: float, artifact: str) -> LayerReport:
+    if ran is None:
+        return row
+    execution = Execution(artifact=artifact, kernel=ran.kernel, ms=round(ran.ms, 4), share=round(ran.ms / total, 4))
+    return row.model_copy(update={"executed": ran.kernel, "execution": execution})
 
 
 def _artifact(kind: str, measured: Measured | None, folder: Path) -> ReportArtifact:

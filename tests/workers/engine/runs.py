@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fewbit import JobSpec, Report
 from fewbit.report import LayerReport, ReportModel
+from fewbit.resources import ModelFormat
 from workers.engine.pipeline import convert, verify
 from workers.engine.program import Program, load
 from workers.engine.task import Task
@@ -79,6 +80,20 @@ def run_engine(
     ``arrays`` is the evaluation dataset, ``calibration`` the one that sets static ranges.
     """
     path = export(model, example, folder / "model.pt2", dynamic, keywords, decompose)
+    return run_upload(folder, path, "pt2", arrays, calibration=calibration, threads=threads, **spec)
+
+
+def run_upload(
+    folder: Path,
+    path: Path,
+    format: ModelFormat,
+    arrays: dict[str, Any] | None = None,
+    *,
+    calibration: dict[str, Any] | None = None,
+    threads: int = 2,
+    **spec: Any,
+) -> EngineRun:
+    """One job on the upload at ``path``, which lies in ``folder``."""
     if arrays is not None:
         np.savez(folder / "evaluation.npz", **arrays)
         spec["evaluation"] = {"dataset": "dst_test", **spec.get("evaluation", {})}
@@ -87,7 +102,7 @@ def run_engine(
         spec["calibration"] = {"dataset": "dst_calibration", **spec.get("calibration", {})}
     Task(
         job="job_test",
-        model=ReportModel(id="mdl_test", sha256="", format="pt2"),
+        model=ReportModel(id="mdl_test", sha256="", format=format),
         model_file=path.name,
         model_size=path.stat().st_size,
         spec=JobSpec.model_validate({"model": "mdl_test", **spec}),

@@ -195,6 +195,17 @@ class Looping(nn.Module):
         return {"steps": torch.stack(steps, 1), "count": torch.full((x.shape[0],), len(steps))}
 
 
+class Named(nn.Module):
+    """A call by the name of nn.Linear's argument, where the source line tells it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(input=x)
+
+
 def folded_away() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
 
@@ -256,6 +267,7 @@ STRUCTURE = (
               called(lambda m, x: m.fc(x.to(next(m.parameters()).dtype)), fc=lambda each: each), normal(3, 8), gemms=2),
     Situation("input by keyword", "signature", called(lambda m, x: m.fc(input=x), fc=lambda each: each), normal(3, 8),
               gemms=2),
+    Situation("input by its name", "signature", Named, normal(3, 8)),
     Situation("patched forward", "state-lost", patched, normal(3, 8), gemms=2),
     Situation("attribute called scale", "state-lost",
               called(lambda m, x: m.fc(x) * m.scale, fc=lambda each: each, scale=lambda _: 0.25), normal(3, 8),

@@ -1,0 +1,95 @@
+"""Every code has its page, every page its code, and what a page shows runs."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fewbit.reason_codes import CODES
+from tests.workers.engine.situations.found import FOUND
+
+ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "docs" / "reasons"
+SECTIONS = ("## What happens", "## See it", "## What to do", "## In the report")
+SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
+MAKERS = {"Reason", "Finding", "Remark", "_eager", "_in_vain"}
+REPRODUCED_ELSEWHERE = {  # code: the test that makes it
+    "excluded-by-user": "tests/workers/engine/test_reasons.py",
+    "analyze-only": "tests/workers/engine/test_pipeline.py",
+    "shape-constraint": "tests/workers/engine/test_reasons.py",
+    "opaque-op": "tests/workers/engine/test_reasons.py",
+    "layout": "tests/workers/engine/test_reasons.py",
+    "train-mode": "tests/workers/engine/test_reasons.py",
+    "custom-operator": "tests/workers/engine/test_reasons.py",
+    "synthetic-data": "tests/workers/engine/test_reasons.py",
+    "calibrated-on-evaluation": "tests/workers/engine/test_reasons.py",
+    "fx-leaf": "tests/workers/engine/test_eager_backend.py",
+    "fx-no-pattern": "tests/workers/engine/test_reasons.py",
+    "not-swapped": "tests/workers/engine/test_reasons.py",
+    "shared-module": "tests/workers/engine/test_eager_backend.py",
+    "artifact-not-written": "tests/workers/engine/test_artifacts.py",
+}
+
+
+def text(code: str) -> str:
+    return (PAGES / f"{code}.md").read_text()
+
+
+def test_pages_and_codes_are_the_same_set() -> None:
+    assert {path.stem for path in PAGES.glob("*.md")} - {"README"} == set(CODES)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_page_has_its_title_and_its_sections(code: str) -> None:
+    page = text(code)
+    assert page.startswith(f"# {code}: {CODES[code].title}\n")
+    assert [line for line in page.splitlines() if line in SECTIONS] == list(SECTIONS)
+    assert ("Not in reports." in page) == (not CODES[code].places)
+    assert f"[{code}]({code}.md): {CODES[code].title}" in text("README")
+
+
+def test_what_the_pages_show_runs() -> None:
+    """All in one interpreter: most of the time is torch's import."""
+    snippets = {code: SNIPPET.findall(text(code)) for code in CODES}
+    assert all(found or "```json" in text(code) for code, found in snippets.items())
+    script = "import warnings; warnings.simplefilter('ignore')\n" + "\n".join(
+        f"print({code!r}); exec({snippet!r}, {{'__name__': 'page'}})"
+        for code, found in snippets.items()
+        for snippet in found
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout[-300:] + ran.stderr[-1500:]
+
+
+def test_the_engine_emits_no_code_that_is_not_in_the_catalogue() -> None:
+    assert emitted() - set(CODES) == set()
+
+
+def test_every_code_a_report_can_carry_is_reproduced() -> None:
+    shown = {code for code, _, _ in FOUND.values()} | set(REPRODUCED_ELSEWHERE)
+    measured = {"saturation", "low-sqnr", "slower-than-float", "metric-not-applicable"}  # their own tests, by numbers
+    assert {code for code, each in CODES.items() if each.places} - shown == measured
+    for code, test in REPRODUCED_ELSEWHERE.items():
+        assert code in (ROOT / test).read_text()
+
+
+def emitted() -> set[str]:
+    """Every literal that a maker of reasons or findings is given as its code."""
+    return {
+        code for path in (ROOT / "workers" / "engine").rglob("*.py") for code in codes_in(ast.parse(path.read_text()))
+    }
+
+
+def codes_in(tree: ast.AST) -> Iterator[str]:
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        if getattr(call.func, "id", "") in MAKERS:
+            named = [keyword.value for keyword in call.keywords if keyword.arg == "code"]
+            for given in named or call.args[:1]:
+                if isinstance(given, ast.Constant):
+                    yield str(given.value)
