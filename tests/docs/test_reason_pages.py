@@ -33,7 +33,7 @@ REPRODUCED_ELSEWHERE = {  # code: the test that makes it
     "fx-no-pattern": "tests/workers/engine/test_reasons.py",
     "not-swapped": "tests/workers/engine/test_reasons.py",
     "shared-module": "tests/workers/engine/test_eager_backend.py",
-    "artifact-not-written": "tests/workers/engine/test_artifacts.py",
+    "artifact-not-written": "tests/workers/engine/test_onnx.py",
 }
 
 
