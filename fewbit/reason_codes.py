@@ -47,7 +47,7 @@ _GROUPS: dict[str, tuple[tuple[str, str, tuple[Place, ...]], ...]] = {
     "It is seen, then it breaks, or silently changes the model": (
         ("shared", "One module under several parents", ("finding",)),
         ("shared-module", "A second name still calls the float module", ("finding",)),
-        ("tied", "A head that shares its weight with an embedding", ("finding",)),
+        ("tied", "Layers that share one weight", ("finding",)),
         ("already-quantized", "The upload is quantized already", ()),
         ("weight-attr-read", "The weight is read as an attribute", ("eager",)),
         ("type-dispatch", "The model asks isinstance(layer, nn.Linear)", ()),
@@ -87,9 +87,10 @@ _GROUPS: dict[str, tuple[tuple[str, str, tuple[Place, ...]], ...]] = {
     "Numbers: quantized, but wrong": (
         ("nan-inf", "NaN or infinity", ("reason", "eager", "finding")),
         ("outlier", "A few large weights set the scale", ("eager", "finding")),
-        ("numeric", "Weights below the observer's least scale", ("eager",)),
+        ("numeric", "Weights below the observer's least scale", ("eager", "finding")),
         ("saturation", "Sums that saturate on CPUs without VNNI", ("finding",)),
         ("low-sqnr", "The layer's own output is far off", ("finding",)),
+        ("activation-outlier", "An input channel takes the levels of the others", ("finding",)),
     ),
     "Capture and lowering": (
         ("autocast", "A layer in an autocast block", ("finding",)),
@@ -108,8 +109,13 @@ _GROUPS: dict[str, tuple[tuple[str, str, tuple[Place, ...]], ...]] = {
     ),
     "Calibration": (
         ("stubs-missing", "Eager static needs its stubs placed by hand", ()),
-        ("not-calibrated", "An observer that never ran", ()),
+        ("not-calibrated", "An observer that never ran", ("finding",)),
         ("calibrated-on-evaluation", "Ranges were fixed on the evaluation data", ("finding",)),
+        ("calibration-drift", "Evaluation data is unlike calibration data", ("finding",)),
+        ("calibration-too-small", "Ranges were still growing", ("finding",)),
+        ("duplicate-samples", "Calibration samples are copies", ("finding",)),
+        ("constant-input", "An input never changes in calibration", ("finding",)),
+        ("non-finite-input", "Calibration data holds NaN or infinity", ("finding",)),
     ),
     "The measurement and the artifacts": (
         ("synthetic-data", "Nobody gave data", ("finding",)),

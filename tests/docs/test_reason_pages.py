@@ -34,6 +34,12 @@ REPRODUCED_ELSEWHERE = {  # code: the test that makes it
     "not-swapped": "tests/workers/engine/test_reasons.py",
     "shared-module": "tests/workers/engine/test_eager_backend.py",
     "artifact-not-written": "tests/workers/engine/test_onnx.py",
+    "not-calibrated": "tests/workers/engine/diagnosis/test_defects.py",
+    "activation-outlier": "tests/workers/engine/diagnosis/test_defects.py",
+    **dict.fromkeys(
+        ("calibration-drift", "calibration-too-small", "duplicate-samples", "constant-input", "non-finite-input"),
+        "tests/workers/engine/diagnosis/test_statistics.py",
+    ),
 }
 
 

@@ -212,12 +212,6 @@ def _shared(model: Model) -> list[str]:
     return [name for found in parents.values() if len(found) > 1 for name in found.values()]
 
 
-def _tied(model: Model) -> list[str]:
-    """Heads whose weight is an embedding's table too."""
-    tables = {name for layer in model.layers if layer.kind == "embedding" for name in layer.sources[0].names}
-    return [layer.name for layer in model.linears if tables & set(layer.sources[0].names)]
-
-
 ARITHMETIC = frozenset((aten.mul.Tensor, aten.add.Tensor))
 
 REMARKS = (
@@ -298,11 +292,5 @@ REMARKS = (
         "{n} are one module under several parents: quantize_dynamic makes a copy for each, and torchao's quantize_ "
         "fails. Here the weight is stored once.",
         "For those routes, quantize one and share it again.",
-    ),
-    Remark(
-        "tied",
-        _tied,
-        "{n} share their weight with an embedding: quantize_dynamic gives each a private int8 copy and keeps the float "
-        "table, so the file grows. Here the weight is stored once.",
     ),
 )

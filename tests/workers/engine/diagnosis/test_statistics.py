@@ -108,18 +108,19 @@ def test_the_simulated_sums_are_those_of_the_report_s_own_error(tmp_path: Path) 
 
 def test_the_calibration_set_is_looked_at(tmp_path: Path) -> None:
     x = RANDOM.normal(size=(64, 32)).astype(np.float32)
-    calibration = np.concatenate([x, x[:40]])
+    calibration = np.concatenate([x[:32]] * 4)
     report = report_of(tmp_path, x, calibration, method="static")
     data = report.calibration
     assert data is not None
-    assert data.samples == 104
-    assert data.duplicates == 40
-    assert [each.samples for each in data.convergence] == [1, 2, 4, 8, 16, 32, 64, 104]
+    assert data.samples == 128
+    assert data.duplicates == 96
+    assert "duplicate-samples" in {each.code for each in report.findings}
+    assert [each.samples for each in data.convergence] == [1, 2, 4, 8, 16, 32, 64, 128]
     shares = [each.range_share for each in data.convergence]
     assert shares == sorted(shares)
     assert shares[-1] == 1
     assert data.recommended_samples is not None
-    assert data.recommended_samples <= 104
+    assert data.recommended_samples <= 128
 
 
 def test_constant_and_broken_inputs_are_named(tmp_path: Path) -> None:
