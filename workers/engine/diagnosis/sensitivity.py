@@ -38,7 +38,8 @@ from workers.engine.quantize import QuantizedLayer
 from workers.engine.reference import FixedRange
 from workers.engine.run import ProgramRun, primary_output
 
-PROBES = 2  # backward passes with random signs
+PASSES = 5.0  # of the float model over all samples: what it may cost
+FEWEST_PROBES, MOST_PROBES = 2, 8  # backward passes with random signs
 SPARED = 0.25  # of the batches also tell what sparing a layer gains
 MOST_SAMPLES = 256
 SMALLEST = 1e-30
@@ -128,13 +129,17 @@ def estimate(
     samples: int,
     advance: Callable[[float], None],
 ) -> Sensitivity:
-    """A forward pass that also makes each layer's error, then ``PROBES`` backward passes; for some batches one more,
-    from the error of the whole. Raises ``RuntimeError`` where the program has no gradient."""
+    """A forward pass that also makes each layer's error, then backward passes, as many as the budget leaves; for
+    some batches one more, from the error of the whole. Raises ``RuntimeError`` where the program has no gradient."""
     own = {each.layer.name: 0.0 for each in quantized}
     layouts: list[_Layout | None] = []
     changes = dict.fromkeys(own, 0.0)
     signal = everything = 0.0
     spared = batches[: max(1, round(len(batches) * SPARED))]
+    used = sum(batch.count for batch in batches)
+    both = 3 * sum(batch.count for batch in spared) + batches[0].count  # the quantized model too; one sample's gradient
+    left = int((PASSES * samples - both) // used) - 2  # the float model and its quantized layers are two
+    probes = max(FEWEST_PROBES, min(MOST_PROBES, left))
     generator = torch.Generator().manual_seed(0)
     for index, batch in enumerate(batches):
         output, taps = _forward(program, quantized, ranges, batch)
@@ -142,11 +147,11 @@ def estimate(
         signal += float(torch.where(usable, output.detach(), 0.0).double().square().sum())
         layouts = layouts or [_layout(each, len(batch.inputs[0])) for each in _of_one_sample(output, taps, batch)]
         powers = dict.fromkeys(own, 0.0)
-        for _ in range(PROBES):
+        for _ in range(probes):
             signs = torch.randint(0, 2, output.shape, generator=generator).to(output.dtype).mul_(2).sub_(1)
             reached = _reached(output, taps, torch.where(usable, signs, 0.0), layouts)
             for name, each in reached.items():
-                powers[name] += float(each.square().sum()) / PROBES
+                powers[name] += float(each.square().sum()) / probes
         own = {name: each + powers[name] for name, each in own.items()}
         if index < len(spared):
             rounded, taps = _forward(program, quantized, ranges, batch, rounded=True)
@@ -155,9 +160,7 @@ def estimate(
             for name, each in _reached(rounded, taps, error, layouts).items():
                 changes[name] += powers[name] - 2 * float(each.sum())
         advance((index + 1) / len(batches))
-    used = sum(batch.count for batch in batches)
-    both = 3 * sum(batch.count for batch in spared) + batches[0].count  # the quantized model too; one sample's gradient
-    spent = round(((2 + PROBES) * used + both) / max(1, samples), 2)
+    spent = round(((2 + probes) * used + both) / max(1, samples), 2)
     return Sensitivity(
         {name: each / max(signal, SMALLEST) for name, each in own.items()},
         {name: _gain_db(everything, everything + each) for name, each in changes.items()},

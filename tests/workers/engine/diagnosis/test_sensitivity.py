@@ -54,7 +54,7 @@ def ignored(_: float) -> None:
     """Nobody follows."""
 
 
-def job_of(folder: Path, module: nn.Module, x: torch.Tensor, samples: int = 256) -> Job:
+def job_of(folder: Path, module: nn.Module, x: torch.Tensor, samples: int = 512) -> Job:
     program = canonical(load(export(module, (x[:2],), folder / "model.pt2")))
     np.savez(folder / "evaluation.npz", x=x[:samples].numpy())
     return Job(program, read_data(folder / "evaluation.npz", signature(program), 32, None, 0))
