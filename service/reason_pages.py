@@ -49,27 +49,24 @@ async def list_reasons(request: Request) -> Response:
 async def get_reason(request: Request, code: str) -> Response:
     """One reason: what happens, how to see it in a model, what to do."""
     kind = chosen_type(request, (HTML, MARKDOWN))
-    text = page_text(FOLDER, code)
+    text = pages_in(FOLDER).get(code)
     if text is None:
         raise NotFound(f"There is no page about the reason {code}. /reasons lists all there are.")
     return face_answer(kind, reason_page(code, text) if kind == HTML else text)
 
 
 @cache
-def page_text(folder: Path, code: str) -> str | None:
-    """``None`` for what is no code, has no page, or where the pages were not installed along."""
-    path = folder / f"{code}.md"
-    return path.read_text(encoding="utf-8") if _CODE.match(code) and path.is_file() else None
+def pages_in(folder: Path) -> dict[str, str]:
+    """Each code with its page. Read once; what is asked for never becomes a path. Empty where none are installed."""
+    found = {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.md"))}
+    return {code: text for code, text in found.items() if _CODE.match(code)}
 
 
-@cache
 def titles_in(folder: Path) -> dict[str, str]:
     """Each code with the title of its page: the first line is ``# code: Title``."""
-    pages = {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.md"))}
     return {
         code: text.partition("\n")[0].lstrip("# ").removeprefix(f"{code}:").strip()
-        for code, text in pages.items()
-        if _CODE.match(code)
+        for code, text in pages_in(folder).items()
     }
 
 

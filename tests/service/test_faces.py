@@ -150,7 +150,7 @@ def test_every_page_there_is_has_its_address(gateway: Gateway) -> None:
             assert source.text == (reason_pages.FOLDER / f"{code}.md").read_text()
 
 
-@pytest.mark.parametrize("code", ["no-such-code", "README", "..%2Fdeployment", "%00", "a" * 300])
+@pytest.mark.parametrize("code", ["no-such-code", "README", "..%2Fdeployment", "a" * 300])
 def test_a_code_without_a_page_says_where_all_are(gateway: Gateway, code: str) -> None:
     with gateway.client() as anyone:
         answer = anyone.get(f"/reasons/{code}")
@@ -158,9 +158,7 @@ def test_a_code_without_a_page_says_where_all_are(gateway: Gateway, code: str) -
 
 
 def test_a_page_shows_html_and_does_not_run_it(folder: Path) -> None:
-    text = reason_pages.page_text(folder, "mha")
-    assert text
-    page = reason_pages.reason_page("mha", text)
+    page = reason_pages.reason_page("mha", reason_pages.pages_in(folder)["mha"])
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more." in page
     assert "javascript:" not in re.sub(r"\[bad\]\(.*?\)\)", "", page)
     assert '<a href="https://example.org">good</a>' in page
@@ -172,5 +170,4 @@ def test_the_index_takes_the_titles_from_the_pages(folder: Path) -> None:
 
 
 def test_without_its_pages_the_service_has_none(tmp_path: Path) -> None:
-    assert reason_pages.titles_in(tmp_path / "nowhere") == {}
-    assert reason_pages.page_text(tmp_path / "nowhere", "mha") is None
+    assert reason_pages.pages_in(tmp_path / "nowhere") == {}

@@ -71,6 +71,17 @@ def test_what_is_of_another_is_exactly_what_is_not_there(two: Two, path: str, me
     assert two.theirs.request("GET", f"/jobs/{two.ids['job_id']}").status_code == 200
 
 
+def test_a_job_of_another_cannot_be_compared(two: Two, worker: Worker, tmp_path: Path) -> None:
+    mine = job(two.ours, worker)
+    worker.succeed(mine, tmp_path)
+    asked = (
+        (two.ours.get("/compare", params={"job": [mine, ids["job_id"]]}), ids) for ids in (two.ids, unknown(two.ids))
+    )
+    foreign, absent = (told(*each) for each in asked)
+    assert foreign == absent
+    assert foreign[0] == 404
+
+
 def test_a_job_names_only_what_is_ones_own(two: Two, worker: Worker, gateway: Gateway) -> None:
     missing = unknown(two.ids)
     mine = post(two.ours, "/models", model_file()).json()["id"]
