@@ -17,6 +17,7 @@ from fewbit.runtime.program import Program
 from fewbit.spec import ReportParts
 from workers.engine.data import Batch, Data
 from workers.engine.diagnosis.activations import InputWatch, share_of, watches_of
+from workers.engine.diagnosis.branches import Branches
 from workers.engine.diagnosis.saturation import saturation_of
 from workers.engine.errors import EngineError, first_line
 from workers.engine.imitation import imitated
@@ -44,10 +45,11 @@ class LayerObservation:
 @dataclass
 class Observation:
     """``rows``: the number of output rows written; ``layers`` by name; ``inputs``: what they read, where it was asked
-    for."""
+    for; ``branches``: those that the data took."""
 
     layers: dict[str, LayerObservation]
     inputs: dict[fx.Node, InputWatch]
+    branches: Branches
     rows: int = 0
     finite: bool = True
     spent: dict[str, float] = field(default_factory=dict)
@@ -69,7 +71,8 @@ def observe(
     Raises ``EngineError('calibration-failed')`` naming the batch the model fails on.
     """
     inputs = watches_of(layers) if parts.activations else {}
-    observation = Observation({layer.name: LayerObservation() for layer in layers}, inputs)
+    seen = {layer.name: LayerObservation() for layer in layers}
+    observation = Observation(seen, inputs, Branches(program, layers))
     look = _Look({each.layer.name: each for each in quantized}, ranges, parts, observation)
     sound = cleaned(program)
     written: np.memmap[Any, Any] | None = None
@@ -177,6 +180,7 @@ def _watch(
     seen = observation.layers[layer.name]
 
     def around(_: fx.Node, compute: Callable[[], Any], value: Callable[[Any], Any]) -> Any:
+        observation.branches.note(use.node, value)
         approximation = look.before(layer, use, value, first_batch) if look else None
         started = time.perf_counter()
         result = compute()

@@ -31,9 +31,14 @@ class Branches:
         return dict.fromkeys(self._calls, self._note)
 
     def _note(self, node: fx.Node, compute: Callable[[], Any], value: Callable[[Any], Any]) -> Any:
-        chosen = node.args[0]
-        self._taken.add((node, bool(value(chosen) if isinstance(chosen, fx.Node) else chosen)))
+        self.note(node, value)
         return compute()
+
+    def note(self, node: fx.Node, value: Callable[[Any], Any]) -> None:
+        """Which way ``node`` goes now, if it is a ``cond``."""
+        if node.target is COND:
+            chosen = node.args[0]
+            self._taken.add((node, bool(value(chosen) if isinstance(chosen, fx.Node) else chosen)))
 
     @property
     def never_run(self) -> tuple[str, ...]:

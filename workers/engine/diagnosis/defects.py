@@ -19,6 +19,7 @@ from fewbit.runtime.program import Program
 from fewbit.spec import JobSpec
 from workers.engine.calibrate import Calibrated
 from workers.engine.diagnosis.patches import exact, left_float, rule
+from workers.engine.layers import Layer
 from workers.engine.observe import Observation
 from workers.engine.plan import Planned
 from workers.engine.quantize import QuantizedLayer
@@ -227,17 +228,28 @@ def _loud_channels(case: Case, rows: Mapping[str, LayerReport]) -> Iterator[Find
 
 
 def _unreached(case: Case) -> Iterator[Finding]:
-    quantized = {each.layer.name for each in case.quantized}
-    for name in (each for each in case.calibrated.unreached if each in quantized):
+    layers = {each.layer.name: each.layer for each in case.quantized}
+    for name in (each for each in case.calibrated.unreached if each in layers):
+        there = _is_reached_in_evaluation(case, layers[name])
         yield Finding(
             severity="warning",
             code="not-calibrated",
             layer=name,
-            message="No calibration sample reached this layer: its branch was never taken, or got no rows. There is no "
-            "range to fix, so only its weights are integers, and nothing was measured of it.",
-            remedy="Add calibration samples that take this branch; until then, leave the layer float.",
-            patch=left_float(case.spec, name),
+            message="No calibration sample reached this layer: its branch was never taken, or got no rows. Only its "
+            "weights are integers, and ranges behind it were fixed without it.",
+            evidence={"reached_in_evaluation": there},
+            remedy="Calibrate on the evaluation data, or better, on more data that takes this branch."
+            if there
+            else "Add calibration samples that take this branch; until then, leave the layer float.",
+            patch=_calibrate_on_evaluation(case.spec, case.seen.rows) if there else left_float(case.spec, name),
         )
+
+
+def _is_reached_in_evaluation(case: Case, layer: Layer) -> bool:
+    if layer.kind == "nested":
+        return layer.name not in case.seen.branches.never_run
+    watch = case.seen.inputs.get(layer.uses[0].input)
+    return watch is not None and watch.seen
 
 
 def _drifted(case: Case) -> Iterator[Finding]:
@@ -254,13 +266,13 @@ def _drifted(case: Case) -> Iterator[Finding]:
                 f"distributions are {seen.drift:.2f} apart), and {seen.saturated_ratio:.1%} of it is clipped.",
                 evidence={"drift": seen.drift, "saturated_ratio": seen.saturated_ratio},
                 remedy="Calibrate on data like that of the evaluation.",
-                patch=_calibrate_on_evaluation(case.spec),
+                patch=_calibrate_on_evaluation(case.spec, case.seen.rows),
             )
             return  # one layer says it: the others read what follows from it
 
 
-def _calibrate_on_evaluation(spec: JobSpec) -> dict[str, Any] | None:
-    return {"calibration": {"dataset": spec.evaluation.dataset}} if spec.evaluation else None
+def _calibrate_on_evaluation(spec: JobSpec, samples: int) -> dict[str, Any] | None:
+    return {"calibration": {"dataset": spec.evaluation.dataset, "samples": samples}} if spec.evaluation else None
 
 
 # --- Calibration data -------------------------------------------------------------------------------------------------

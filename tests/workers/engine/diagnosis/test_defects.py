@@ -21,7 +21,8 @@ pytestmark = [  # torch's own, about the models
 ]
 
 X = np.random.default_rng(0).normal(size=(128, 32)).astype(np.float32)
-X[64:80, 0] = 9.0  # these take the other branch, which calibration never sees
+X[:, 0] = X[:, 0].clip(-1.4, 1.4)
+X[64:80, 0] = 1.6  # these take the other branch, which calibration never sees
 
 
 class Block(nn.Module):
@@ -43,12 +44,13 @@ class Twelve(nn.Module):
         self.inp, self.out = nn.Linear(32, width), nn.Linear(width, 10)
         self.blocks = nn.ModuleList(Block(width) for _ in range(4))
         self.rare, self.usual = nn.Linear(width, width), nn.Linear(width, width)
+        self.rare.weight.data *= 10  # so that its error is seen in the output
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.inp(x)
         for block in self.blocks:
             y = block(y)
-        y = y + torch.cond(x[0, 0] > 8, lambda y: self.rare(y), lambda y: self.usual(y), (y,))  # noqa: PLW0108
+        y = y + torch.cond(x[0, 0] > 1.5, lambda y: self.rare(y), lambda y: self.usual(y), (y,))  # noqa: PLW0108
         out: Tensor = self.out(y)
         return out
 
@@ -95,14 +97,17 @@ PLANTED: dict[str, tuple[Callable[[Twelve], None], str]] = {
 }
 
 
-def report_of(folder: Path, *plants: Callable[[Twelve], None], **spec: Any) -> Report:
+def report_of(folder: Path, *plants: Callable[[Twelve], None], calibrated: int = 64, **spec: Any) -> Report:
+    """The first ``calibrated`` samples fix the ranges; 64 of them never take the other branch."""
     torch.manual_seed(0)
     model = Twelve()
     for plant in plants:
         plant(model)
     folder.mkdir()
+    on_evaluation = spec.pop("calibration", {}).get("dataset") == "dst_test"
+    data = X if on_evaluation else X[:calibrated]
     asked: dict[str, Any] = {"method": "static", "artifacts": ["pt2"], "evaluation": {"batch_size": 16}} | spec
-    return run_engine(folder, model, (torch.randn(4, 32),), {"x": X}, calibration={"x": X[:64]}, **asked).report
+    return run_engine(folder, model, (torch.randn(4, 32),), {"x": X}, calibration={"x": data}, **asked).report
 
 
 def found(report: Report, code: str, layer: str) -> list[Finding]:
@@ -135,10 +140,11 @@ def test_all_defects_of_one_model_are_named_in_one_report(tmp_path: Path) -> Non
 @pytest.mark.parametrize("code", PLANTED)
 def test_the_patch_of_a_finding_posted_back_mends_it(code: str, tmp_path: Path) -> None:
     plant, layer = PLANTED[code]
-    before = report_of(tmp_path / "before", plant)
+    calibrated = 64 if code == "not-calibrated" else len(X)
+    before = report_of(tmp_path / "before", plant, calibrated=calibrated)
     (finding,) = found(before, code, layer)
     assert finding.patch is not None
-    after = report_of(tmp_path / "after", plant, **merged({}, finding.patch))
+    after = report_of(tmp_path / "after", plant, calibrated=calibrated, **merged({}, finding.patch))
     assert not found(after, code, layer)
     assert _error(after, layer)[0] >= _error(before, layer)[0] - 0.05
     assert max(now - then for now, then in zip(_error(after, layer), _error(before, layer), strict=True)) > 0.1
@@ -156,7 +162,7 @@ def test_the_report_s_own_patch_mends_all_warnings_at_once(tmp_path: Path) -> No
 @pytest.mark.parametrize("method", ["dynamic", "static", "weight_only"])
 def test_a_healthy_model_has_no_defect(method: str, tmp_path: Path) -> None:
     healthy = X.copy()
-    healthy[:, 0] = np.linspace(-1, 9, len(X))
+    healthy[:, 0] = np.linspace(-2, 2, len(X))
     torch.manual_seed(0)
     report = run_engine(tmp_path, Twelve(), (torch.randn(4, 32),), {"x": healthy},
                         calibration={"x": healthy[::-1].copy()}, method=method, artifacts=["pt2"]).report  # fmt: skip
