@@ -48,7 +48,7 @@ def _compare(label: str, module: nn.Module, data: Path, folder: Path) -> Result:
 
 
 def _report_cost(module: nn.Module, data: Path, folder: Path) -> Result:
-    """The whole report against the same job with every part of it left out: quantize, write, verify, two evaluations."""
+    """The whole report against the same job without any part of it: quantize, write, verify, two evaluations."""
     model = export(module, torch.from_numpy(np.load(data)["x"])[:2], folder / "cost.pt2")
     off = {name: "off" if name == "sensitivity" else False for name in ReportParts.model_fields}
     pairs = [
