@@ -22,7 +22,7 @@ from workers.engine.observers import Histogram, QParams
 
 Floats = NDArray[np.float64]
 
-SHARE = 2**15  # values of one batch
+SHARE = 2**14  # values of one batch; longer loops go to several threads, which wait on a busy machine
 PERCENTILES = (0.1, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 99.9)
 SHOWN_BINS = 64
 LOUD = 10.0  # times the median channel's largest magnitude

@@ -39,9 +39,10 @@ from workers.engine.reference import FixedRange
 from workers.engine.run import ProgramRun, primary_output
 
 PASSES = 5.0  # of the float model over all samples: what it may cost
-FEWEST_PROBES, MOST_PROBES = 2, 8  # backward passes with random signs
+FEWEST_PROBES, MOST_PROBES = 2, 6  # backward passes with random signs
 SPARED = 0.25  # of the batches also tell what sparing a layer gains
 MOST_SAMPLES = 256
+LEAST_BATCH = 32  # where the model takes any: a pass costs by the call, too
 SMALLEST = 1e-30
 
 
@@ -68,6 +69,8 @@ def sensitivity_of(
         return None
     if method == "brute_force":
         return brute_force(program, quantized, ranges, list(data.batches()), advance)
+    if not data.fixed_batch and not data.rows:
+        data = replace(data, batch_size=max(data.batch_size, LEAST_BATCH))
     batches = _some(data, MOST_SAMPLES)
     try:
         found = estimate(program, quantized, ranges, batches, data.samples, advance)
