@@ -64,7 +64,12 @@ class ProgramRun(fx.Interpreter):
 
 def primary_output(outputs: Sequence[Any]) -> Tensor:
     """The output that accuracy is measured on: the first floating-point tensor, as float32."""
+    return with_gradient(outputs).detach()
+
+
+def with_gradient(outputs: Sequence[Any]) -> Tensor:
+    """The primary output, still part of the pass that gave it."""
     for each in outputs:
         if isinstance(each, Tensor) and each.dtype.is_floating_point:
-            return each.detach().to(torch.float32)
+            return each.to(torch.float32)
     raise EngineError("calibration-failed", "the model returns no floating-point tensor to compare")

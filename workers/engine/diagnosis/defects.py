@@ -7,7 +7,8 @@ channel where moving its scale into the weights would bring the layer's output 3
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +128,7 @@ def _lost_row(weight: Tensor, quantized: QuantizedLayer, reduce: tuple[int, ...]
     """Rows that one weight takes the levels from; ``worst`` is the one with the largest ratio."""
     first = quantized.weights[0]
     kept = [axis for axis in range(weight.dim()) if axis not in reduce]
-    shape = (-1, weight.numel() // max(1, _product(weight, kept)))
+    shape = (-1, weight.numel() // max(1, math.prod(weight.shape[axis] for axis in kept)))
     if shape[1] < LEAST_ROW:
         return None
     order = (*kept, *sorted(reduce))
@@ -146,13 +147,6 @@ def _lost_row(weight: Tensor, quantized: QuantizedLayer, reduce: tuple[int, ...]
         return None
     worst = int(torch.where(lost, ratios, 0.0).argmax())
     return _Lost(int(lost.sum()), int(suspect[worst]), float(ratios[worst]), round(float(zeroed[worst]), 4))
-
-
-def _product(weight: Tensor, axes: Iterable[int]) -> int:
-    size = 1
-    for axis in axes:
-        size *= weight.shape[axis]
-    return size
 
 
 def _non_finite(case: Case) -> Iterator[Finding]:

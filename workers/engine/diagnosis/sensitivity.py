@@ -36,7 +36,7 @@ from workers.engine.imitation import imitated, operand_value
 from workers.engine.layers import Use
 from workers.engine.quantize import QuantizedLayer
 from workers.engine.reference import FixedRange
-from workers.engine.run import ProgramRun, primary_output
+from workers.engine.run import ProgramRun, primary_output, with_gradient
 
 PASSES = 5.0  # of the float model over all samples: what it may cost
 FEWEST_PROBES, MOST_PROBES = 2, 6  # backward passes with random signs
@@ -181,7 +181,7 @@ def _forward(
     """The float model's output, or the ``rounded`` one's, with a gradient at every layer."""
     taps = _Taps()
     around = {use.node: _tapped(each, use, ranges, taps, rounded) for each in quantized for use in each.layer.uses}
-    output = _primary(ProgramRun(program, around).outputs(batch.inputs, grad=True))
+    output = with_gradient(ProgramRun(program, around).outputs(batch.inputs, grad=True))
     if not output.requires_grad:
         raise RuntimeError("the output has no gradient")
     return output.reshape(output.shape or (1,)), taps
@@ -269,13 +269,6 @@ def _gain_db(before: float, after: float) -> float:
     if before <= SMALLEST:
         return 0.0
     return round(10 * math.log10(before / max(after, before * 1e-3)), 3)
-
-
-def _primary(outputs: list[Any]) -> Tensor:
-    for each in outputs:
-        if isinstance(each, Tensor) and each.dtype.is_floating_point:
-            return each.to(torch.float32)
-    raise EngineError("calibration-failed", "the model returns no floating-point tensor to compare")
 
 
 # --- The truth --------------------------------------------------------------------------------------------------------
