@@ -1,7 +1,7 @@
 # Two images from one file:
 #   docker build --target gateway -t fewbit-gateway .
 #   docker build --target worker  -t fewbit-worker --build-arg TORCH_INDEX=<PyTorch's index of CPU wheels> .
-# TORCH_INDEX keeps gigabytes of CUDA out of the worker; the gateway has no torch at all.
+# The lock knows torch's CPU builds alone, and TORCH_INDEX is where they are; the gateway has no torch at all.
 ARG PYTHON_IMAGE=python:3.11-slim
 
 FROM ${PYTHON_IMAGE} AS build
@@ -9,26 +9,23 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /src
-COPY requirements.lock ./
+COPY requirements ./requirements
 
+# What is installed is what the locks name, by its hash, and nothing else; our own packages run from /app.
 FROM build AS build-gateway
-COPY pyproject.toml README.md ./
-COPY fewbit ./fewbit
-RUN pip install -c requirements.lock ".[service]"
+RUN pip install --no-deps --require-hashes -r requirements/gateway.lock
 
-# torch comes before the sources: a change of code does not download it again.
 FROM build AS build-worker
 ARG TORCH_INDEX=""
-RUN pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c requirements.lock torch==2.13.0
-COPY pyproject.toml README.md ./
-COPY fewbit ./fewbit
-RUN pip install -c requirements.lock ".[workers]"
+RUN pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --no-deps --require-hashes -r requirements/torch.lock
+RUN pip install --no-deps --require-hashes -r requirements/worker.lock
 
 FROM ${PYTHON_IMAGE} AS base
 RUN useradd --uid 10001 --user-group --no-create-home fewbit \
     && install -d -o fewbit -g fewbit /data/blobs /scratch
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 FEWBIT_BLOBS_URL=/data/blobs TMPDIR=/scratch
 WORKDIR /app
+COPY fewbit ./fewbit
 COPY store ./store
 
 FROM base AS gateway

@@ -1,6 +1,7 @@
 # One command for each thing one does here. `make` lists them.
 PYTHON ?= python3.11
 BIN := .venv/bin
+PIP_LOCKED := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes
 # Where pip finds the CPU build of torch when the default index has only the CUDA one, e.g. an --extra-index-url.
 TORCH_PIP ?=
 
@@ -27,12 +28,13 @@ test: .venv/installed  ## every test, against real Redis, Celery and HTTP
 fuzz: .venv/installed  ## half an hour of changed files for every parser in front of the sandbox
 	@$(BIN)/python -m tests.fuzz --minutes 30
 
-check: .venv/installed  ## lint, format, types, import rules, and the committed OpenAPI document
+check: .venv/installed  ## lint, format, types, import rules, the OpenAPI document, known vulnerabilities
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy --strict -p fewbit -p store -p service -p workers -p local
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m service.openapi --check
+	@$(BIN)/python -m local.audit
 
 format: .venv/installed  ## let ruff sort imports and format
 	@$(BIN)/ruff check --fix-only --quiet .
@@ -42,26 +44,31 @@ openapi: .venv/installed  ## write openapi/openapi.json from the app
 	@$(BIN)/python -m service.openapi
 
 bench: .venv/installed  ## side by side with what one would use instead
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[bench]' -c requirements.lock
+	@$(PIP_LOCKED) -r requirements/bench.lock
 	@$(BIN)/python -m benchmarks
 
-lock:  ## write requirements.lock from what a fresh .venv gets today (a few minutes)
-	@echo "Installing the newest versions that pyproject.toml allows ..."
+lock:  ## write requirements/*.lock: the newest versions that pyproject.toml allows, by hash (ten minutes)
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(PYTHON) -m venv "$$fresh" \
-	  && "$$fresh/bin/pip" install -qq --disable-pip-version-check $(TORCH_PIP) torch==2.13.0 \
-	  && "$$fresh/bin/pip" install -qq --disable-pip-version-check -e '.[dev]' \
-	  && { echo '# The versions that were tested, as constraints: pip install -c requirements.lock ...'; \
-	       echo '# Written by `make lock`; local version labels are left out.'; \
-	       "$$fresh/bin/pip" freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//'; } > requirements.lock
+	  && "$$fresh/bin/pip" install -qq --disable-pip-version-check -U pip pip-tools==7.6.2 \
+	  && lock() { name=$$1; shift; echo "requirements/$$name.lock ..."; \
+	       "$$fresh/bin/pip-compile" --quiet --generate-hashes --strip-extras --no-annotate --no-header \
+	         --no-emit-index-url --no-emit-find-links --no-allow-unsafe --unsafe-package torch --unsafe-package fewbit \
+	         -o "requirements/$$name.lock" "$$@" pyproject.toml && sed -i '/^#/d; /^$$/d' "requirements/$$name.lock"; } \
+	  && lock dev --upgrade --extra dev \
+	  && lock bench -c requirements/dev.lock --extra dev --extra bench \
+	  && lock gateway -c requirements/dev.lock --extra service \
+	  && lock worker -c requirements/dev.lock --extra workers
 
 clean: down  ## stop the stack; forget its data, caches and .venv
 	@rm -rf .run .venv .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
-# torch first and exactly: a range would let pip bring a newer build with gigabytes of CUDA.
-.venv/installed: pyproject.toml requirements.lock
+# torch is locked apart, to its CPU builds; --no-deps: what the locks leave out is not installed, and pip check says so.
+.venv/installed: pyproject.toml requirements/torch.lock requirements/dev.lock
 	@echo "Installing into .venv (torch is large: a minute or two) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(TORCH_PIP) torch==2.13.0 -c requirements.lock
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]' -c requirements.lock
+	@$(PIP_LOCKED) $(TORCH_PIP) -r requirements/torch.lock
+	@$(PIP_LOCKED) -r requirements/dev.lock
+	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip check
 	@touch $@

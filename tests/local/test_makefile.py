@@ -6,6 +6,8 @@ import re
 import subprocess
 import tomllib
 
+import pytest
+
 from local.stack import ROOT
 
 
@@ -16,18 +18,49 @@ def test_make_alone_lists_every_target() -> None:
     assert [name for name in phony[1].split() if not re.search(rf"^  make {name} +\S", listed, re.M)] == []
 
 
-def test_the_lock_pins_every_dependency_of_the_project() -> None:
+def locked(name: str) -> dict[str, list[str]]:
+    """The hashes of each distribution that a lock pins."""
+    text = (ROOT / "requirements" / f"{name}.lock").read_text().lower()
+    return {pin: re.findall(r"--hash=sha256:([0-9a-f]{64})", rest) for pin, rest in
+            re.findall(r"^([\w.-]+)==[\w.+]+((?: \\\n\s+--hash=\S+)*)$", text, re.M)}  # fmt: skip
+
+
+def wanted(*extras: str) -> set[str]:
+    """What pyproject.toml asks for, our own extras followed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [
-        *project["dependencies"],
-        *(each for name, extra in project["optional-dependencies"].items() if name != "bench" for each in extra),
-    ]
-    names = {re.split(r"[\[<>=!~ ]", each)[0].lower() for each in wanted} - {"fewbit"}
-    lock = (ROOT / "requirements.lock").read_text().lower()
-    assert [name for name in sorted(names) if not re.search(rf"^{name}==[\d.a-z]+$", lock, re.M)] == []
+    optional = project["optional-dependencies"]
+    names: set[str] = set()
+    waiting = [*project["dependencies"], *(each for extra in extras for each in optional[extra])]
+    while waiting:
+        requirement = waiting.pop()
+        if inner := re.match(r"fewbit\[([\w,]+)\]", requirement):
+            waiting += [each for extra in inner[1].split(",") for each in optional[extra]]
+        else:
+            names.add(re.split(r"[\[<>=!~ ]", requirement)[0].lower())
+    return names
 
 
-def test_the_lock_names_no_index_and_no_build() -> None:
-    lock = (ROOT / "requirements.lock").read_text()
-    assert "://" not in lock
-    assert re.findall(r"^(?!#|[\w.-]+==[\w.]+$).+$", lock, re.M) == []
+@pytest.mark.parametrize(
+    ("lock", "extras"),
+    [("dev", ("dev",)), ("bench", ("dev", "bench")), ("gateway", ("service",)), ("worker", ("workers",))],
+)
+def test_a_lock_pins_every_dependency_of_its_extras(lock: str, extras: tuple[str, ...]) -> None:
+    assert sorted(wanted(*extras) - set(locked(lock)) - set(locked("torch"))) == []
+
+
+@pytest.mark.parametrize("lock", ["torch", "dev", "bench", "gateway", "worker"])
+def test_every_pin_has_its_hashes_and_no_lock_names_an_index(lock: str) -> None:
+    text = (ROOT / "requirements" / f"{lock}.lock").read_text()
+    pins = locked(lock)
+    assert len(pins) == len(re.findall(r"^[\w.-]+==", text, re.M)) > 0
+    assert [name for name, hashes in pins.items() if not hashes] == []
+    assert "://" not in text
+
+
+@pytest.mark.parametrize("lock", ["bench", "gateway", "worker"])
+def test_the_locks_agree(lock: str) -> None:
+    def pins(name: str) -> dict[str, str]:
+        return dict(re.findall(r"^([\w.-]+)==([\w.+]+)", (ROOT / "requirements" / f"{name}.lock").read_text(), re.M))
+
+    tested = pins("dev")
+    assert {name: version for name, version in pins(lock).items() if tested.get(name, version) != version} == {}
