@@ -1,4 +1,4 @@
-"""One real Redis for all tests that need one; each test finds it empty."""
+"""One real Redis for all tests that need one, empty for each; and which tests want the machine for themselves."""
 
 from __future__ import annotations
 
@@ -10,6 +10,21 @@ from redis import Redis
 
 from store.embedded import EmbeddedRedis
 from store.settings import StoreSettings
+
+HERE = Path(__file__).parent
+ALONE = (  # they measure time or memory, or run gateway and workers with all cores: `make test` runs them one by one
+    "e2e", "local", "store/test_outages.py", "service/test_tenants.py", "service/test_hostile_requests.py",
+    "workers/test_celery.py", "workers/test_supervisor.py", "workers/test_watch.py", "workers/engine/test_memory.py",
+    "fewbit/test_page.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests in ``ALONE``."""
+    alone = {HERE / each for each in ALONE}
+    for item in items:
+        if alone & {item.path, *item.path.parents}:
+            item.add_marker("alone")
 
 
 @pytest.fixture(scope="session")
