@@ -46,6 +46,8 @@ from workers.engine.verification import Runs, measure_artifacts, measure_latency
 
 __all__ = ["Progress", "convert", "verify"]
 
+WORTH_COLLECTING = 64 * 1024**2  # bytes of a model: below, looking for garbage costs more than the garbage
+
 
 def convert(folder: Path, progress: Progress) -> None:
     """From the upload to artifacts in ``out/`` and a draft of the report. Raises ``EngineError``."""
@@ -65,8 +67,9 @@ def _by_torch(task: Task, folder: Path, watch: Stopwatch) -> Draft:
 
 
 def _by_graph(task: Task, folder: Path, watch: Stopwatch) -> Draft:
-    reference, draft = _quantized(task, folder, watch)  # the float weights are gone before the artifacts are written
-    gc.collect()
+    reference, draft = _quantized(task, folder, watch)
+    if task.model_size > WORTH_COLLECTING:
+        gc.collect()  # the float weights are gone before the artifacts are written
     with watch("package"):
         written = package(reference, task.spec, folder)
     return draft.model_copy(update={"calls": written.calls, "findings": (*draft.findings, *written.findings)})

@@ -5,6 +5,7 @@ One thread throughout: a process that has run a second thread cannot be forked s
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def preload() -> None:
         ).write(folder)
         convert(folder, _ignore)
         verify(folder, _ignore)
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays: collecting in a fork no longer goes through torch's million objects
 
 
 def _ignore(_stage: str, _share: float) -> None:

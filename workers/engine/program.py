@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import typing
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ def load(path: Path) -> Program:
     """Read a ``.pt2``. Raises ``EngineError('invalid-model')`` when it is none this torch can read."""
     _require_schema(path)
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, _remembered_type_hints():
             exported = torch.export.load(file)
     except Exception as error:  # torch raises many kinds here, and the file is the user's: each is his to mend
         raise EngineError(
@@ -36,6 +39,25 @@ def load(path: Path) -> Program:
             "export again.",
         )
     return program_of(exported)
+
+
+@contextmanager
+def _remembered_type_hints() -> Iterator[None]:
+    """torch asks for a class's type hints at each of its objects in the file, thousands of times for a few dozen
+    classes: half of its loading. Only here, where nothing but torch's own classes is asked about."""
+    asked = typing.get_type_hints
+    known: dict[Any, dict[str, Any]] = {}
+
+    def remembered(of: Any, *arguments: Any, **keywords: Any) -> dict[str, Any]:
+        if of not in known:
+            known[of] = asked(of, *arguments, **keywords)
+        return known[of]
+
+    typing.get_type_hints = typing.cast(Any, remembered)
+    try:
+        yield
+    finally:
+        typing.get_type_hints = asked
 
 
 def signature(program: Program) -> tuple[InputSignature, ...]:

@@ -254,13 +254,13 @@ class _Rewriter(Surgery):
         above = wide if low is None else self.call(x, aten.sub.Tensor, wide, low)
         sized = self.call(x, aten.abs.default, above) if scheme.range == "symmetric" else above
         largest = self.call(x, aten.amax.default, sized, axes, True)
-        scale = self.call(x, aten.clamp_min.default, largest, TINY)
-        steps = self.call(x, aten.mul.Tensor, self.call(x, aten.div.Tensor, above, scale), float(scheme.steps))
-        rounded = self.call(x, aten.round.default, steps)
-        step = self.call(x, aten.div.Tensor, scale, float(scheme.steps))
-        result = self.call(x, aten.mul.Tensor, rounded, step)
+        scale = self.alike(aten.clamp_min.default, largest, TINY)
+        steps = self.alike(aten.mul.Tensor, self.call(x, aten.div.Tensor, above, scale), float(scheme.steps))
+        rounded = self.alike(aten.round.default, steps)
+        step = self.alike(aten.div.Tensor, scale, float(scheme.steps))
+        result = self.alike(aten.mul.Tensor, rounded, step)
         if low is not None:
-            result = self.call(x, aten.add.Tensor, result, low)
+            result = self.alike(aten.add.Tensor, result, low)
         return self.cast(x, result, dtype)
 
     def _fix(self, name: str, fixed: FixedRange) -> None:
@@ -268,11 +268,11 @@ class _Rewriter(Surgery):
         dtype, readers = dtype_of(x), list(x.users)
         with self.graph.inserting_before(after(x)):
             wide = self.cast(x, x, torch.float32)
-            steps = self.call(x, aten.round.default, self.call(x, aten.div.Tensor, wide, q.scale))
-            shifted = self.call(x, aten.add.Tensor, steps, float(q.zero_point))
-            kept = self.call(x, aten.clamp.default, shifted, float(q.qmin), float(q.qmax))
-            centred = self.call(x, aten.sub.Tensor, kept, float(q.zero_point))
-            result = self.cast(x, self.call(x, aten.mul.Tensor, centred, q.scale), dtype)
+            steps = self.alike(aten.round.default, self.call(x, aten.div.Tensor, wide, q.scale))
+            shifted = self.alike(aten.add.Tensor, steps, float(q.zero_point))
+            kept = self.alike(aten.clamp.default, shifted, float(q.qmin), float(q.qmax))
+            centred = self.alike(aten.sub.Tensor, kept, float(q.zero_point))
+            result = self.cast(x, self.alike(aten.mul.Tensor, centred, q.scale), dtype)
         if fixed.everywhere:
             for reader in readers:
                 reader.replace_input_with(x, result)

@@ -86,6 +86,13 @@ class Surgery:
         node.meta["stack_trace"] = like.meta.get("stack_trace")
         return node
 
+    def alike(self, target: Any, x: fx.Node, *arguments: Any) -> fx.Node:
+        """``call`` of an elementwise operator whose result has ``x``'s shape, dtype and strides: its fake value is
+        ``x``'s, so that none is computed. Of some ten calls a quantized value all but one are such."""
+        node = self.graph.call_function(target, (x, *arguments))
+        node.meta.update({name: x.meta.get(name) for name in ("val", "nn_module_stack", "stack_trace")})
+        return node
+
     def buffer(self, name: str, value: Tensor) -> fx.Node:
         first = next(node for node in self.graph.nodes if node.op == "placeholder")
         with self.graph.inserting_before(first):
