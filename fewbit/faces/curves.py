@@ -10,7 +10,7 @@ from fewbit.faces.markup import Child, Markup, tag
 from fewbit.faces.numbers import decibels, percent, small_share
 from fewbit.faces.parts import named, section, table
 from fewbit.faces.words import by_sensitivity, calibration_words, layer_name, sensitivity
-from fewbit.report import CalibrationReport, LayerReport, Report
+from fewbit.report import SQNR_CAP_DB, CalibrationReport, LayerReport, Report
 
 RANKED = 10
 METHODS = {"estimate": "estimated", "brute_force": "measured, one evaluation a layer,"}
@@ -54,11 +54,12 @@ def _ranking(ranked: Sequence[LayerReport]) -> Markup:
 
 
 def depth_section(report: Report) -> Markup:
-    own = [each.error.output_sqnr_db if each.error else None for each in report.layers]
-    whole = [each.error.accumulated_sqnr_db if each.error else None for each in report.layers]
+    own = [_error(each.error.output_sqnr_db) if each.error and each.quantized else None for each in report.layers]
+    whole = [_error(each.error.accumulated_sqnr_db) if each.error else None for each in report.layers]
     known = [value for value in (*own, *whole) if value is not None]
-    if not known:
-        return section("depth", "Error along the depth", tag("p", "Not measured.", class_="empty"))
+    if len(known) < 2 or len(report.layers) < 2:
+        nothing = "Nothing to draw: fewer than two layers with an error that was measured."
+        return section("depth", "Error along the depth", tag("p", nothing, class_="empty"))
     lines = [
         Line("own output", "int8", spread(own)),
         *([Line("accumulated", "accent dashed", spread(whole))] if any(each is not None for each in whole) else []),
@@ -68,6 +69,11 @@ def depth_section(report: Report) -> Markup:
     lead = "Higher is better. Own: the layer alone, on float inputs. Accumulated: with every error before it."
     drawn = plot(_depth_label(report.layers, own, whole), lines, axis_of(known, " dB"), ends)
     return section("depth", "Error along the depth", tag("figure", drawn), lead=lead)
+
+
+def _error(sqnr_db: float | None) -> float | None:
+    """What is bit for bit the same has no error to draw, and its cap would press all others to the ground."""
+    return None if sqnr_db == SQNR_CAP_DB else sqnr_db
 
 
 def _depth_label(layers: Sequence[LayerReport], own: Sequence[float | None], whole: Sequence[float | None]) -> str:

@@ -332,6 +332,17 @@ def test_only_layers_that_differ_can_be_shown(reader: Reader) -> None:
     assert 0 < rows.count() < before
 
 
+def test_what_lost_nothing_does_not_flatten_the_curve_of_what_did(reader: Reader) -> None:
+    """150 dB is the cap of what is the same bit for bit: a curve with it would show nothing else."""
+    rows = [layer("a"), layer("b"), layer("same", quantized=False)]
+    for row, decibels in zip(rows, (40.0, 30.0, 150.0), strict=True):
+        row["error"] = {"output_sqnr_db": decibels, "accumulated_sqnr_db": decibels}
+    drawn = reader.opens(report_page(report(layers=rows))).locator("#depth svg")
+    assert drawn.count() == 1
+    assert "150" not in (drawn.text_content() or "")
+    expect(reader.opens(report_page(report(layers=rows[:1]))).locator("#depth")).to_contain_text("Nothing to draw")
+
+
 def test_without_a_browser_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("FEWBIT_CHROMIUM", raising=False)

@@ -153,7 +153,7 @@ def _fastpath_off(rows: Sequence[LayerReport]) -> Finding:
         severity="info",
         code="fastpath",
         layer=rows[0].name,
-        message=f"{len(rows)} layers inside nn.TransformerEncoderLayer were replaced. The artifact was written with "
+        message="Layers inside nn.TransformerEncoderLayer were replaced. The artifact was written with "
         "its fast path off, and runs; the same module in Python would fail in eval under no_grad.",
         remedy="There, call torch.backends.mha.set_fastpath_enabled(False) before the model.",
     )

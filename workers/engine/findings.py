@@ -69,7 +69,8 @@ def layer_findings(rows: Sequence[LayerReport], spec: JobSpec) -> Iterator[Findi
             severity="info",
             code="fastpath",
             layer=fastpath[0],
-            message=f"Plain quantize_dynamic would swap {len(fastpath)} layers inside nn.TransformerEncoderLayer, and "
+            message=f"Plain quantize_dynamic would swap {_number(len(fastpath), 'layer', 'layers')} inside "
+            "nn.TransformerEncoderLayer, and "
             "the model would then fail in eval under no_grad. The graph route is not affected.",
         )
 
@@ -88,9 +89,9 @@ def full_range_activations(names: Sequence[str]) -> Finding:
     return Finding(
         severity="info",
         code="saturation",
-        message=f"{len(names)} layers use all eight bits of their activations, because this worker's CPU has VNNI. "
-        "On a CPU without VNNI the same TorchScript artifact would saturate.",
-        remedy="Quantize on a worker whose CPU is like the one that will serve the model.",
+        message=f"{_number(len(names), 'layer uses', 'layers use')} all eight bits of the activations, because this "
+        "worker's CPU has VNNI. On a CPU without VNNI the same TorchScript artifact would saturate.",
+        remedy="If such a CPU will serve the model, set target to it (avx2 or avx512): seven bits never saturate.",
     )
 
 
@@ -161,3 +162,7 @@ def metric_not_applicable(name: str, needed: str, shape: Sequence[int], labels: 
         remedy=f"Return what {name} reads as the first output, change `labels` in the dataset, or leave {name} out of "
         "evaluation.metrics.",
     )
+
+
+def _number(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
