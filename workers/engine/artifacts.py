@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from fewbit.runtime.script import Call
 from workers.engine.onnx import load_onnx, save_onnx
 from workers.engine.portable import save_pt2
+from workers.engine.reading import read_exported
 from workers.engine.reference import Reference
 from workers.engine.tensors import check_safetensors, save_safetensors
 from workers.engine.torchscript import save_torchscript
@@ -43,7 +44,7 @@ def load_torchscript(path: Path) -> Run:
 
 def load_pt2(path: Path) -> Run:
     with path.open("rb") as file:
-        exported = torch.export.load(file)
+        exported = read_exported(file)
     module = exported.module(check_guards=False)
     specs = [spec for spec in exported.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
     in_spec = exported.call_spec.in_spec

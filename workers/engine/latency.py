@@ -1,4 +1,4 @@
-"""Latency: the float program and an artifact in turn, in one process, so that a drifting clock hits both alike."""
+"""Latency: the float program and the artifacts in turn, in one process, so that a drifting clock hits both alike."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 
 from fewbit.report import ArtifactLatency, Latency, Percentiles
 
-WARM_UP = 1  # the artifacts are warm from their verification
 LEAST_ROUNDS, MOST_ROUNDS = 3, 60
 BUDGET_S = 0.5  # for all artifacts together
 
@@ -25,16 +24,16 @@ class Race:
     after: tuple[float, ...]
 
 
-def race(before: Callable[[], Any], after: Callable[[], Any], artifacts: int) -> Race:
-    """Rounds of one call each, until this one's share of the budget, 1/``artifacts`` of it, is spent."""
-    for call in (before, after):
-        for _ in range(WARM_UP):
-            call()
-    rounds: list[tuple[float, float]] = []
-    deadline = time.perf_counter() + BUDGET_S / artifacts
+def race(before: Callable[[], Any], after: Mapping[str, Callable[[], Any]], share: float = 1.0) -> dict[str, Race]:
+    """Rounds of one call each, the float one first, until ``share`` of the budget is spent."""
+    calls = (before, *after.values())
+    before()  # the artifacts are warm from their verification
+    rounds: list[tuple[float, ...]] = []
+    deadline = time.perf_counter() + BUDGET_S * share
     while len(rounds) < LEAST_ROUNDS or (time.perf_counter() < deadline and len(rounds) < MOST_ROUNDS):
-        rounds.append((_timed(before), _timed(after)))
-    return Race(*zip(*rounds, strict=True))
+        rounds.append(tuple(map(_timed, calls)))
+    first, *others = zip(*rounds, strict=True)
+    return {name: Race(first, each) for name, each in zip(after, others, strict=True)}
 
 
 def latency_of(races: Mapping[str, Race], threads: int, batch: int) -> Latency:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import typing
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from torch.export import ExportedProgram
 from fewbit.resources import InputSignature
 from fewbit.runtime.program import Program, program_of
 from workers.engine.errors import EngineError, first_line
+from workers.engine.reading import read_exported
 
 WRITTEN_AS = "fewbit_written_as"  # in a node's metadata: the operator of the user's graph that it stands for
 
@@ -26,8 +24,8 @@ def load(path: Path) -> Program:
     """Read a ``.pt2``. Raises ``EngineError('invalid-model')`` when it is none this torch can read."""
     _require_schema(path)
     try:
-        with path.open("rb") as file, _remembered_type_hints():
-            exported = torch.export.load(file)
+        with path.open("rb") as file:
+            exported = read_exported(file)
     except Exception as error:  # torch raises many kinds here, and the file is the user's: each is his to mend
         raise EngineError(
             "invalid-model", f"torch {torch.__version__} cannot load this .pt2: {first_line(error)}"
@@ -39,25 +37,6 @@ def load(path: Path) -> Program:
             "export again.",
         )
     return program_of(exported)
-
-
-@contextmanager
-def _remembered_type_hints() -> Iterator[None]:
-    """torch asks for a class's type hints at each of its objects in the file, thousands of times for a few dozen
-    classes: half of its loading. Only here, where nothing but torch's own classes is asked about."""
-    asked = typing.get_type_hints
-    known: dict[Any, dict[str, Any]] = {}
-
-    def remembered(of: Any, *arguments: Any, **keywords: Any) -> dict[str, Any]:
-        if of not in known:
-            known[of] = asked(of, *arguments, **keywords)
-        return known[of]
-
-    typing.get_type_hints = typing.cast(Any, remembered)
-    try:
-        yield
-    finally:
-        typing.get_type_hints = asked
 
 
 def signature(program: Program) -> tuple[InputSignature, ...]:

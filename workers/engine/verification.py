@@ -32,7 +32,7 @@ from workers.engine.draft import Draft
 from workers.engine.errors import EngineError, first_line
 from workers.engine.gates import check_gates, verdict
 from workers.engine.kernels import Executed, executed_kernels
-from workers.engine.latency import latency_of, race
+from workers.engine.latency import Race, latency_of, race
 from workers.engine.machine import peak_memory_bytes, provenance
 from workers.engine.metrics.accuracy import labelled
 from workers.engine.metrics.conclusion import conclusion
@@ -126,14 +126,15 @@ def measure_latency_of(runs: Runs, task: Task, data: Data, folder: Path) -> Late
     """Every artifact against the float program, which this process opens only now."""
     if not runs.kinds:
         return None
-    batch, races, path = next(data.batches()), {}, folder / task.program_file
-    before: Run | None = None
-    for kind in runs.kinds:
-        after = runs.load(kind)  # before the float program: loading takes up to three times an artifact's size
-        before = before or load_pt2(path)
-        races[kind] = race(_forward(before, batch.inputs), _forward(after, batch.inputs), len(runs.kinds))
-        if path.stat().st_size > LARGEST_KEPT:
-            before = after = None  # type: ignore[assignment]
+    batch, path = next(data.batches()), folder / task.program_file
+    large = path.stat().st_size > LARGEST_KEPT
+    races: dict[str, Race] = {}
+    for kinds in [(kind,) for kind in runs.kinds] if large else [runs.kinds]:
+        after = {kind: _forward(runs.load(kind), batch.inputs) for kind in kinds}
+        before = load_pt2(path)  # last: loading takes up to three times an artifact's size
+        races |= race(_forward(before, batch.inputs), after, len(kinds) / len(runs.kinds))
+        if large:
+            del before, after
             gc.collect()  # graph modules refer to themselves
     return latency_of(races, task.threads, len(batch.inputs[0]))
 

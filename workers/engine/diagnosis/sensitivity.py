@@ -20,7 +20,7 @@ whose error has no gradient.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -38,10 +38,13 @@ from workers.engine.quantize import QuantizedLayer
 from workers.engine.reference import FixedRange
 from workers.engine.run import ProgramRun, primary_output, with_gradient
 
-PASSES = 5.0  # of the float model over all samples: what it may cost
+PASSES = 4.0  # of the float model over all samples: what it may cost
 FEWEST_PROBES, MOST_PROBES = 2, 6  # backward passes with random signs
-SPARED = 0.25  # of the batches also tell what sparing a layer gains
+SPARED = 0.25  # of the samples also tell what sparing a layer gains
+SPARING = 3  # passes that takes: the quantized model is the float one and its quantized layers, and a backward pass
 MOST_SAMPLES = 256
+REGIONS = 1.5  # passes for layers inside regions of the graph, if there are any
+FEW = 4  # samples that show where in a value each sample lies
 LEAST_BATCH = 32  # where the model takes any: a pass costs by the call, too
 SMALLEST = 1e-30
 
@@ -69,12 +72,10 @@ def sensitivity_of(
         return None
     if method == "brute_force":
         return brute_force(program, quantized, ranges, list(data.batches()), advance)
-    if not data.fixed_batch and not data.rows:
-        data = replace(data, batch_size=max(data.batch_size, LEAST_BATCH))
-    batches = _some(data, MOST_SAMPLES)
+    regions = [each for each in quantized if each.layer.kind == "nested"]
     try:
-        found = estimate(program, quantized, ranges, batches, data.samples, advance)
-        return _with_regions(found, program, quantized, ranges, data, advance)
+        found = estimate(program, quantized, ranges, _budgeted(data, REGIONS if regions else 0), advance)
+        return _with_regions(found, program, regions, ranges, data, advance) if regions else found
     except EngineError:
         raise
     except RuntimeError:  # the model writes over what a gradient needs, or has none
@@ -92,18 +93,14 @@ def _some(data: Data, samples: int) -> list[Batch]:
 def _with_regions(
     found: Sensitivity,
     program: Program,
-    quantized: Sequence[QuantizedLayer],
+    regions: Sequence[QuantizedLayer],
     ranges: Mapping[fx.Node, FixedRange],
     data: Data,
     advance: Callable[[float], None],
 ) -> Sensitivity:
     """Layers inside a region of the graph have no gradient here: they are evaluated one by one, on few samples."""
-    rest = [each for each in quantized if each.layer.kind == "nested"]
-    if not rest:
-        return found
-    exact = brute_force(
-        program, rest, ranges, _some(data, max(1, data.samples // len(rest) // 2)), advance, data.samples
-    )
+    few = _some(data, max(1, int(REGIONS * data.samples / (2 * len(regions) + 2))))
+    exact = brute_force(program, regions, ranges, few, advance, data.samples)
     passes = round(found.summary.passes + exact.summary.passes, 2)
     return Sensitivity(
         found.own | exact.own,
@@ -113,6 +110,54 @@ def _with_regions(
 
 
 # --- The estimate -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """What the passes are spent on. ``spared`` batches also tell what sparing a layer gains, the ``others`` do not;
+    ``few`` samples show how samples lie, the first batch where the model takes no fewer (None)."""
+
+    spared: tuple[Batch, ...]
+    others: tuple[Batch, ...]
+    few: Batch | None
+    probes: int
+    samples: int
+    passes: float
+
+
+def _budgeted(data: Data, taken: float = 0.0) -> _Budget:
+    """As many samples, then as many probes, as ``PASSES`` over all of ``data`` pay for, less what is ``taken``."""
+    whole = data.fixed_batch or bool(data.rows)  # the model takes batches of this size only
+    data = data if whole else replace(data, batch_size=max(data.batch_size, LEAST_BATCH))
+    unit = data.batch_size if whole else 1
+    total = -(-data.samples // unit)
+    few = 0 if whole or data.samples < 2 else min(FEW, max(2, data.samples // 4))
+    look = 1 if whole else (2 + 1) * few
+    left = int((PASSES - taken) * total) - look
+    used = max(1, min(total, MOST_SAMPLES // unit, int(left / (2 + FEWEST_PROBES + SPARING * SPARED))))
+    spared = max(1, int(used * SPARED))
+    if (2 + FEWEST_PROBES) * used + SPARING * spared > left:
+        spared = 0
+    probes = max(FEWEST_PROBES, min(MOST_PROBES, (left - SPARING * spared) // used - 2))
+    spent = (2 + probes) * used + SPARING * spared + look
+    return _Budget(
+        spared=tuple(_part(data, 0, spared * unit)),
+        others=tuple(_part(data, spared * unit, used * unit)),
+        few=next(_part(data, 0, few), None),
+        probes=probes,
+        samples=min(used * unit, data.samples),
+        passes=round(spent / total, 2),
+    )
+
+
+def _part(data: Data, start: int, stop: int) -> Iterator[Batch]:
+    """The batches of samples ``start`` to ``stop``."""
+    rows = data.rows or (data.batch_size,) * len(data.arrays)
+    skipped = start // data.batch_size
+    arrays = tuple(
+        array[skipped * each if data.rows else start :] for array, each in zip(data.arrays, rows, strict=True)
+    )
+    return replace(data, arrays=arrays, samples=max(0, min(stop, data.samples) - start)).batches()
 
 
 @dataclass
@@ -128,46 +173,40 @@ def estimate(
     program: Program,
     quantized: Sequence[QuantizedLayer],
     ranges: Mapping[fx.Node, FixedRange],
-    batches: Sequence[Batch],
-    samples: int,
+    budget: _Budget,
     advance: Callable[[float], None],
 ) -> Sensitivity:
     """A forward pass that also makes each layer's error, then backward passes, as many as the budget leaves; for
     some batches one more, from the error of the whole. Raises ``RuntimeError`` where the program has no gradient."""
     own = {each.layer.name: 0.0 for each in quantized}
-    layouts: list[_Layout | None] = []
-    changes = dict.fromkeys(own, 0.0)
+    changes = dict.fromkeys(own, 0.0) if budget.spared else {}
     signal = everything = 0.0
-    spared = batches[: max(1, round(len(batches) * SPARED))]
-    used = sum(batch.count for batch in batches)
-    both = 3 * sum(batch.count for batch in spared) + batches[0].count  # the quantized model too; one sample's gradient
-    left = int((PASSES * samples - both) // used) - 2  # the float model and its quantized layers are two
-    probes = max(FEWEST_PROBES, min(MOST_PROBES, left))
     generator = torch.Generator().manual_seed(0)
+    layouts = _layouts(*_forward(program, quantized, ranges, budget.few), budget.few) if budget.few else None
+    batches = (*budget.spared, *budget.others)
     for index, batch in enumerate(batches):
         output, taps = _forward(program, quantized, ranges, batch)
         usable = torch.isfinite(output)
         signal += float(torch.where(usable, output.detach(), 0.0).double().square().sum())
-        layouts = layouts or [_layout(each, len(batch.inputs[0])) for each in _of_one_sample(output, taps, batch)]
+        layouts = layouts or _layouts(output, taps, batch)
         powers = dict.fromkeys(own, 0.0)
-        for _ in range(probes):
+        for _ in range(budget.probes):
             signs = torch.randint(0, 2, output.shape, generator=generator).to(output.dtype).mul_(2).sub_(1)
             reached = _reached(output, taps, torch.where(usable, signs, 0.0), layouts)
             for name, each in reached.items():
-                powers[name] += float(each.square().sum()) / probes
+                powers[name] += float(each.square().sum()) / budget.probes
         own = {name: each + powers[name] for name, each in own.items()}
-        if index < len(spared):
+        if index < len(budget.spared):
             rounded, taps = _forward(program, quantized, ranges, batch, rounded=True)
             error = torch.where(usable & torch.isfinite(rounded), rounded - output, 0.0).detach()
             everything += _power(error)
             for name, each in _reached(rounded, taps, error, layouts).items():
                 changes[name] += powers[name] - 2 * float(each.sum())
         advance((index + 1) / len(batches))
-    spent = round(((2 + probes) * used + both) / max(1, samples), 2)
     return Sensitivity(
         {name: each / max(signal, SMALLEST) for name, each in own.items()},
         {name: _gain_db(everything, everything + each) for name, each in changes.items()},
-        SensitivitySummary(method="estimate", samples=used, passes=spent),
+        SensitivitySummary(method="estimate", samples=budget.samples, passes=budget.passes),
     )
 
 
@@ -218,7 +257,7 @@ def _reached(output: Tensor, taps: _Taps, direction: Tensor, layouts: Sequence[_
     for name, gradient, error, layout in zip(taps.names, gradients, taps.errors, layouts, strict=True):
         product = error.new_zeros(1) if gradient is None else torch.nan_to_num(gradient.float() * error)
         known = layout is not None and gradient is not None and len(output) > 1
-        part = layout.by_sample(product, len(output)) if known and layout else product.double().sum()[None]
+        part = layout.by_sample(product, len(output)) if known and layout else product.sum(dtype=torch.float64)[None]
         before = sums.get(name)
         if before is not None and before.shape != part.shape:
             before, part = before.sum()[None], part.sum()[None]
@@ -235,8 +274,12 @@ class _Layout:
 
     def by_sample(self, product: Tensor, samples: int) -> Tensor:
         """The sum of each sample's values: float64 [samples]."""
-        rows = product.double().movedim(self.axis, 0).flatten(1).sum(1)
+        rows = product.movedim(self.axis, 0).flatten(1).sum(1, dtype=torch.float64)
         return rows.view(-1, samples).sum(0) if self.strided else rows.view(samples, -1).sum(1)
+
+
+def _layouts(output: Tensor, taps: _Taps, batch: Batch) -> list[_Layout | None]:
+    return [_layout(each, len(batch.inputs[0])) for each in _of_one_sample(output, taps, batch)]
 
 
 def _of_one_sample(output: Tensor, taps: _Taps, batch: Batch) -> tuple[Tensor | None, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from workers.engine.layers import find_layers
 from workers.engine.plan import plan
 from workers.engine.program import load, signature
 from workers.engine.quantize import quantize
+from workers.engine.run import ProgramRun
 
 pytestmark = [  # torch's own, about the models
     pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -89,6 +91,24 @@ def test_any_number_of_layers_costs_at_most_five_passes(tmp_path: Path) -> None:
         assert found.summary.passes <= 5
 
 
+@pytest.mark.parametrize("samples", [1, 2, 3, 5, 8, 15, 16, 33, 64, 100, 600])
+@pytest.mark.parametrize("dynamic", [True, False], ids=["any batch", "fixed batch"])
+def test_any_number_of_samples_costs_at_most_five_passes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, samples: int, dynamic: bool
+) -> None:
+    """Counted here, not believed: every forward and backward pass, times its samples."""
+    module = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 8))
+    program = canonical(load(export(module, (torch.randn(8, 16),), tmp_path / "model.pt2", dynamic=dynamic)))
+    np.savez(tmp_path / "evaluation.npz", x=torch.randn(samples, 16).numpy())
+    job = Job(program, read_data(tmp_path / "evaluation.npz", signature(program), 32, None, 0))
+    spent = counted(monkeypatch)
+    found = job.sensitivity("estimate", "dynamic")
+    whole = samples if dynamic else -(-samples // 8) * 8
+    assert 1 < sum(spent) / whole <= 5
+    assert found.summary.passes == pytest.approx(sum(spent) / whole, abs=0.01)
+    assert set(found.own) == {"0", "2"}
+
+
 def test_what_sparing_a_layer_gains_is_the_difference_it_makes(trained: Job) -> None:
     estimate, truth = trained.sensitivity("estimate", "weight_only"), trained.sensitivity("brute_force", "weight_only")
     most = max(truth.spared_db, key=truth.spared_db.__getitem__)
@@ -121,6 +141,24 @@ def test_every_part_can_be_left_out(tmp_path: Path) -> None:
     for row in report.layers:
         assert (row.weights, row.activations, row.saturation, row.error) == (None, None, None, None)
     assert report.accuracy is not None
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the samples of each pass. A forward pass with taps counts twice: it makes each layer's error, too."""
+    spent: list[int] = []
+    forward, backward = ProgramRun.outputs, torch.autograd.grad
+
+    def outputs(run: ProgramRun, inputs: Sequence[torch.Tensor], grad: bool = False) -> list[Any]:
+        spent.append(len(inputs[0]) * (2 if run.around else 1))
+        return forward(run, inputs, grad)
+
+    def grad(output: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
+        spent.append(len(output))
+        return backward(output, *arguments, **keywords)
+
+    monkeypatch.setattr(ProgramRun, "outputs", outputs)
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    return spent
 
 
 def _rank_correlation(one: Sensitivity, other: Sensitivity, names: Sequence[str]) -> float:
