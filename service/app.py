@@ -26,6 +26,7 @@ from service.parts import Parts, by_tenant
 from service.settings import ServiceSettings
 from service.webhooks import endpoints as webhooks
 from service.webhooks.courier import Courier
+from service.webhooks.posting import Posting
 from store.settings import StoreSettings
 from store.webhooks import Outbox
 
@@ -54,7 +55,8 @@ def create_app(settings: ServiceSettings | None = None, store: StoreSettings | N
         app.state.parts = parts = Parts.open(service_settings, store_settings)
         app.state.parts_of_tenant = by_tenant(parts)
         await _refuse_to_start_unguarded(parts)
-        courier = asyncio.create_task(Courier(Outbox(parts.redis), service_settings.webhook_allow_private).run())
+        post = Posting(service_settings.webhook_allow_private)
+        courier = asyncio.create_task(Courier(Outbox(parts.redis), post).run())
         yield
         courier.cancel()
         await asyncio.wait([courier])

@@ -18,6 +18,7 @@ from service.documents import TEXT, documents
 from service.parts import Parts, parts_of
 from store.tenants import Tenant
 from store.usage import Usage, tenants, usage
+from store.webhooks import Outbox
 
 router = APIRouter(tags=["service"])
 PLAIN = "text/plain; version=0.0.4; charset=utf-8"
@@ -62,7 +63,7 @@ def _of_tenants(rows: Sequence[tuple[str, Usage]]) -> Iterator[str]:
 
 
 async def _of_all(parts: Parts) -> list[str]:
-    due = await parts.redis.zcard("fewbit:deliveries")
+    due = await Outbox(parts.redis).waiting()
     alive = len(await parts.fleet.workers())
     return [*_head(WORKERS), _line(WORKERS, alive), *_head(DELIVERIES), _line(DELIVERIES, due)]
 

@@ -1,5 +1,5 @@
 -- The one script that changes a job: it checks owner, status, fencing token, lease and quotas, writes the record, keeps
--- the indexes, appends the event and, at the end, makes the webhook's delivery, in one call. They can never disagree.
+-- the indexes, appends the event and, at the end, begins the webhook's delivery (`deliveries.lua`), in one call. They can never disagree.
 --
 -- KEYS  1 job hash, 2 its event stream, 3.. records that must exist (the model and datasets of a new job)
 -- ARGV  1 key prefix       2 job id         3 moves "queued>running,..." ("none>queued" makes it, "failed>none" deletes it)
@@ -57,8 +57,7 @@ if target == 'none' then
   return {1, 'none', 0, '0', '0', was}
 end
 
-local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local now = milliseconds()
 
 for i = FIELDS, #ARGV, 2 do redis.call('HSET', job, ARGV[i], ARGV[i + 1]) end
 if ARGV[5] ~= '' and LEASED[target] then
@@ -120,11 +119,7 @@ if target ~= was then
   if FINAL[target] then
     local webhook = redis.call('HGET', job, 'webhook')
     if webhook and webhook ~= '' and redis.call('EXISTS', prefix .. 'webhook:' .. webhook) == 1 then
-      local delivery = 'dlv_' .. string.sub(id, 5)
-      redis.call('HSET', prefix .. 'delivery:' .. delivery, 'id', delivery, 'webhook', webhook, 'tenant', tenant,
-        'type', 'job.' .. target, 'job', id, 'at', at, 'status', 'pending', 'attempts', '[]')
-      redis.call('ZADD', prefix .. 'deliveries', now, delivery)
-      redis.call('ZADD', prefix .. 'webhook:' .. webhook .. ':deliveries', 0, delivery)
+      begin_delivery(prefix, webhook, 'dlv_' .. string.sub(id, 5), tenant, 'job.' .. target, id, at)
     end
   end
 end

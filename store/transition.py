@@ -9,8 +9,10 @@ from typing import Any
 
 from store.records import PREFIX, events_key, flat, job_key, now_iso
 
-SCRIPT = (Path(__file__).parent / "transition.lua").read_text()
-TURN = (Path(__file__).parent / "turn.lua").read_text()
+_HERE = Path(__file__).parent
+DELIVERIES = (_HERE / "deliveries.lua").read_text()
+SCRIPT = DELIVERIES + (_HERE / "transition.lua").read_text()
+TURN = (_HERE / "turn.lua").read_text()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
@@ -14,6 +15,16 @@ LONGEST_URL = 2048
 RESOLVE_S = 5.0
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _IPV4_INSIDE = (IPv6Network("2002::/16"), IPv6Network("2001::/23"))  # 6to4, Teredo and other assignments of IANA's
+
+
+LookUp = Callable[[str, int], Awaitable[Sequence[str]]]
+"""The addresses of a host at a port. Raises ``OSError`` or ``UnicodeError``."""
+
+
+async def system_addresses(host: str, port: int) -> list[str]:
+    """What this machine's resolver says."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(each[4][0]).partition("%")[0] for each in found]
 
 
 class Unreachable(Exception):
@@ -49,17 +60,15 @@ def checked_url(url: str, allow_private: bool) -> httpx2.URL:
     return parsed
 
 
-async def resolved(url: str, allow_private: bool) -> Target:
+async def resolved(url: str, allow_private: bool, look_up: LookUp = system_addresses) -> Target:
     """The target at a public address of the name. All of its addresses must be public: one that is not is no mistake.
     Raises ``Unreachable``."""
     parsed = checked_url(url, allow_private)
     try:
         async with asyncio.timeout(RESOLVE_S):
-            loop = asyncio.get_running_loop()
-            found = await loop.getaddrinfo(parsed.host, port_of(parsed), type=socket.SOCK_STREAM)
+            addresses = [ip_address(each) for each in await look_up(parsed.host, port_of(parsed))]
     except (OSError, TimeoutError, UnicodeError) as error:
         raise Unreachable("The host's name has no address.") from error
-    addresses = [ip_address(str(each[4][0]).partition("%")[0]) for each in found]
     if not addresses or not (allow_private or all(map(is_public, addresses))):
         raise Unreachable("The host's address is not public.")
     return Target(parsed.copy_with(host=str(addresses[0])), parsed.netloc.decode("ascii"), parsed.host)

@@ -1,7 +1,8 @@
 """Delivers webhooks: signed (Standard Webhooks 1.0), to public addresses, without following anyone elsewhere.
 
 Every gateway runs one. They share the outbox in Redis: each delivery is leased to one of them, and a lease that runs
-out is another's. A delivery may therefore arrive twice, with the same ``webhook-id``.
+out is another's. A delivery may therefore arrive twice, with the same ``webhook-id``. Many are under way at a time, few
+of one tenant: a receiver that takes its time takes that of nobody else.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import hmac
 import json
 import time
 from base64 import b64decode, b64encode
+from collections import Counter
+from contextlib import suppress
 from hashlib import sha256
 
 import httpx2
@@ -18,88 +21,79 @@ import structlog
 from redis.exceptions import RedisError
 
 from fewbit.version import VERSION
-from service.webhooks.addresses import Target, Unreachable, resolved
+from service.webhooks.addresses import Unreachable
+from service.webhooks.posting import Posting
 from store.records import now_iso
 from store.webhooks import DeliveryRecord, Outbox, WebhookRecord
 
 log = structlog.get_logger("fewbit.webhooks")
 LOOK_EVERY_S = 0.5
 ATTEMPT_S = 20.0
-LONGEST_ANSWER = 64 * 1024
+AT_ONCE, OF_A_TENANT = 32, 4
 
 
 class Courier:
     """``run`` it until it is canceled."""
 
-    def __init__(self, outbox: Outbox, allow_private: bool) -> None:
+    def __init__(self, outbox: Outbox, post: Posting) -> None:
         self._outbox = outbox
-        self._allow_private = allow_private
+        self._post = post
+        self._under_way: Counter[str] = Counter()
+        self._one_has_ended = asyncio.Event()
 
     async def run(self) -> None:
-        while True:
-            try:
-                if not await self.deliver_one():
-                    await asyncio.sleep(LOOK_EVERY_S)
-            except (RedisError, OSError) as error:  # what is due stays due
-                log.warning("outbox is away", error=type(error).__name__)
-                await asyncio.sleep(LOOK_EVERY_S * 4)
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                self._one_has_ended.clear()
+                if not (self._under_way.total() < AT_ONCE and await self._begin_one(tasks)):
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._one_has_ended.wait(), LOOK_EVERY_S)
 
-    async def deliver_one(self) -> bool:
+    async def _begin_one(self, tasks: asyncio.TaskGroup) -> bool:
         """Whether there was anything to do."""
-        delivery_id = await self._outbox.take()
-        if delivery_id is None:
+        try:
+            taken = await self._outbox.take(tenant for tenant, count in self._under_way.items() if count >= OF_A_TENANT)
+            found = await self._outbox.read(taken) if taken else None
+            if taken and not found:  # its webhook was deleted meanwhile, or it is too old
+                await self._outbox.drop(taken)
+        except (RedisError, OSError) as error:  # what is due stays due
+            log.warning("outbox is away", error=type(error).__name__)
             return False
-        found = await self._outbox.read(delivery_id)
-        if found is None:  # deleted meanwhile
-            await self._outbox.drop(delivery_id)
-            return True
-        delivery, webhook = found
+        if found:
+            self._under_way[found[0].tenant] += 1
+            tasks.create_task(self._deliver(*found))
+        return taken is not None
+
+    async def _deliver(self, delivery: DeliveryRecord, webhook: WebhookRecord) -> None:
         started = time.monotonic()
-        status, error = await self._attempt(delivery, webhook)
-        told = {"at": now_iso(), "status": status, "error": error, "ms": round((time.monotonic() - started) * 1000)}
-        delivered = status is not None and 200 <= status < 300
-        log.info("webhook", delivery=delivery.id, webhook=webhook.id, status=status, error=error)
-        await self._outbox.tried(delivery, told, delivered)
-        return True
+        try:
+            status, error = await self._attempt(delivery, webhook)
+            told = {"at": now_iso(), "status": status, "error": error, "ms": round((time.monotonic() - started) * 1000)}
+            log.info("webhook", delivery=delivery.id, webhook=webhook.id, status=status, error=error)
+            await self._outbox.tried(delivery, told, status is not None and 200 <= status < 300)
+        except Exception as error:  # whatever it is, it must not stop the others; the lease ends and it is tried again
+            log.error("webhook not delivered", delivery=delivery.id, exc_info=error)
+        finally:
+            self._under_way -= Counter([delivery.tenant])
+            self._one_has_ended.set()
 
     async def _attempt(self, delivery: DeliveryRecord, webhook: WebhookRecord) -> tuple[int | None, str | None]:
         """The answer's status, or why there is none."""
+        body = payload(delivery)
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": f"Fewbit/{VERSION}",
+            **signed(delivery.id, body, webhook.secret, int(time.time())),
+        }
         try:
             async with asyncio.timeout(ATTEMPT_S):
-                target = await resolved(webhook.url, self._allow_private)
-                return await _post(target, payload(delivery), delivery.id, webhook.secret), None
+                return await self._post(webhook.url, body, headers), None
         except Unreachable as error:
             return None, str(error)
         except TimeoutError:
             return None, f"No answer within {ATTEMPT_S:g} s."
         except (httpx2.HTTPError, OSError) as error:
             return None, f"No answer: {type(error).__name__}."
-
-
-async def _post(target: Target, body: bytes, delivery_id: str, secret: str) -> int:
-    headers = {
-        "Host": target.host,
-        "Content-Type": "application/json",
-        "User-Agent": f"Fewbit/{VERSION}",
-        **signed(delivery_id, body, secret, int(time.time())),
-    }
-    extensions = {"sni_hostname": target.name}  # whose certificate it must be; the address is only where to knock
-    timeout = httpx2.Timeout(10.0, connect=5.0)
-    async with (
-        httpx2.AsyncClient(trust_env=False, follow_redirects=False, timeout=timeout) as http,
-        http.stream("POST", target.url, content=body, headers=headers, extensions=extensions) as answer,
-    ):
-        await _bounded(answer)
-        return answer.status_code
-
-
-async def _bounded(answer: httpx2.Response) -> None:
-    """Of what the other side says, nothing is kept, and not much of it is read."""
-    size = 0
-    async for chunk in answer.aiter_raw():
-        size += len(chunk)
-        if size > LONGEST_ANSWER:
-            return
 
 
 def payload(delivery: DeliveryRecord) -> bytes:

@@ -8,10 +8,8 @@ import time
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from ipaddress import ip_address
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import httpx2
@@ -19,44 +17,13 @@ import pytest
 from redis import Redis
 
 from service.webhooks.addresses import Unreachable, checked_url, is_public
+from service.webhooks.courier import OF_A_TENANT
 from store.embedded import EmbeddedRedis
 from tests.service.gateway import Gateway
+from tests.service.receiver import Receiver
+from tests.service.tenants import keys
 from tests.service.uploads import codes, job
 from tests.service.worker import Worker
-
-
-class Receiver:
-    """A real server that keeps what it is sent, and answers with the statuses given, the last one for ever."""
-
-    def __init__(self, *statuses: int) -> None:
-        self.received: list[tuple[dict[str, str], bytes]] = []
-        receiver, left = self, list(statuses)
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                receiver.received.append(({name.lower(): value for name, value in self.headers.items()}, body))
-                self.send_response(left.pop(0) if len(left) > 1 else left[0])
-                self.send_header("Location", receiver.url + "/elsewhere")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        Thread(target=self.server.serve_forever, args=[0.02], daemon=True).start()
-
-    def wait(self, count: int) -> None:
-        deadline = time.monotonic() + 10
-        while len(self.received) < count:
-            assert time.monotonic() < deadline, self.received
-            time.sleep(0.02)
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
 
 
 @pytest.fixture
@@ -82,6 +49,11 @@ def deliveries(http: httpx2.Client, made: dict[str, Any], status: str) -> list[d
             return told
         assert time.monotonic() < deadline, told
         time.sleep(0.02)
+
+
+def due_now(redis: Redis, made: dict[str, Any], delivery: str) -> None:
+    redis.zadd(f"fewbit:webhook:{made['id']}:due", {delivery: 0})
+    redis.zadd("fewbit:deliveries", {made["id"]: 0})
 
 
 def test_the_end_of_a_job_is_told_and_signed(
@@ -120,10 +92,10 @@ def test_what_is_not_taken_is_sent_again_later_and_never_elsewhere(
         receiver.wait(attempt)
         while len(deliveries(http, made, "pending")[0]["attempts"]) < attempt:
             time.sleep(0.02)
-        due_ms = redis.zscore("fewbit:deliveries", delivery)
+        due_ms = redis.zscore(f"fewbit:webhook:{made['id']}:due", delivery)
         assert due_ms is not None
         assert float(due_ms) / 1000 > time.time() + 2  # with back-off, which the test does not wait for
-        redis.zadd("fewbit:deliveries", {delivery: 0})
+        due_now(redis, made, delivery)
     told = deliveries(http, made, "delivered")[0]
     assert [each["status"] for each in told["attempts"]] == [500, 302, 204]
     assert len({headers["webhook-id"] for headers, _ in receiver.received}) == 1
@@ -155,7 +127,7 @@ def test_a_delivery_outlives_its_gateway(tmp_path: Path) -> None:
                     "id": "dlv_1", "webhook": made["id"], "tenant": "default", "type": "webhook.test", "job": "",
                     "at": "2026-01-01T00:00:00.000Z", "status": "pending", "attempts": "[]",
                 })  # fmt: skip
-                redis.zadd("fewbit:deliveries", {"dlv_1": 0})
+                due_now(redis, made, "dlv_1")
             gateway.start()
             receiver.wait(1)
     receiver.close()
@@ -205,3 +177,20 @@ def test_a_public_address_is_one(address: str) -> None:
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(Unreachable):
         checked_url(url, allow_private=False)
+
+
+def test_a_receiver_that_takes_its_time_keeps_no_other_tenant_waiting(gateway: Gateway, receiver: Receiver) -> None:
+    slow = Receiver(204, pause_s=3)
+    acme, umbrella = (gateway.client(keys(gateway, "make", "--tenant", each)) for each in ("acme", "umbrella"))
+    with acme, umbrella:
+        tarpit, quick = webhook(acme, slow.url), webhook(umbrella, receiver.url)
+        for _ in range(40):
+            acme.post(f"/webhooks/{tarpit['id']}/test")
+        slow.wait(OF_A_TENANT)
+        started = time.monotonic()
+        umbrella.post(f"/webhooks/{quick['id']}/test")
+        receiver.wait(1)
+        assert time.monotonic() - started < 2
+        assert len(slow.received) == OF_A_TENANT
+        acme.delete(f"/webhooks/{tarpit['id']}")
+    slow.close()
