@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.audit import Trail
+from service.audit import Tally, Trail
+from service.envelope import answered
 from service.parts import Parts
 from service.problems import Forbidden, RateLimited, TooManyOpen, Unauthorized
 from store.keys import SCOPES, KeyRecord, key_id
@@ -50,6 +52,16 @@ class Caller:
 
 
 ANYONE = Caller(DEFAULT_TENANT, "anyone", "admin", "anyone")
+NO_KEY, UNKNOWN_KEY = "none", "unknown"
+"""In the audit log, of the operator's tenant, in place of a key's id."""
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """Who asked with a key that opens nothing, as far as the key's id tells."""
+
+    tenant: str
+    key: str
 
 
 def caller_of(request: HTTPConnection) -> Caller:
@@ -66,6 +78,7 @@ class KeyAuth:
         self.digests = None if digests is None else tuple(digests)
         self._trusted: dict[str, tuple[KeyRecord, float]] = {}
         self._open: dict[str, int] = {}
+        self._tally = Tally()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -77,31 +90,57 @@ class KeyAuth:
             await self._guarded(scope, receive, send)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises ``Unauthorized``, ``Forbidden``, ``RateLimited`` and ``TooManyOpen``."""
+        """Raises ``Unauthorized``, ``RateLimited`` and ``TooManyOpen``. Anyone can have many of those: not every one is
+        written down."""
         parts: Parts = scope["app"].state.parts
-        caller = scope["caller"] = await self._caller(scope, parts)
-        trail = Trail(parts, scope, caller)
-        needed = needed_scope(scope)
-        if not caller.may(needed):
-            await trail.refused(403)
-            raise Forbidden(caller.scope, needed)
+        try:
+            caller = scope["caller"] = await self._caller(scope, parts)
+            allowance = await self._allowance(caller, parts)
+        except (Unauthorized, RateLimited) as refusal:
+            await self._tell(refusal.kind.status, scope, parts)
+            raise
+        watched = Trail(parts, scope, caller).watch(_with_rate(send, parts.rates.limit, allowance))
+        with self._counted(caller.tenant):
+            await answered(self._permitted, scope, receive, watched)
+
+    async def _allowance(self, caller: Caller, parts: Parts) -> Allowance:
+        """Raises ``RateLimited`` and ``TooManyOpen``: one tenant must not take every connection."""
         allowance = await parts.rates.take(caller.tenant)
         if not allowance.granted:
             raise RateLimited(parts.rates.limit, allowance.seconds, rate_headers(parts.rates.limit, allowance))
-        await self._counted(scope, receive, trail.watch(_with_rate(send, parts.rates.limit, allowance)), caller, parts)
+        if self._open.get(caller.tenant, 0) >= parts.settings.max_open_requests:
+            raise TooManyOpen(parts.settings.max_open_requests)
+        return allowance
 
-    async def _counted(self, scope: Scope, receive: Receive, send: Send, caller: Caller, parts: Parts) -> None:
-        """One tenant's watchers and uploads must not take every connection."""
-        limit, already = parts.settings.max_open_requests, self._open.get(caller.tenant, 0)
-        if already >= limit:
-            raise TooManyOpen(limit)
-        self._open[caller.tenant] = already + 1
+    async def _permitted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises ``Forbidden``."""
+        caller, needed = scope["caller"], needed_scope(scope)
+        if not caller.may(needed):
+            raise Forbidden(caller.scope, needed)
+        await self.app(scope, receive, send)
+
+    @contextmanager
+    def _counted(self, tenant: str) -> Iterator[None]:
+        self._open[tenant] = self._open.get(tenant, 0) + 1
         try:
-            await self.app(scope, receive, send)
+            yield
         finally:
-            self._open[caller.tenant] -= 1
-            if not self._open[caller.tenant]:
-                del self._open[caller.tenant]
+            self._open[tenant] -= 1
+            if not self._open[tenant]:
+                del self._open[tenant]
+
+    async def _tell(self, status: int, scope: Scope, parts: Parts) -> None:
+        who: Caller | Suspect = scope.get("caller") or self._suspect(scope)
+        times = self._tally.worth_telling(who.tenant, who.key, str(status))
+        if times:
+            await Trail(parts, scope, who).refused(status, times)
+
+    def _suspect(self, scope: Scope) -> Suspect:
+        key = bearer_key(scope)
+        if key is None:
+            return Suspect(DEFAULT_TENANT, NO_KEY)
+        known = self._trusted.get(key_id(key) or "")  # looked up a moment ago
+        return Suspect(known[0].tenant, known[0].id) if known else Suspect(DEFAULT_TENANT, UNKNOWN_KEY)
 
     async def _caller(self, scope: Scope, parts: Parts) -> Caller:
         """Raises ``Unauthorized``."""

@@ -51,24 +51,33 @@ class Envelope:
         scope["head"] = scope["method"] == "HEAD"
         # The server keeps the original scope and drops the body of a HEAD answer; every route here answers GET.
         inner = {**scope, "method": "GET"} if scope["head"] else scope
-        started = False
 
         async def labelled(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 message["headers"].append((b"x-request-id", request_id))
                 secure(message, scope["path"])
             await send(message)
 
-        try:
-            await self.app(inner, receive, labelled)
-        except Exception as error:
-            if isinstance(error, ClientDisconnect) and started:
-                return
-            if started:  # half an answer cannot become a problem: break off, so that nobody takes it for whole
-                raise
-            await refusal_of(error, inner).render(scope["request_id"])(inner, receive, labelled)
+        await answered(self.app, inner, receive, labelled)
+
+
+async def answered(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Run ``app``; what it raises becomes the answer, so that whoever watches ``send`` sees it too."""
+    started = False
+
+    async def noted(message: Message) -> None:
+        nonlocal started
+        started = True
+        await send(message)
+
+    try:
+        await app(scope, receive, noted)
+    except Exception as error:
+        if isinstance(error, ClientDisconnect) and started:
+            return
+        if started:  # half an answer cannot become a problem: break off, so that nobody takes it for whole
+            raise
+        await refusal_of(error, scope).render(scope["request_id"])(scope, receive, send)
 
 
 def given_id(scope: Scope) -> bytes | None:

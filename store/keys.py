@@ -19,7 +19,8 @@ from typing import Literal, cast, get_args
 import redis
 import redis.asyncio
 
-from store.records import PREFIX
+from store.audit import appended
+from store.records import PREFIX, now_iso
 from store.tenants import TENANT
 
 Scope = Literal["read", "write", "admin"]
@@ -27,6 +28,8 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 """Each may what those before it may."""
 
 KEYS = f"{PREFIX}keys"
+OPERATOR = "operator"
+"""Who made, rotated or revoked a key, in the audit log: whoever may talk to Redis."""
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _ID, _SECRET = 12, 43  # 71 and 256 bits
 _KEY = re.compile(rb"fbk_([0-9A-Za-z]{12})_[0-9A-Za-z]{43}\Z")
@@ -110,6 +113,7 @@ class KeyRing:
         with self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(record_key(identifier), mapping={each: getattr(record, each) for each in KeyRecord.FIELDS})
             pipe.sadd(KEYS, identifier)
+            _tell(pipe, "make_key", record)
             pipe.execute()
         return key
 
@@ -123,7 +127,7 @@ class KeyRing:
     def revoke(self, identifier: str) -> KeyRecord:
         """It opens nothing any more. Raises ``UnknownKey``."""
         record = self._known(identifier)
-        self._redis.hset(record_key(identifier), "revoked_at", str(time.time()))
+        self._change("revoke_key", record, revoked_at=time.time())
         return record
 
     def rotate(self, identifier: str, grace_hours: float = 24, days: float | None = None) -> str:
@@ -134,8 +138,14 @@ class KeyRing:
             raise UnknownKey(f"{identifier} is {old.state(now)}.")
         key = self.make(old.tenant, old.scope, old.name, days, old.family)
         ends = now + grace_hours * 3600
-        self._redis.hset(record_key(identifier), "expires_at", str(min(ends, old.expires_at or ends)))
+        self._change("rotate_key", old, expires_at=min(ends, old.expires_at or ends))
         return key
+
+    def _change(self, action: str, record: KeyRecord, **fields: float) -> None:
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(record_key(record.id), mapping={name: str(value) for name, value in fields.items()})
+            _tell(pipe, action, record)
+            pipe.execute()
 
     def _known(self, identifier: str) -> KeyRecord:
         record = self._find(identifier)
@@ -145,6 +155,12 @@ class KeyRing:
 
     def _find(self, identifier: str) -> KeyRecord | None:
         return KeyRecord.of(cast("list[bytes | None]", self._redis.hmget(record_key(identifier), KeyRecord.FIELDS)))
+
+
+def _tell(pipe: redis.client.Pipeline, action: str, record: KeyRecord) -> None:
+    """In the audit log of the key's tenant, in the transaction that does it."""
+    entry = {"at": now_iso(), "key": OPERATOR, "action": action, "object": record.id, "outcome": "200"}
+    pipe.xadd(**appended(record.tenant, entry))
 
 
 def record_key(identifier: str) -> str:

@@ -21,7 +21,8 @@ _ENTRY_ID = re.compile(r"\d{1,20}-\d{1,20}\Z", re.ASCII)
 
 
 class AuditLine(BaseModel):
-    """One request: which key did what to which thing, and how it ended."""
+    """One request, or command of the operator: which key did what to which thing, and how it ended. `times`: of equal
+    refusals (401, 429) only the 1st, 10th, 100th, ... within an hour is listed; this is which one."""
 
     id: str
     at: str
@@ -31,6 +32,7 @@ class AuditLine(BaseModel):
     outcome: int
     request_id: str
     client: str
+    times: int = 1
 
 
 class AuditPage(BaseModel):
@@ -44,8 +46,8 @@ class AuditPage(BaseModel):
 async def get_audit(
     request: Request, limit: Annotated[int, Query(ge=1, le=LONGEST_PAGE)] = 50, cursor: str | None = None
 ) -> Response:
-    """Who did what: every request of your tenant that changed something or took a result away. For keys of scope
-    `admin`."""
+    """Who did what: every request of your tenant that would change something or take a result away, refusals, and what
+    was done to its keys. For keys of scope `admin`."""
     parts = parts_of(request)
     entries = await page(parts.redis, parts.tenant, limit + 1, checked(cursor))
     shown = [AuditLine.model_validate({"id": each.id, **each.fields}) for each in entries[:limit]]

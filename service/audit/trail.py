@@ -1,8 +1,10 @@
-"""Writes the audit log: every request that changes something or takes something away, and every one that was refused
-for want of a scope. Before its answer goes out, so that nothing is answered that nobody wrote down."""
+"""Writes the audit log: every request that would change something or take it away, whatever came of it, and those that
+were refused for want of a key, a scope or patience. Before the answer goes out, so that none does that nobody wrote down.
+"""
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Protocol
 
 import structlog
@@ -10,7 +12,7 @@ from redis.exceptions import RedisError
 from starlette.types import Message, Scope, Send
 
 from service.parts import Parts
-from store.audit import append
+from store.audit import appended
 from store.records import now_iso
 
 log = structlog.get_logger("fewbit.audit")
@@ -39,24 +41,25 @@ class Trail:
         """``send``, which writes the log first."""
 
         async def written(message: Message) -> None:
-            if message["type"] == "http.response.start" and self._matters():
+            if message["type"] == "http.response.start" and self._matters(message["status"]):
                 await self._write(message["status"], _location(message) or self._scope["path"])
             await send(message)
 
         return written
 
-    async def refused(self, status: int) -> None:
-        await self._write(status, self._scope["path"])
+    async def refused(self, status: int, times: int) -> None:
+        """Before it came to any endpoint; ``times`` within the hour (``Tally``)."""
+        await self._write(status, self._scope["path"], times)
 
     @property
     def _action(self) -> str:
         route = self._scope.get("route")
         return str(getattr(route, "operation_id", None) or self._scope["method"])
 
-    def _matters(self) -> bool:
-        return self._scope["method"] != "GET" or self._action in TAKEN_AWAY
+    def _matters(self, status: int) -> bool:
+        return status == HTTPStatus.FORBIDDEN or self._scope["method"] != "GET" or self._action in TAKEN_AWAY
 
-    async def _write(self, status: int, what: str) -> None:
+    async def _write(self, status: int, what: str, times: int = 1) -> None:
         client = self._scope.get("client")
         entry = {
             "at": now_iso(),
@@ -66,10 +69,11 @@ class Trail:
             "outcome": str(status),
             "request_id": self._scope["request_id"],
             "client": client[0] if client else "",
+            "times": str(times),
         }
         log.info("audit", tenant=self._caller.tenant, **entry)
         try:
-            await append(self._parts.redis, self._caller.tenant, entry)
+            await self._parts.redis.xadd(**appended(self._caller.tenant, entry))
         except (RedisError, OSError) as error:  # the line above is there; the answer must not depend on this one
             log.warning("audit entry not stored", request_id=entry["request_id"], error=type(error).__name__)
 

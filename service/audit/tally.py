@@ -1,0 +1,31 @@
+"""Which of many equal refusals are written down. Anyone can ask to be refused, as often as they like, so that an entry
+for each would push everything else out of the log."""
+
+from __future__ import annotations
+
+import time
+
+HOUR_S = 3600.0
+MOST = 10_000
+
+
+class Tally:
+    """The first of an hour, the tenth, the hundredth and so on: a million leave seven entries, which tell of all."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, ...], tuple[float, int]] = {}
+
+    def worth_telling(self, *what: str) -> int | None:
+        """How many there have been within the hour, if that is to be written down now."""
+        now = time.monotonic()
+        since, before = self._counts.get(what, (now, 0))
+        if now - since >= HOUR_S:
+            since, before = now, 0
+        if len(self._counts) >= MOST:
+            self._counts.clear()
+        self._counts[what] = (since, before + 1)
+        return before + 1 if _power_of_ten(before + 1) else None
+
+
+def _power_of_ten(count: int) -> bool:
+    return str(count).rstrip("0") == "1"
