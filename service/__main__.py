@@ -6,25 +6,44 @@ python -m service [--host 127.0.0.1] [--port 8000]
 from __future__ import annotations
 
 import argparse
+import resource
 
 import uvicorn
+
+from service.protocol import guarded
+from service.settings import ServiceSettings
+
+FILES_OF_A_CONNECTION, FILES_BESIDE = 2, 512
+"""Its socket, and a file or a connection to Redis. Beside: the pool of Redis, logs, libraries."""
+FAREWELL_S = 30  # a download that is not over by then goes on at another gateway, by its range
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m service", description="The gateway.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
-    given = parser.parse_args()
+    given, settings = parser.parse_args(), ServiceSettings()
     uvicorn.run(
         "service.app:app",
         host=given.host,
         port=given.port,
-        http="service.protocol:GuardedProtocol",
+        http=guarded(connections(settings.max_connections), settings.idle_s),
         ws="none",
         server_header=False,
         access_log=False,
         timeout_keep_alive=15,
+        timeout_graceful_shutdown=FAREWELL_S,
     )
+
+
+def connections(most: int) -> int:
+    """``most``, or as many as the process may have files for. It takes as many of those as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = most * FILES_OF_A_CONNECTION + FILES_BESIDE
+    files = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft not in (resource.RLIM_INFINITY, hard):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, files), hard))
+    return min(most, max(1, (files - FILES_BESIDE) // FILES_OF_A_CONNECTION))
 
 
 if __name__ == "__main__":

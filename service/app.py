@@ -24,6 +24,7 @@ from service.jobs import endpoints as jobs
 from service.models import endpoints as models
 from service.parts import Parts, by_tenant
 from service.settings import ServiceSettings
+from service.stopping import stopped
 from service.webhooks import endpoints as webhooks
 from service.webhooks.courier import Courier
 from service.webhooks.posting import Posting
@@ -58,8 +59,7 @@ def create_app(settings: ServiceSettings | None = None, store: StoreSettings | N
         post = Posting(service_settings.webhook_allow_private)
         courier = asyncio.create_task(Courier(Outbox(parts.redis), post).run())
         yield
-        courier.cancel()
-        await asyncio.wait([courier])
+        await stopped(courier)
         await parts.close()
 
     app = FastAPI(

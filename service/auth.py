@@ -100,6 +100,7 @@ class KeyAuth:
             await self._tell(refusal.kind.status, scope, parts)
             raise
         watched = Trail(parts, scope, caller).watch(_with_rate(send, parts.rates.limit, allowance))
+        scope["let_in"] = True  # for `service.protocol`
         with self._counted(caller.tenant):
             await answered(self._permitted, scope, receive, watched)
 

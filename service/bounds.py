@@ -1,6 +1,7 @@
 """What a request may be, before anyone looks at who sends it: its target, its Host, and the pace of its body.
 
-Number and size of headers, and how long they may take, are the protocol's part (``service.protocol``).
+Number and size of headers, how long they may take, and readers that do not read are the protocol's part
+(``service.protocol``).
 """
 
 from __future__ import annotations
@@ -33,8 +34,7 @@ class Bounds:
         if scope["type"] == "http":
             check_target(scope)
             self._check_host(scope)
-            pace = Pace(receive, send, self.idle_s)
-            receive, send = pace.receive, pace.send
+            receive = Pace(receive, self.idle_s).receive
         await self.app(scope, receive, send)
 
     def _check_host(self, scope: Scope) -> None:
@@ -56,11 +56,10 @@ def check_target(scope: Scope) -> None:
 
 
 class Pace:
-    """The body must keep coming, and the answer must keep going. Only time spent waiting for the other side counts."""
+    """The body must keep coming. Only time spent waiting for the other side counts."""
 
-    def __init__(self, receive: Receive, send: Send, idle_s: float) -> None:
+    def __init__(self, receive: Receive, idle_s: float) -> None:
         self._receive = receive
-        self._send = send
         self._idle_s = idle_s
         self._more = True
         self._bytes = 0
@@ -81,11 +80,6 @@ class Pace:
         if self._more and self._waited > GRACE_S and self._bytes < self._waited * SLOWEST_BYTES_PER_S:
             raise TooSlow(f"The body came with less than {SLOWEST_BYTES_PER_S} bytes a second.")
         return message
-
-    async def send(self, message: Message) -> None:
-        """Raises ``TimeoutError`` for a reader that stopped reading, which breaks the answer off."""
-        async with asyncio.timeout(self._idle_s * 4):
-            await self._send(message)
 
 
 def _name(host: bytes) -> str:

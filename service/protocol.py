@@ -1,5 +1,6 @@
 """HTTP/1.1 as uvicorn speaks it, with bounds it does not have: number and size of headers, the time they may take, the
-number of connections. Each ends in a problem of the catalogue, and the connection with it.
+number of connections. Each ends in a problem of the catalogue, and the connection with it. Who does not read what was
+asked for is cut off; so is who goes on sending a body that was refused.
 
 llhttp, beneath, refuses what is ambiguous (Content-Length beside Transfer-Encoding, two Content-Lengths, obsolete line
 folding): its refusals become problems here too.
@@ -10,34 +11,58 @@ from __future__ import annotations
 import asyncio
 import secrets
 from asyncio.events import TimerHandle
+from typing import cast
 
+import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from service.outflow import Outflow
 from service.problems import HeadersTooLarge, MalformedRequest, Refusal, ServiceUnavailable, TooSlow, UriTooLong
+from service.room import Room
 from service.security import HEADERS
 
+log = structlog.get_logger("fewbit.gateway")
 MOST_HEADERS, MOST_HEADER_BYTES, LONGEST_TARGET = 100, 32 * 1024, 8 * 1024
-HEADER_S = 15.0
-MOST_CONNECTIONS = 2000
+
+
+def guarded(most_connections: int, idle_s: float) -> type[GuardedProtocol]:
+    """The protocol of one process. Headers have half of ``idle_s`` in all, readers four times as much (``Outflow``)."""
+    return type("GuardedProtocol", (GuardedProtocol,), {"room": Room(most_connections), "idle_s": idle_s})
 
 
 class GuardedProtocol(HttpToolsProtocol):
     """One connection."""
 
+    room: Room
+    idle_s: float
+
     _header_bytes = 0
-    _head_ends: TimerHandle | None = None
+    _clock: TimerHandle | None = None
     _in_head = True
+    _in_body = False
     _counted = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._outflow = Outflow(transport)
+        super().connection_made(cast(asyncio.Transport, self._outflow))
         self._start_clock()
-        if len(self.connections) > MOST_CONNECTIONS:
+        self._looks = self.loop.call_later(self.idle_s, self._look)
+        if not self.room.enter(self):
             self._refuse(ServiceUnavailable("As many connections are open as this gateway takes."))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_clock()
+        self._looks.cancel()
+        self.room.leave(self)
         super().connection_lost(exc)
+
+    @property
+    def is_served(self) -> bool:
+        """The key was good (``service.auth``), and the answer is not complete."""
+        return self.cycle is not None and not self.cycle.response_complete and "let_in" in self.cycle.scope
+
+    def cut(self) -> None:
+        self._outflow.cut()
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
@@ -53,8 +78,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head, self._header_bytes, self._counted = True, 0, 0
-        if self._head_ends is None:
-            self._start_clock()
+        self.room.wait_again(self)
+        self._start_clock()
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -69,7 +94,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._in_head, self._in_body = False, True
         self._stop_clock()
         if not self.transport.is_closing():
             super().on_headers_complete()
@@ -79,8 +104,16 @@ class GuardedProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._in_body = False
+        self._stop_clock()
         if self.cycle is not None:
             super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self.room.wait_again(self)
+        if self._in_body:  # of a request that was refused: the rest may come, but not for ever
+            self._start_clock()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(MalformedRequest(msg))
@@ -98,13 +131,24 @@ class GuardedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _start_clock(self) -> None:
-        self._head_ends = self.loop.call_later(HEADER_S, self._too_slow)
+        if self._clock is None:
+            self._clock = self.loop.call_later(self.idle_s / 2, self._too_slow)
 
     def _stop_clock(self) -> None:
-        if self._head_ends is not None:
-            self._head_ends.cancel()
-            self._head_ends = None
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
 
     def _too_slow(self) -> None:
-        self._head_ends = None
-        self._refuse(TooSlow(f"The request's headers were not complete after {HEADER_S:g} s."))
+        self._clock = None
+        if self._in_body:
+            self.cut()
+        else:
+            self._refuse(TooSlow(f"The request's headers were not complete after {self.idle_s / 2:g} s."))
+
+    def _look(self) -> None:
+        if self._outflow.stands_still(self.idle_s):
+            log.info("reader cut off", client=self.client[0] if self.client else "")
+            self.cut()
+        else:
+            self._looks = self.loop.call_later(self.idle_s, self._look)

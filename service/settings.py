@@ -24,6 +24,7 @@ class ServiceSettings(BaseSettings):
     max_stored_bytes: int = Field(default=1024 * GIBIBYTE, ge=1)
     max_queued_jobs: int = Field(default=1000, ge=1)
     max_open_requests: int = Field(default=256, ge=1)
+    max_connections: int = Field(default=2000, ge=1)
     requests_per_minute: int = Field(default=6000, ge=1, le=60_000_000)
 
     hosts: str = ""

@@ -46,3 +46,11 @@ class Stopping:
                 before(received, frame)
 
         signal.signal(number, heard)
+
+
+async def stopped(task: asyncio.Task[None]) -> None:
+    """Cancel ``task`` until it is over: ``wait_for`` of Python 3.11, with which redis-py sends, may swallow a
+    cancellation (python/cpython#86296). Whatever the task ends in is its own affair."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.2)

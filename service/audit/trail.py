@@ -1,6 +1,5 @@
 """Writes the audit log: every request that would change something or take it away, whatever came of it, and those that
-were refused for want of a key, a scope or patience. Before the answer goes out, so that none does that nobody wrote down.
-"""
+were refused for want of a key, a scope or patience. Before the answer goes out: none does that nobody wrote down."""
 
 from __future__ import annotations
 

@@ -47,7 +47,8 @@ class Courier:
                 self._one_has_ended.clear()
                 if not (self._under_way.total() < AT_ONCE and await self._begin_one(tasks)):
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(self._one_has_ended.wait(), LOOK_EVERY_S)
+                        async with asyncio.timeout(LOOK_EVERY_S):
+                            await self._one_has_ended.wait()
 
     async def _begin_one(self, tasks: asyncio.TaskGroup) -> bool:
         """Whether there was anything to do."""
