@@ -11,7 +11,7 @@ from fewbit.resources import ArraySignature, Dataset
 from store.blobs import BlobInfo, Blobs
 from store.ids import new_id
 from store.records import DatasetRecord, dataset_key
-from store.tenants import DEFAULT_TENANT, OWNED, Tenant
+from store.tenants import DEFAULT_TENANT, Tenant, owned
 from store.uploads import Forget, Forgotten, newest_ids
 
 # KEYS 1 dataset-of:<sha256>, 2 the new record, 3 datasets, 4 blob references. ARGV 1 id, 2 the record,
@@ -35,7 +35,7 @@ class Datasets:
         self._tenant = Tenant(tenant)
         self._forget = Forget(redis, blobs, self._tenant)
         self._create = redis.register_script(_CREATE)
-        self._owned = redis.register_script(OWNED)
+        self._record = redis.register_script(owned(*DatasetRecord.FIELDS))
 
     async def create_or_get(
         self,
@@ -66,8 +66,7 @@ class Datasets:
         return record, kept == dataset.id
 
     async def get(self, dataset_id: str) -> DatasetRecord | None:
-        args = [self._tenant.name, *DatasetRecord.FIELDS]
-        fields = await self._owned(keys=[dataset_key(dataset_id)], args=args)
+        fields = await self._record(keys=[dataset_key(dataset_id)], args=[self._tenant.name])
         return DatasetRecord.of(fields) if fields else None
 
     async def page(self, limit: int, after: str | None = None) -> list[DatasetRecord]:

@@ -15,7 +15,7 @@ from store.blobs import Blobs
 from store.ids import first_id, new_id
 from store.records import JobRecord, NewJob, dataset_key, events_key, job_key, model_key
 from store.references import drop_references
-from store.tenants import DEFAULT_TENANT, OWNED, Tenant
+from store.tenants import DEFAULT_TENANT, Tenant, owned
 from store.transition import SCRIPT, Move, Outcome
 from store.uploads import newest_ids
 
@@ -65,7 +65,8 @@ class Jobs:
         self._tenant = Tenant(tenant)
         self._most_queued = most_queued
         self._transition = redis.register_script(SCRIPT)
-        self._owned = redis.register_script(OWNED)
+        self._record = redis.register_script(owned(*JobRecord.FIELDS))
+        self._report = redis.register_script(owned("report"))
 
     async def create(self, new: NewJob) -> str:
         """The id of a new queued job; its message is the caller's to send. Raises ``Missing`` and ``QueueFull``."""
@@ -81,7 +82,7 @@ class Jobs:
 
     async def get(self, job_id: str) -> JobRecord | None:
         """One round trip."""
-        fields = await self._owned(keys=[job_key(job_id)], args=[self._tenant.name, *JobRecord.FIELDS])
+        fields = await self._record(keys=[job_key(job_id)], args=[self._tenant.name])
         return JobRecord.of(fields) if fields else None
 
     async def page(
@@ -124,7 +125,7 @@ class Jobs:
 
     async def report(self, job_id: str) -> bytes | None:
         """The report's JSON, once the job has succeeded."""
-        fields = await self._owned(keys=[job_key(job_id)], args=[self._tenant.name, "report"])
+        fields = await self._report(keys=[job_key(job_id)], args=[self._tenant.name])
         packed = fields[0] if fields else None
         return None if packed is None else await asyncio.to_thread(zlib.decompress, packed)
 

@@ -23,7 +23,7 @@ from store.records import (
     now_iso,
 )
 from store.settings import StoreSettings
-from store.tenants import DEFAULT_TENANT, OWNED, Tenant
+from store.tenants import DEFAULT_TENANT, Tenant, owned
 from store.uploads import Forget, Forgotten, newest_ids
 
 # KEYS 1 model-of:<sha256>, 2 the new record, 3 models, 4 inspecting, 5 blob references
@@ -82,7 +82,7 @@ class Models:
         self._tenant = Tenant(tenant)
         self._forget = Forget(redis, blobs, self._tenant)
         self._create = redis.register_script(_CREATE)
-        self._owned = redis.register_script(OWNED)
+        self._record = redis.register_script(owned(*ModelRecord.FIELDS))
 
     async def create_or_get(self, info: BlobInfo, name: str | None) -> tuple[ModelRecord, bool]:
         """The model of these bytes, and whether an inspection is due, whose message is the caller's to send: it is for
@@ -109,7 +109,7 @@ class Models:
         return record, due == b"1"
 
     async def get(self, model_id: str) -> ModelRecord | None:
-        fields = await self._owned(keys=[model_key(model_id)], args=[self._tenant.name, *ModelRecord.FIELDS])
+        fields = await self._record(keys=[model_key(model_id)], args=[self._tenant.name])
         return ModelRecord.of(fields) if fields else None
 
     async def page(self, limit: int, after: str | None = None) -> list[ModelRecord]:

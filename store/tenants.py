@@ -1,6 +1,6 @@
 """Who owns what. A tenant is a name; everything that can be listed, counted or found by content has it in its key.
 
-A record found by id has its tenant inside: ``OWNED`` reads it, and nothing else of a record that is someone else's, so
+A record found by id has its tenant inside: ``owned`` reads it, and nothing else of a record that is someone else's, so
 that "not yours" takes as long as "not there". Views of the store (``Models``, ``Datasets``, ``Jobs``) are of one tenant
 each, and have no call that names another.
 """
@@ -13,11 +13,16 @@ from dataclasses import dataclass
 DEFAULT_TENANT = "default"
 TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,38}\Z")
 
-# KEYS 1 a record. ARGV 1 the tenant who asks, 2.. fields. Nil for a record of another tenant, as if there were none.
-OWNED = """
+# KEYS 1 a record. ARGV 1 the tenant who asks. Nil for a record of another tenant, as if there were none.
+_OWNED = """
 if redis.call('HGET', KEYS[1], 'tenant') ~= ARGV[1] then return false end
-return redis.call('HMGET', KEYS[1], unpack(ARGV, 2))
+return redis.call('HMGET', KEYS[1], %s)
 """
+
+
+def owned(*fields: str) -> str:
+    """The script that reads ``fields``: sent with each call, the twelve of a job took 50 of 170 us."""
+    return _OWNED % ", ".join(f"'{each}'" for each in fields)
 
 
 @dataclass(frozen=True)

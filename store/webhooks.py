@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 
 from store.ids import new_id
 from store.records import PREFIX, flat, now_iso
-from store.tenants import DEFAULT_TENANT, OWNED, Tenant
+from store.tenants import DEFAULT_TENANT, Tenant, owned
 from store.transition import DELIVERIES
 
 DUE = f"{PREFIX}deliveries"
@@ -131,7 +131,7 @@ class Webhooks:
     def __init__(self, redis: Redis, tenant: str = DEFAULT_TENANT) -> None:
         self._redis = redis
         self._tenant = Tenant(tenant)
-        self._owned = redis.register_script(OWNED)
+        self._record = redis.register_script(owned(*WebhookRecord.FIELDS))
 
     async def create(self, url: str, most: int) -> WebhookRecord:
         """Raises ``TooMany``."""
@@ -143,7 +143,7 @@ class Webhooks:
         return record
 
     async def get(self, webhook_id: str) -> WebhookRecord | None:
-        fields = await self._owned(keys=[webhook_key(webhook_id)], args=[self._tenant.name, *WebhookRecord.FIELDS])
+        fields = await self._record(keys=[webhook_key(webhook_id)], args=[self._tenant.name])
         return WebhookRecord(*_words(fields)) if fields else None
 
     async def every(self) -> list[WebhookRecord]:

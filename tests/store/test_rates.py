@@ -1,0 +1,83 @@
+"""Requests a minute: counted over all gateways, exactly for who asks now and then, a little ahead for who is in a hurry."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+
+from redis import Redis
+
+from store.clients import connect_async
+from store.rates import AHEAD_S, MOST_AHEAD, Allowance, Rates
+from store.settings import StoreSettings
+
+
+def played(settings: StoreSettings, limit: int, scenario: Callable[[Rates, Rates], Awaitable[None]]) -> None:
+    """With the rates of two gateways."""
+
+    async def whole() -> None:
+        clients = [connect_async(settings) for _ in range(2)]
+        await scenario(*(Rates(each, limit) for each in clients))
+        for each in clients:
+            await each.aclose()
+
+    asyncio.run(whole())
+
+
+def calls(redis: Redis) -> int:
+    """Scripts that Redis has run."""
+    stats = redis.info("commandstats")
+    return int(stats.get("cmdstat_evalsha", {"calls": 0})["calls"])
+
+
+async def taken(rates: Rates, count: int) -> list[Allowance]:
+    return [await rates.take("acme") for _ in range(count)]
+
+
+def test_as_many_pass_as_may_over_two_gateways_that_ask_together(redis: Redis, store_settings: StoreSettings) -> None:
+    async def scenario(one: Rates, other: Rates) -> None:
+        answers = await asyncio.gather(*(each.take("acme") for each in (one, other) * 900))
+        granted = sum(each.granted for each in answers)
+        assert 1200 <= granted + lost(one) + lost(other) <= 1200 + 20 * 3  # twenty more with each second it takes
+        assert lost(one) + lost(other) <= 2 * 2  # 1200 a minute: at most two ahead at each
+
+    played(store_settings, 1200, scenario)
+
+
+def lost(rates: Rates) -> int:
+    return sum(each.count for each in rates._ahead.values())
+
+
+def test_who_is_in_a_hurry_asks_redis_once_in_a_while(redis: Redis, store_settings: StoreSettings) -> None:
+    async def scenario(one: Rates, other: Rates) -> None:
+        before = calls(redis)
+        answers = await taken(one, 2000)
+        assert all(each.granted for each in answers)
+        assert calls(redis) - before < 2000 / MOST_AHEAD + 10 * 3
+        left = [each.left for each in answers]  # one fewer each time, but for what comes back
+        assert left[0] == 599_999
+        assert all(before - after <= 1 for before, after in pairwise(left))
+
+    played(store_settings, 600_000, scenario)
+
+
+def test_who_asks_now_and_then_is_counted_exactly(redis: Redis, store_settings: StoreSettings) -> None:
+    async def scenario(one: Rates, other: Rates) -> None:
+        for rates in (one, other, one):
+            before = calls(redis)
+            allowance = await rates.take("acme")
+            assert (allowance.granted, calls(redis) - before) == (True, 1)
+            assert allowance.left == 5999  # what was taken a second ago has come back
+            await asyncio.sleep(AHEAD_S + 0.05)
+
+    played(store_settings, 6000, scenario)
+
+
+def test_a_low_limit_is_asked_for_every_time(redis: Redis, store_settings: StoreSettings) -> None:
+    async def scenario(one: Rates, other: Rates) -> None:
+        answers = await taken(one, 6) + await taken(other, 6)
+        assert [each.granted for each in answers] == [True] * 10 + [False] * 2
+        assert [each.left for each in answers[:10]] == list(range(9, -1, -1))
+
+    played(store_settings, 10, scenario)
