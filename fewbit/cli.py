@@ -6,7 +6,7 @@ Exit codes: 0 the verdict is pass or warn, 1 the verdict is fail, 2 there is a p
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
@@ -27,7 +27,7 @@ from fewbit.faces.numbers import kilobytes
 from fewbit.faces.report_page import report_page
 from fewbit.follow import bar, follow
 from fewbit.report import Report
-from fewbit.resources import Job, Model
+from fewbit.resources import Delivery, Job, Model, Webhook
 
 app = typer.Typer(
     help="Quantize PyTorch models to int8, and read why each layer is as it is.",
@@ -35,6 +35,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+webhooks = typer.Typer(help="URLs that are told when a job ends.", no_args_is_help=True)
+app.add_typer(webhooks, name="webhooks")
 out = show.terminal()
 err = Console(stderr=True)
 
@@ -63,6 +65,7 @@ def quantize(  # typer reads the signature
     method: Annotated[str, typer.Option(help="dynamic, or analyze to only look.")] = "dynamic",
     exclude: Annotated[list[str] | None, typer.Option(help="Layers to leave float, by pattern. Repeatable.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="Fail if accuracy drops by more than this (0.01).")] = None,
+    webhook: Annotated[str | None, typer.Option(help="Tell this webhook (whk_...) when the job ends.")] = None,
     folder: Annotated[Path, typer.Option("--out", file_okay=False, help="Where the artifacts go.")] = Path(),
     url: Url = None,
     key: Key = None,
@@ -78,6 +81,7 @@ def quantize(  # typer reads the signature
         spec |= {"layers": [{"match": pattern, "quantize": False} for pattern in exclude or ()]}
         spec |= {"evaluation": {"dataset": data.id}} if data else {}
         spec |= {"gates": {"max_drop": {"accuracy": max_drop}}} if max_drop is not None else {}
+        spec |= {"webhook": webhook} if webhook else {}
         job = client.create_job(spec)
         err.print(f"{job.id} runs on if you leave: `fewbit report {job.id}`", highlight=False, soft_wrap=True)
         follow(client, job, err, model.name)
@@ -117,6 +121,46 @@ def jobs(as_json: AsJson = False, url: Url = None, key: Key = None) -> None:
     """List the jobs."""
     with problems(), Client(url, key) as client:
         _print_jobs(list(client.jobs()), as_json)
+
+
+@webhooks.command("create")
+def create_webhook(address: str, as_json: AsJson = False, url: Url = None, key: Key = None) -> None:
+    """Have an address (https://...) told. Prints the id for jobs, and the secret that signs: the latter only now."""
+    with problems(), Client(url, key) as client:
+        made = client.create_webhook(address)
+    if as_json:
+        _print_json(made.model_dump_json())
+    else:
+        out.print(f"{made.id}\n{made.secret}", highlight=False, soft_wrap=True)
+
+
+@webhooks.command("list")
+def list_webhooks(as_json: AsJson = False, url: Url = None, key: Key = None) -> None:
+    """List the webhooks."""
+    with problems(), Client(url, key) as client:
+        _print_webhooks(client.webhooks(), as_json)
+
+
+@webhooks.command("delete")
+def delete_webhook(webhook: str, url: Url = None, key: Key = None) -> None:
+    """Tell it nothing more."""
+    with problems(), Client(url, key) as client:
+        client.delete_webhook(webhook)
+
+
+@webhooks.command("test")
+def send_test(webhook: str, url: Url = None, key: Key = None) -> None:
+    """Send it a test now."""
+    with problems(), Client(url, key) as client:
+        sent = client.test_webhook(webhook)
+    err.print(f"{sent.id} is on its way: `fewbit webhooks deliveries {webhook}`", highlight=False, soft_wrap=True)
+
+
+@webhooks.command("deliveries")
+def list_deliveries(webhook: str, as_json: AsJson = False, url: Url = None, key: Key = None) -> None:
+    """List what it was sent, and how that went."""
+    with problems(), Client(url, key) as client:
+        _print_deliveries(client.deliveries(webhook), as_json)
 
 
 @contextmanager
@@ -188,6 +232,28 @@ def _print_jobs(listed: list[Job], as_json: bool) -> None:
     for job in listed:
         status = f"{job.status}: {job.error.title}" if job.error else job.status
         table.add_row(job.id, job.spec.model, job.spec.method, status, f"{job.created_at:%Y-%m-%d %H:%M}")
+    out.print(table)
+
+
+def _print_webhooks(listed: Sequence[Webhook], as_json: bool) -> None:
+    if as_json:
+        _print_json("[" + ",".join(webhook.model_dump_json() for webhook in listed) + "]")
+        return
+    table = _table("webhook", "url", "created")
+    for webhook in listed:
+        table.add_row(webhook.id, Text(webhook.url), f"{webhook.created_at:%Y-%m-%d %H:%M}")
+    out.print(table)
+
+
+def _print_deliveries(listed: Sequence[Delivery], as_json: bool) -> None:
+    if as_json:
+        _print_json("[" + ",".join(delivery.model_dump_json() for delivery in listed) + "]")
+        return
+    table = _table("delivery", "type", "job", "status", "attempts", "last answer")
+    for each in listed:
+        last = each.attempts[-1] if each.attempts else None
+        answer = str(last.status or last.error) if last else ""
+        table.add_row(each.id, each.type, each.job or "", each.status, str(len(each.attempts)), answer)
     out.print(table)
 
 

@@ -31,7 +31,7 @@ from pydantic import BaseModel
 
 from fewbit.errors import FewbitError, from_response, retry_after, unreachable
 from fewbit.report import Report
-from fewbit.resources import FINAL, Artifact, Dataset, Event, Job, Model
+from fewbit.resources import FINAL, Artifact, Dataset, Delivery, Event, Job, Model, Webhook, WebhookWithSecret
 from fewbit.retry import Retry
 from fewbit.spec import JobSpec
 
@@ -167,6 +167,32 @@ class Client:
                                  remedy="Nothing was kept. Download it again.")  # fmt: skip
         return part.replace(path)
 
+    # Webhooks
+
+    def create_webhook(self, url: str) -> WebhookWithSecret:
+        """Have ``url`` told when a job that names the webhook ends. ``secret`` signs what it is told, and is shown this
+        once. To rotate it: create another webhook for the same URL, name that in new jobs, delete the old one."""
+        return WebhookWithSecret.model_validate(self._json("POST", "/webhooks", json={"url": url}))
+
+    def webhook(self, webhook: Webhook | str) -> Webhook:
+        return Webhook.model_validate(self._json("GET", f"/webhooks/{_id(webhook)}"))
+
+    def webhooks(self) -> tuple[Webhook, ...]:
+        """Every webhook, newest first."""
+        return tuple(self._pages("/webhooks", "webhooks", Webhook))
+
+    def delete_webhook(self, webhook: Webhook | str) -> None:
+        """Forget it, and what it was still to be told."""
+        self._send("DELETE", f"/webhooks/{_id(webhook)}")
+
+    def test_webhook(self, webhook: Webhook | str) -> Delivery:
+        """Send ``webhook.test`` now; ``deliveries`` tells how it went."""
+        return Delivery.model_validate(self._json("POST", f"/webhooks/{_id(webhook)}/test"))
+
+    def deliveries(self, webhook: Webhook | str) -> tuple[Delivery, ...]:
+        """What it was sent lately, newest first, with each attempt."""
+        return tuple(self._pages(f"/webhooks/{_id(webhook)}/deliveries", "deliveries", Delivery))
+
     def capabilities(self) -> dict[str, Any]:
         """Formats, methods, artifact kinds, limits, and the workers there are."""
         answer: dict[str, Any] = self._json("GET", "/capabilities")
@@ -247,7 +273,7 @@ class Client:
             raise problem
 
 
-def _id(resource: Model | Job | str) -> str:
+def _id(resource: Model | Job | Webhook | str) -> str:
     return resource if isinstance(resource, str) else resource.id
 
 

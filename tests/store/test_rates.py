@@ -1,4 +1,4 @@
-"""Requests a minute: counted over all gateways, exactly for who asks now and then, a little ahead for who is in a hurry."""
+"""Requests a minute: counted over all gateways, exactly for who asks now and then, ahead for who is in a hurry."""
 
 from __future__ import annotations
 
