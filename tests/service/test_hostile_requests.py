@@ -98,6 +98,7 @@ def test_a_hostile_request_ends_as_its_problem(gateway: Gateway, name: str) -> N
     slug, request = RAW[name]
     status, headers, body = raw(gateway, request.encode("latin-1"))
     problem = json.loads(body)
+    gateway.tells_nothing(f"{headers} {body.decode()}")
     assert (problem["type"], status) == (f"/problems/{slug}", PROBLEMS[slug].status)
     assert headers["content-type"] == "application/problem+json"
     assert headers["x-request-id"] == problem["request_id"]

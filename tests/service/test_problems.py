@@ -13,7 +13,7 @@ from redis import Redis
 from fewbit.problems import PROBLEMS, Problem
 from store.embedded import EmbeddedRedis
 from store.settings import StoreSettings
-from tests.service.gateway import KEY, Gateway
+from tests.service.gateway import A_HOST, KEY, Gateway
 from tests.service.uploads import digits, job, model_file, post, ready_model, wait_for_a_key
 from tests.service.worker import Worker
 
@@ -134,6 +134,12 @@ def test_every_error_has_the_one_shape(scene: Scene, slug: str) -> None:
     assert HEADERS.get(slug, set()) <= {name for name in HEADERS.get(slug, set()) if name in answer.headers}
     assert len(Problem.model_validate(body).detail) > 10
     assert not any(told in answer.text for told in ("Traceback", "File ", str(Path.cwd()), "/tmp/", ".py"))
+
+
+def test_an_answer_that_told_where_the_gateway_runs_would_be_noticed(gateway: Gateway) -> None:
+    for told in (f"{gateway.folder}/blobs/sha256", f"{A_HOST}:6379", 'File "service/app.py", line 3'):
+        with pytest.raises(AssertionError):
+            gateway.tells_nothing(f"No such thing: {told}.")
 
 
 def test_every_problem_of_a_request_has_its_scenario() -> None:

@@ -14,7 +14,7 @@ from fewbit.problems import PROBLEMS
 from service.app import create_app
 from service.openapi import FILE, difference, document
 from service.settings import ServiceSettings
-from tests.service.gateway import Gateway
+from tests.service.gateway import A_HOST, Gateway
 from tests.service.worker import Worker
 
 DOCUMENT: dict[str, Any] = json.loads(document())
@@ -42,7 +42,7 @@ def test_ready_takes_a_worker_for_jobs_and_one_for_inspections(gateway: Gateway,
 
 
 def test_capabilities_are_those_of_this_release(http: httpx2.Client, worker: Worker) -> None:
-    worker.announce("jobs@here", "small")
+    worker.announce(f"jobs@{A_HOST}", "small")
     told = http.get("/capabilities").json()
     assert tuple(told["methods"]) == capabilities.METHODS
     assert tuple(told["weights"]["ranges"]) == capabilities.WEIGHT_RANGES

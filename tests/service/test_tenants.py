@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +13,26 @@ import pytest
 from redis import Redis
 
 from service.openapi import document
-from tests.service.gateway import Gateway
+from tests.service.gateway import A_HOST, Gateway
 from tests.service.tenants import keys
+from tests.service.timing import Difference, Pairs, measured
 from tests.service.uploads import digits, job, model_file, post
 from tests.service.worker import Worker
 
 DOCUMENT: dict[str, Any] = json.loads(document())
-WITH_IDS = [(path, method) for path, operations in DOCUMENT["paths"].items() for method in operations if "_id}" in path]
+OPERATIONS = {
+    (path, method): operation for path, each in DOCUMENT["paths"].items() for method, operation in each.items()
+}
+WITH_IDS = [each for each in OPERATIONS if "_id}" in each[0]]
+LISTS = [path for path, method in OPERATIONS if method == "get" and "{" not in path]
+HOLDING = ("/jobs", "/models", "/datasets", "/webhooks", "/audit")
+"""Lists that hold ids; the others count, or tell of the service."""
+THAT_MAKE = {
+    ("/jobs", "post"): "test_a_job_names_only_what_is_ones_own",
+    ("/models", "post"): "test_equal_bytes_of_another_are_new_bytes",
+    ("/datasets", "post"): "test_equal_bytes_of_another_are_new_bytes",
+    ("/webhooks", "post"): "test_a_webhook_of_another_is_no_obstacle",
+}
 UNKNOWN = "0354unknownXunknownX00"
 
 
@@ -41,10 +52,10 @@ def two(gateway: Gateway, worker: Worker, tmp_path: Path) -> Iterator[Two]:
         worker.succeed(posted, tmp_path, pt2=b"theirs")
         ids = {"job_id": posted, "model_id": theirs.get(f"/jobs/{posted}").json()["spec"]["model"], "name": "model.pt2"}
         ids["dataset_id"] = post(theirs, "/datasets", digits()).json()["id"]
-        if "/webhooks" in DOCUMENT["paths"]:
-            made = theirs.post("/webhooks", json={"url": "http://127.0.0.1:9999/hook"})
-            assert made.status_code == 201, made.text
-            ids["webhook_id"] = made.json()["id"]
+        made = theirs.post("/webhooks", json={"url": "http://127.0.0.1:9999/hook"})
+        assert made.status_code == 201, made.text
+        ids["webhook_id"] = made.json()["id"]
+        worker.announce(f"worker@{A_HOST}", "small")
         yield Two(ours, theirs, ids)
 
 
@@ -61,7 +72,16 @@ def told(answer: httpx2.Response, ids: dict[str, str]) -> tuple[int, str, set[st
     return answer.status_code, text, set(answer.headers)
 
 
-@pytest.mark.parametrize(("path", "method"), WITH_IDS)
+def test_every_endpoint_is_in_one_of_these_tests() -> None:
+    """A new one is found by its ids or as a list; one that makes something needs a test of its own."""
+    of_nobody = {each for each, operation in OPERATIONS.items() if operation.get("security") == []}
+    listed = {(path, "get") for path in LISTS}
+    assert set(OPERATIONS) == set(WITH_IDS) | listed | set(THAT_MAKE) | of_nobody
+    assert set(THAT_MAKE.values()) <= set(globals())
+    assert set(HOLDING) <= set(LISTS)
+
+
+@pytest.mark.parametrize(("path", "method"), [*WITH_IDS, *((path, "head") for path, each in WITH_IDS if each == "get")])
 def test_what_is_of_another_is_exactly_what_is_not_there(two: Two, path: str, method: str) -> None:
     missing = unknown(two.ids)
     answers = [(two.ours.request(method, path.format(**ids)), ids) for ids in (two.ids, missing)]
@@ -87,8 +107,6 @@ def test_a_job_names_only_what_is_ones_own(two: Two, worker: Worker, gateway: Ga
     mine = post(two.ours, "/models", model_file()).json()["id"]
     worker.inspect(mine)
     for field, name in (("model", "model_id"), ("dataset", "dataset_id"), ("webhook", "webhook_id")):
-        if name not in two.ids:
-            continue
         answers = []
         for ids in (two.ids, missing):
             more = {"evaluation": {"dataset": ids[name]}} if field == "dataset" else {field: ids[name]}
@@ -98,12 +116,12 @@ def test_a_job_names_only_what_is_ones_own(two: Two, worker: Worker, gateway: Ga
 
 
 def test_lists_and_filters_hold_nothing_of_another(two: Two) -> None:
-    for path in DOCUMENT["paths"]:
-        if "{" in path or "get" not in DOCUMENT["paths"][path]:
-            continue
-        answer = two.ours.get(path)
-        assert not any(each in answer.text for name, each in two.ids.items() if name != "name"), path
-        assert "umbrella" not in answer.text, path
+    for path in LISTS:
+        mine, theirs = (http.get(path).text for http in (two.ours, two.theirs))
+        ids = {each for name, each in two.ids.items() if name != "name"}
+        assert any(each in theirs for each in ids) == (path in HOLDING), path
+        assert not any(each in mine for each in ids), path
+        assert "umbrella" not in mine, path
     for query in (
         "label=team%3Dtheirs",
         f"model={two.ids['model_id']}",
@@ -111,6 +129,22 @@ def test_lists_and_filters_hold_nothing_of_another(two: Two) -> None:
         "created_after=2020-01-01",
     ):
         assert two.ours.get(f"/jobs?{query}").json() == {"jobs": [], "next": None}
+
+
+def test_what_another_does_moves_no_number(two: Two, worker: Worker) -> None:
+    paths = ("/metrics", "/capabilities")
+    before = [two.ours.get(path).text for path in paths]
+    theirs = two.theirs.get(paths[0]).text
+    worker.fail(job(two.theirs, worker))
+    assert two.theirs.get(paths[0]).text != theirs
+    assert [two.ours.get(path).text for path in paths] == before
+
+
+def test_a_webhook_of_another_is_no_obstacle(two: Two) -> None:
+    address = two.theirs.get("/webhooks").json()["webhooks"][0]["url"]
+    mine = two.ours.post("/webhooks", json={"url": address})
+    assert (mine.status_code, mine.json()["url"]) == (201, address)
+    assert [each["id"] for each in two.ours.get("/webhooks").json()["webhooks"]] == [mine.json()["id"]]
 
 
 def test_equal_bytes_of_another_are_new_bytes(two: Two, gateway: Gateway) -> None:
@@ -135,20 +169,37 @@ def test_a_cursor_of_another_opens_nothing(two: Two) -> None:
     assert two.ours.get(f"/models?cursor={cursor}").json()["models"] == []
 
 
-TIMED = ("/models/{model_id}", "/datasets/{dataset_id}", "/jobs/{job_id}", "/jobs/{job_id}/report")
+HEAVY = {"model": "layers", "dataset": "record", "job": "spec", "webhook": "url"}
+"""A field of each record that is read with it."""
 
 
-@pytest.mark.parametrize("path", TIMED)
-def test_not_ones_own_takes_as_long_as_not_there(two: Two, path: str, redis: Redis) -> None:
-    """Their model gets a layer table of a megabyte: reading it, and only then finding out whose it is, would show."""
-    redis.hset(f"fewbit:model:{two.ids['model_id']}", "layers", json.dumps(["layer"] * 120_000))
-    urls = [path.format(**ids) for ids in (two.ids, unknown(two.ids))]
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(300):
-        for which in (0, 1) if turn % 2 else (1, 0):  # interleaved, so that what disturbs one disturbs both
-            started = time.perf_counter()
-            assert two.ours.get(urls[which]).status_code == 404
-            times[which].append(time.perf_counter() - started)
-    foreign, absent = (statistics.median(each) for each in times)
-    quartiles = statistics.quantiles(times[1], n=4)
-    assert abs(foreign - absent) < max(quartiles[2] - quartiles[0], 0.0002), (foreign, absent)
+def laden(two: Two, redis: Redis) -> None:
+    """Theirs get a megabyte each: reading that, and only then finding out whose it is, would show."""
+    for kind, field in HEAVY.items():
+        redis.hset(f"fewbit:{kind}:{two.ids[f'{kind}_id']}", field, json.dumps(["a field"] * 100_000))
+
+
+def timed(http: httpx2.Client, method: str, one: str, other: str, status: int = 404) -> Pairs:
+    def ask(url: str, expected: int) -> None:
+        assert http.request(method, url).status_code == expected
+
+    return measured(lambda: ask(one, status), lambda: ask(other, 404))
+
+
+@pytest.mark.parametrize(("path", "method"), WITH_IDS)
+def test_not_ones_own_takes_as_long_as_not_there(two: Two, path: str, method: str, redis: Redis) -> None:
+    laden(two, redis)
+    foreign, absent = (path.format(**ids) for ids in (two.ids, unknown(two.ids)))
+    pairs = timed(two.ours, method, foreign, absent)
+    found = Difference.of(pairs)
+    assert found.is_sure, found
+    assert not found.tells, found
+    assert Difference.of([(one + 3 * found.telling, other) for one, other in pairs]).tells  # one would have shown
+
+
+def test_what_is_read_before_anyone_looks_whose_it_is_would_show(two: Two, redis: Redis) -> None:
+    """Their own record, which is read, beside one that is not there: the measure tells them apart."""
+    laden(two, redis)
+    url = f"/models/{two.ids['model_id']}"
+    pairs = timed(two.theirs, "head", url, url[:-4] + "XXXX", status=200)
+    assert Difference.of(pairs).tells

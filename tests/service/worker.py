@@ -18,6 +18,7 @@ from store.leases import Claim, Leases
 from store.models import InspectedModels
 from store.records import ArtifactRecord
 from store.settings import StoreSettings
+from tests.service.gateway import A_HOST
 
 LAYERS = tuple(
     ModelLayer(
@@ -51,7 +52,7 @@ class Worker:
         assert self.models.reject(model_id, JobProblem.of(slug, detail))
 
     def claim(self, job_id: str) -> Claim:
-        claim = self.leases.claim(job_id, "tester")
+        claim = self.leases.claim(job_id, f"worker@{A_HOST}")
         assert claim is not None
         return claim
 
