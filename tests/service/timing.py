@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 TELLING = 0.1
-"""The share of a request's time that counts as a difference: some 0.1 ms, which networks add by chance. A share, because on a busy machine everything takes longer, what should not have been read as well."""
+"""The share of a request's time that counts as a difference: some 0.1 ms, which networks add by chance. Not a fixed
+time: on a busy machine everything takes longer, what should not have been read as well."""
 FEWEST, MOST = 150, 3000
 Z = 3.29  # 99.9 % of a normal distribution
 
