@@ -16,6 +16,7 @@ from store.ids import first_id, new_id
 from store.records import JobRecord, NewJob, dataset_key, events_key, job_key, model_key
 from store.references import drop_references
 from store.tenants import DEFAULT_TENANT, Tenant, owned
+from store.together import Together
 from store.transition import SCRIPT, Move, Outcome
 from store.uploads import newest_ids
 
@@ -65,7 +66,7 @@ class Jobs:
         self._tenant = Tenant(tenant)
         self._most_queued = most_queued
         self._transition = redis.register_script(SCRIPT)
-        self._record = redis.register_script(owned(*JobRecord.FIELDS))
+        self._record = Together(redis, owned(*JobRecord.FIELDS))
         self._report = redis.register_script(owned("report"))
 
     async def create(self, new: NewJob) -> str:
@@ -82,7 +83,7 @@ class Jobs:
 
     async def get(self, job_id: str) -> JobRecord | None:
         """One round trip."""
-        fields = await self._record(keys=[job_key(job_id)], args=[self._tenant.name])
+        fields = await self._record(job_key(job_id), self._tenant.name)
         return JobRecord.of(fields) if fields else None
 
     async def page(
