@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -27,6 +28,7 @@ Stage = Literal["inspect", "convert", "verify"]
 Say = Callable[[str, Any], None]
 
 _PROGRESS_EVERY_S = 0.1
+_FOLDERS = re.compile(r"(?<![\w./-])/(?:[^\s/'\"<>:]+/)+(?=[^\s/'\"<>:])")  # of an absolute path; neither of an address
 
 
 class Order(TypedDict):
@@ -60,7 +62,8 @@ def main(order: Order, messages: int) -> None:
             say("done", _STAGES[order["stage"]](folder, say))
         except BaseException as error:
             traceback.print_exc()  # into the worker's log; the answer gets one sentence
-            say("problem", _problem(error))
+            slug, detail = _problem(error)
+            say("problem", (slug, detail if slug == "sandbox-violation" else without_folders(detail)))
 
 
 def _inspect(folder: Path, say: Say) -> dict[str, Any]:
@@ -140,6 +143,12 @@ def _is_out_of_memory(error: BaseException) -> bool:
     """Python's own, or torch's allocator's: also where the engine has wrapped it into what it was doing."""
     words = ("not enough memory", "can't allocate memory", "Cannot allocate memory", "std::bad_alloc")
     return isinstance(error, MemoryError) or any(each in str(error) for each in words)
+
+
+def without_folders(text: str) -> str:
+    """``text`` with the last part only of every absolute path: where things lie on this machine is nobody's business.
+    A violation's path is the exception; it is the uploader's own."""
+    return _FOLDERS.sub("", text)
 
 
 def _one_line(error: BaseException) -> str:

@@ -136,3 +136,25 @@ def test_every_exception_becomes_a_problem(error: BaseException, slug: str) -> N
 
 def test_an_unexpected_exception_is_named_without_its_traceback() -> None:
     assert runner._problem(KeyError("weight\nof layer"))[1] == "KeyError: 'weight\\nof layer'"
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("cannot open '/srv/scratch/job_1/model'", "cannot open 'model'"),
+        ('File "/opt/venv/lib/python3.11/site-packages/torch/x.py", line 3', 'File "x.py", line 3'),
+        ("see https://docs.example.org/export/guide", "see https://docs.example.org/export/guide"),
+        ("encoder/layers/0 has 3/4 of its rows", "encoder/layers/0 has 3/4 of its rows"),
+        ("a share of /1 and ./data/model", "a share of /1 and ./data/model"),
+    ],
+)
+def test_a_problem_does_not_say_where_things_lie_on_the_worker(said: str, told: str) -> None:
+    assert runner.without_folders(said) == told
+
+
+def test_a_stage_that_misses_a_file_says_which_without_the_folder(forks: ForkServer, folder: Path) -> None:
+    (folder / "model").unlink()
+    failure = stage(forks, "inspect", folder).failure
+    assert failure is not None
+    assert "model" in failure.detail
+    assert str(folder.parent) not in failure.detail
