@@ -169,13 +169,16 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 # ---- what the watcher looks at ----
 
 
+_OWN_MEMORY = re.compile(r"^Rss(?:Anon|Shmem):\s+(\d+) kB$", re.MULTILINE)
+
+
 def memory_of(pid: int) -> int:
-    """Resident bytes that are its own, not files' pages; 0 once it has ended."""
+    """Resident bytes that are not files' pages, what it shares without a file included; 0 once it has ended."""
     try:
-        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
-    except (OSError, ValueError):
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
         return 0
-    return (int(resident) - int(shared)) * resource.getpagesize()
+    return 1024 * sum(map(int, _OWN_MEMORY.findall(status)))
 
 
 def disk_of(folder: Path, most_files: int) -> tuple[int, int]:

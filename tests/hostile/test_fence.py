@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,12 +63,38 @@ def refusal(forks: ForkServer, folder: Path, deed: str, **more: Any) -> JobProbl
     return failure
 
 
-@pytest.mark.parametrize("deed", ["read", "write", "rename", "link", "symlink", "thread"])
+def state(path: Path) -> tuple[object, ...]:
+    """All there is to know of a file but when it was read."""
+    status = path.stat()
+    told = (status.st_mode, status.st_uid, status.st_gid, status.st_nlink, status.st_mtime_ns, status.st_ctime_ns)
+    return (*told, os.listxattr(path), path.read_bytes())
+
+
+OUT = ["read", "write", "rename", "link", "symlink", "thread", "mode", "owner", "times", "attributes"]
+
+
+@pytest.mark.parametrize("deed", OUT)
 def test_no_path_leads_out(forks: ForkServer, folder: Path, canary: Path, deed: str) -> None:
+    before = state(canary)
     failure = refusal(forks, folder, deed, path=str(canary))
     assert failure.slug == "sandbox-violation"
-    assert canary.read_text() == SECRET
+    assert state(canary) == before
     assert [path.name for path in canary.parent.iterdir()] == ["canary"]
+
+
+@pytest.mark.parametrize("place", ["/tmp", "/var/tmp", "/dev/shm", "/run", "/etc", str(Path.home()), sys.prefix])
+def test_no_place_of_the_machine_is_written(forks: ForkServer, folder: Path, place: str) -> None:
+    path = Path(place) / f"fewbit-canary-{uuid.uuid4().hex}"
+    failure = refusal(forks, folder, "write", path=str(path))
+    assert failure.slug == "sandbox-violation"
+    assert str(path) in failure.detail
+    assert not path.exists()
+
+
+def test_a_library_that_may_be_read_keeps_its_mode(forks: ForkServer, folder: Path) -> None:
+    before = state(Path(os.__file__))
+    assert refusal(forks, folder, "library mode").slug == "sandbox-violation"
+    assert state(Path(os.__file__)) == before
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "/etc/shadow", "/root", "/proc/1/environ", "/var/log", "/tmp"])
@@ -81,6 +110,8 @@ CALLS = {
     "mount": "mount", "io_uring": "io_uring_setup", "bpf": "bpf", "userfaultfd": "userfaultfd",
     "process_vm_readv": "process_vm_readv", "unshare": "unshare", "setns": "setns",
     "open_by_handle_at": "open_by_handle_at", "pidfd_open": "pidfd_open", "shmget": "shmget",
+    "shmctl": "shmctl", "watch": "inotify_init1", "renice": "setpriority", "pin": "sched_setaffinity",
+    "signal by file": "fcntl",
 }  # fmt: skip
 
 
@@ -109,13 +140,30 @@ def test_every_thread_is_fenced(forks: ForkServer, folder: Path) -> None:
     assert all(each == ["NoNewPrivs:\t1", "Seccomp:\t2"] for each in done["told"])
 
 
+def test_a_call_that_is_newer_than_the_table_is_not_there(forks: ForkServer, folder: Path, canary: Path) -> None:
+    before = state(canary)
+    done = tried(forks, folder, "newer call", path=str(canary)).done
+    assert done is not None
+    assert done["told"] == "ENOSYS"
+    assert state(canary) == before
+
+
+def test_a_thread_may_choose_its_own_processors(forks: ForkServer, folder: Path) -> None:
+    assert tried(forks, folder, "own affinity").failure is None
+
+
+def test_memory_that_nobody_owns_is_not_to_be_had(forks: ForkServer, folder: Path) -> None:
+    assert refusal(forks, folder, "memory of nobody").slug == "sandbox-violation"
+
+
 def test_a_terabyte_is_not_to_be_had(forks: ForkServer, folder: Path) -> None:
     assert refusal(forks, folder, "allocate").slug in ("out-of-memory", "internal-error")
 
 
-def test_memory_that_is_used_is_counted(forks: ForkServer, folder: Path) -> None:
+@pytest.mark.parametrize("deed", ["touch", "touch shared"])
+def test_memory_that_is_used_is_counted(forks: ForkServer, folder: Path, deed: str) -> None:
     with pytest.raises(TooMuch) as ended:
-        tried(forks, folder, "touch")
+        tried(forks, folder, deed)
     assert ended.value.problem.slug == "out-of-memory"
 
 
