@@ -41,7 +41,8 @@ _PYTHON = re.compile(
 )
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.]{0,512}")
-_PLAIN_TEXT = re.compile(r"[^\x00-\x1f\x7f\"'\\]{0,2048}")
+# Besides quotes and control characters, those of Unicode that break lines or turn text around.
+_PLAIN_TEXT = re.compile(r"[^\x00-\x1f\x7f-\x9f\"'\\\u200e\u200f\u2028-\u202e\u2066-\u2069]{0,2048}")
 _RANGE_SYMBOL = re.compile(r"[A-Za-z_]{1,8}[0-9]{1,6}")
 
 

@@ -221,7 +221,7 @@ DEEDS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "rename": _rename_out,
     "link": _link_in,
     "symlink": _symlink_in,
-    "mode": lambda request: os.chmod(request["path"], 0o777),
+    "mode": lambda request: Path(request["path"]).chmod(0o777),
     "owner": lambda request: os.chown(request["path"], 12345, 12345),
     "times": lambda request: os.utime(request["path"], (0, 0)),
     "attributes": _attributes,

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from fewbit.problems import JobProblem
+from tests.hostile.evidence import state_of
 from workers import fence, process
 from workers.forks import ForkServer
 from workers.limits import Limits
@@ -63,22 +64,15 @@ def refusal(forks: ForkServer, folder: Path, deed: str, **more: Any) -> JobProbl
     return failure
 
 
-def state(path: Path) -> tuple[object, ...]:
-    """All there is to know of a file but when it was read."""
-    status = path.stat()
-    told = (status.st_mode, status.st_uid, status.st_gid, status.st_nlink, status.st_mtime_ns, status.st_ctime_ns)
-    return (*told, os.listxattr(path), path.read_bytes())
-
-
 OUT = ["read", "write", "rename", "link", "symlink", "thread", "mode", "owner", "times", "attributes"]
 
 
 @pytest.mark.parametrize("deed", OUT)
 def test_no_path_leads_out(forks: ForkServer, folder: Path, canary: Path, deed: str) -> None:
-    before = state(canary)
+    before = state_of(canary)
     failure = refusal(forks, folder, deed, path=str(canary))
     assert failure.slug == "sandbox-violation"
-    assert state(canary) == before
+    assert state_of(canary) == before
     assert [path.name for path in canary.parent.iterdir()] == ["canary"]
 
 
@@ -92,9 +86,9 @@ def test_no_place_of_the_machine_is_written(forks: ForkServer, folder: Path, pla
 
 
 def test_a_library_that_may_be_read_keeps_its_mode(forks: ForkServer, folder: Path) -> None:
-    before = state(Path(os.__file__))
+    before = state_of(Path(os.__file__))
     assert refusal(forks, folder, "library mode").slug == "sandbox-violation"
-    assert state(Path(os.__file__)) == before
+    assert state_of(Path(os.__file__)) == before
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "/etc/shadow", "/root", "/proc/1/environ", "/var/log", "/tmp"])
@@ -141,11 +135,11 @@ def test_every_thread_is_fenced(forks: ForkServer, folder: Path) -> None:
 
 
 def test_a_call_that_is_newer_than_the_table_is_not_there(forks: ForkServer, folder: Path, canary: Path) -> None:
-    before = state(canary)
+    before = state_of(canary)
     done = tried(forks, folder, "newer call", path=str(canary)).done
     assert done is not None
     assert done["told"] == "ENOSYS"
-    assert state(canary) == before
+    assert state_of(canary) == before
 
 
 def test_a_thread_may_choose_its_own_processors(forks: ForkServer, folder: Path) -> None:
