@@ -51,12 +51,26 @@ def _many_nodes(folder: Path, _canary: Path) -> Path:
 
 
 def named(name: str) -> Build:
-    """The honest model, with a layer of this name."""
+    """The honest model, with a layer of this name: that of its weight, and that of its module."""
+    return _replaced({b'"0.weight"': json.dumps(f"{name}.weight").encode(), _MODULE: _module(name)})
 
+
+def named_by_module(name: str) -> Build:
+    return _replaced({_MODULE: _module(name)})
+
+
+_MODULE = b"L__self__0,0,"  # key, path and type, in the nn_module_stack of every node
+
+
+def _module(name: str) -> bytes:
+    return b"L__self__0," + json.dumps(name)[1:-1].encode() + b","
+
+
+def _replaced(changes: dict[bytes, bytes]) -> Build:
     def rewrite(entry: str, data: bytes) -> bytes:
-        if not entry.endswith(".json"):
-            return data
-        return data.replace(b'"0.weight"', json.dumps(f"{name}.weight").encode())
+        for old, new in changes.items():
+            data = data.replace(old, new) if entry.endswith(".json") else data
+        return data
 
     return lambda folder, _: uploads.rewritten(honest(folder), folder / "model", rewrite)
 
@@ -83,6 +97,7 @@ NAMES = {
     "a quote": "a'b",
     "a hundred thousand characters": "a" * 100_000,
 }
+QUOTES = set("\"'")  # which a module's name may hold, where it is not pasted into source
 _HARMLESS = (INVALID, READY)
 PROGRAMS = [
     *cases("program", "pt2", (UNSAFE,), {
@@ -113,7 +128,11 @@ PROGRAMS = [
         "null": _json(b"null"),
     }, (INVALID, LATE, STARVED)),
     *cases("layer called", "pt2", (UNSAFE,), {name: named(text) for name, text in NAMES.items()},
-           (INVALID, UNSAFE, READY)),
+           _HARMLESS),
+    *cases("module called", "pt2", (UNSAFE,), {name: named_by_module(text) for name, text in NAMES.items()
+           if not QUOTES & set(text)}, _HARMLESS),
+    Case("code with an ANSI escape", "pt2", (UNSAFE,), _replaced({b'"stack_trace": "': b'"stack_trace": "\\u001b[2J'}),
+         _HARMLESS),
 ]  # fmt: skip
 _HELD = (VIOLATION,)
 RUNNING = [
