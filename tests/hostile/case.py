@@ -20,6 +20,7 @@ STARVED, LATE, READY = "out-of-memory", "time-limit-exceeded", "ready"
 @dataclass(frozen=True)
 class Case:
     """``build(folder, canary)`` writes it; were it obeyed, ``canary`` would be there, or the ``secret`` beside it read.
+    What it returns is the model, or a folder of the model, its task and its data.
 
     It ends in one of ``slugs`` with both walls up, in one of ``alone`` when the scan lets it through, and either way
     within ``seconds``.
@@ -31,6 +32,7 @@ class Case:
     build: Build
     alone: tuple[str, ...] = (INVALID,)
     is_pickle: bool = False
+    stage: str = "inspect"
     seconds: float = 20
 
 

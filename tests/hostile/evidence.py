@@ -94,14 +94,16 @@ class Ending:
 
 
 def attack(forks: Remembering, here: Surroundings, case: Case, made: Path, without: str | None = None) -> Ending:
-    """The inspection of a case's upload, in a scratch folder that is wiped as the worker wipes it."""
+    """The case's stage over its upload, in a scratch folder that is wiped as the worker wipes it."""
     made.mkdir()
     upload = case.build(made, here.canary)
     before = here.state()
     with scratch_folder(here.scratch, "job_1") as folder:
-        shutil.copy(upload, folder / "model")
+        shutil.copytree(upload, folder, dirs_exist_ok=True) if upload.is_dir() else shutil.copy(
+            upload, folder / "model"
+        )
         started = time.monotonic()
-        slug, detail, said = _inspected(forks, folder, case, without)
+        slug, detail, said = _ended(forks, folder, case, without)
         late = time.monotonic() - started > case.seconds + KILLED_WITHIN_S
         told = b"".join([said, *_bytes_in(folder)])
     child, after = forks.children[-1], here.state()
@@ -116,9 +118,9 @@ def attack(forks: Remembering, here: Surroundings, case: Case, made: Path, witho
     return Ending(slug, detail, tuple(trace for trace, found in traces.items() if found))
 
 
-def _inspected(forks: ForkServer, folder: Path, case: Case, without: str | None) -> tuple[str, str, bytes]:
+def _ended(forks: ForkServer, folder: Path, case: Case, without: str | None) -> tuple[str, str, bytes]:
     """Slug, detail, and everything it said and printed."""
-    request = order("inspect", folder, format=case.format, without=without)
+    request = order(case.stage, folder, format=case.format, without=without)
     try:
         ended = run_child(forks, request, time.monotonic() + case.seconds)
     except (DeadlinePassed, TooMuch) as error:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fewbit.resources import InputSignature
-from workers.engine.errors import EngineError
+from workers.engine.errors import EngineError, first_line
 from workers.engine.task import Task
 
 Array = np.ndarray[Any, Any]
@@ -143,10 +143,27 @@ def is_npz(path: Path) -> bool:
 
 
 def _read_arrays(path: Path) -> dict[str, Array]:
-    if is_npz(path):
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    return _read_safetensors(path)
+    """The gateway has looked through it: what cannot be read now is not what it looked at."""
+    try:
+        arrays = _read_npz(path) if is_npz(path) else _read_safetensors(path)
+        for name, value in arrays.items():
+            _check_numbers(name, value)
+        return arrays
+    except MemoryError:
+        raise
+    except Exception as error:  # zipfile, zlib, NumPy and safetensors raise many kinds
+        raise EngineError("calibration-failed", f"the dataset cannot be read: {first_line(error)}") from error
+
+
+def _check_numbers(name: str, value: object) -> None:
+    """NumPy returns bytes for an entry that is no ``.npy`` file. Raises ``ValueError``."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf" or not value.ndim:
+        raise ValueError(f"{name} is no array of numbers")
+
+
+def _read_npz(path: Path) -> dict[str, Array]:
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
 
 
 def _read_safetensors(path: Path) -> dict[str, Array]:
