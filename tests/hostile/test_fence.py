@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from fewbit.problems import JobProblem
-from tests.hostile.evidence import state_of
+from tests.hostile.evidence import Remembering, processes_of, state_of
 from workers import fence, process
 from workers.forks import ForkServer
 from workers.limits import Limits
@@ -27,14 +27,26 @@ SECRET = "the weights of another tenant"
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[ForkServer]:
+def forks() -> Iterator[Remembering]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("REDIS_URL", "redis://secret")
         environment.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        server = ForkServer("tests.hostile.deeds:main", "tests.hostile.deeds:preload")
+        server = Remembering("tests.hostile.deeds:main", "tests.hostile.deeds:preload")
         server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_left(forks: Remembering, tmp_path: Path) -> Iterator[None]:
+    """After each deed the same server is there, without a child, and takes the next job."""
+    server = forks.pid
+    yield
+    assert [status for child in forks.children for status in processes_of(child, server)] == []
+    (tmp_path / "next").mkdir(mode=0o700)
+    assert tried(forks, tmp_path / "next", "descriptors").failure is None
+    assert forks.pid == server
+    forks.children.clear()
 
 
 @pytest.fixture
@@ -114,7 +126,6 @@ def test_a_forbidden_system_call_ends_the_job_and_is_named(forks: ForkServer, fo
     failure = refusal(forks, folder, deed)
     assert failure.slug == "sandbox-violation"
     assert CALLS[deed] in failure.detail
-    assert tried(forks, folder, "descriptors").failure is None  # the server lives, and takes the next
 
 
 def test_no_connection_is_made(forks: ForkServer, folder: Path) -> None:
