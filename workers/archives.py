@@ -102,9 +102,11 @@ class Window(io.RawIOBase, BinaryIO):
 def open_archive(file: BinaryIO, label: str) -> Archive:
     """The archive in ``file``. Raises ``EngineError('invalid-model')`` for one that is broken or a bomb,
     ``'unsafe-model'`` for one built to be read in two ways."""
-    _check_end(file, label)
+    count = _check_end(file, label)
     with damage_told(label):
         archive = Archive(file, zipfile.ZipFile(file), label)
+        if len(archive.zip.infolist()) != count:
+            raise EngineError("unsafe-model", f"{label} has another number of entries than its directory declares.")
         _check_names(archive)
         _check_sizes(archive)
         _check_layout(archive)
@@ -122,12 +124,14 @@ def damage_told(label: str) -> Iterator[None]:
         raise EngineError("invalid-model", f"{label} is a damaged zip archive: {error}.") from error
 
 
-def _check_end(file: BinaryIO, label: str) -> None:
+def _check_end(file: BinaryIO, label: str) -> int:
+    """How many entries the directory declares. ``zipfile`` goes by the directory's size, torch by this number."""
     size = file.seek(0, io.SEEK_END)
     if size < _END.size:
         raise EngineError("invalid-model", f"{label} ends after {size} bytes: a truncated archive.")
     file.seek(size - _END.size)
     magic, _, _, _, count, length, offset, comment = _END.unpack(file.read(_END.size))
+    plain = (count, length, offset)
     if magic != b"PK\x05\x06" or comment:
         raise EngineError(
             "invalid-model",
@@ -139,8 +143,17 @@ def _check_end(file: BinaryIO, label: str) -> None:
         count, length, offset, end = _end_64(file, end, label)
     if count > MAX_ENTRIES or length > _MAX_DIRECTORY_BYTES:
         raise EngineError("invalid-model", f"{label} declares {count} entries; at most {MAX_ENTRIES} are taken.")
+    _check_agreement(plain, (count, length, offset), label)
     if offset + length != end:
         raise EngineError("unsafe-model", f"{label} has data between its zip directory and its end, or in front of it.")
+    return int(count)
+
+
+def _check_agreement(plain: tuple[int, ...], full: tuple[int, ...], label: str) -> None:
+    """Readers that know zip64 and those that do not have to see the same directory, or nothing."""
+    for said, meant, most in zip(plain, full, (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF), strict=True):
+        if said not in (meant, most):
+            raise EngineError("unsafe-model", f"{label} declares two different zip directories.")
 
 
 def _has_zip64(file: BinaryIO, end: int) -> bool:

@@ -141,19 +141,21 @@ def _libraries(packages: tuple[str, ...]) -> tuple[Path, ...]:
 
 _DENIED = ("Permission denied", "Operation not permitted")
 _NOT_NAMED = "something"
-_QUOTED = re.compile(r"""[<'"]?(/[^\s<>'":,]+)""")
+_QUOTED = re.compile(r"""(?<![\w./])(/[^\s<>'":,]+)""")  # not the end of a path that is none of the machine's
 
 
 def denied_path(error: BaseException) -> str | None:
     """The path behind ``error`` that the fence did not let it touch; ``None`` if that is not what went wrong. C++
-    writes the path into its message, Python into the exception. Landlock calls a link from outside EXDEV."""
+    writes the path into its message, right before what was wrong with it, Python into the exception. Landlock calls a
+    link from outside EXDEV."""
     for each in chain(error):
         if isinstance(each, PermissionError) or (isinstance(each, OSError) and each.errno == errno.EXDEV):
             return each.filename if isinstance(each.filename, str) else _NOT_NAMED
         text = str(each)
-        if not isinstance(each, OSError) and any(words in text for words in _DENIED):
-            path = _QUOTED.search(text)
-            return path[1] if path else _NOT_NAMED
+        denied = next((words for words in _DENIED if words in text), None)
+        if denied is not None and not isinstance(each, OSError):
+            before, _, after = text.partition(denied)
+            return next(iter([*reversed(_QUOTED.findall(before)), *_QUOTED.findall(after)]), _NOT_NAMED)
     return None
 
 
@@ -169,13 +171,16 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 # ---- what the watcher looks at ----
 
 
+_OWN_MEMORY = re.compile(r"^Rss(?:Anon|Shmem):\s+(\d+) kB$", re.MULTILINE)
+
+
 def memory_of(pid: int) -> int:
-    """Resident bytes that are its own, not files' pages; 0 once it has ended."""
+    """Resident bytes that are not files' pages, what it shares without a file included; 0 once it has ended."""
     try:
-        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
-    except (OSError, ValueError):
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
         return 0
-    return (int(resident) - int(shared)) * resource.getpagesize()
+    return 1024 * sum(map(int, _OWN_MEMORY.findall(status)))
 
 
 def disk_of(folder: Path, most_files: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ top or one folder below it.
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 import zipfile
@@ -32,6 +33,12 @@ _MAX_CONFIG, _MAX_INDEX, _MAX_HEADER = 1 << 20, 64 << 20, 16 << 20  # a hundred 
 _MAX_DEPTH = 50
 _LAYERS, _MOST_LAYERS = re.compile(r"(^|_)(n_)?(layers?|depth)$"), 5000
 _CHUNK = 1 << 20
+_MOST_DIMENSIONS = 64  # torch's own limit
+_BITS = {  # of safetensors 0.8, without the types of less than a byte
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
+    "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
 _NAME = re.compile(r"[A-Za-z]\w{0,200}")
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9][\w.-]{0,100}")
 _SAVE = "Save it with model.save_pretrained('folder', safe_serialization=True) and pack that folder."
@@ -151,11 +158,19 @@ def _json(name: str, content: Content, size: int, limit: int) -> dict[str, Any]:
     if size > limit:
         raise EngineError("invalid-model", f"{name} has {size} bytes; at most {limit} are read.")
     try:
-        document = json.loads(_exactly(content, size))
+        document = json.loads(_exactly(content, size), object_pairs_hook=_without_doubles)
     except (ValueError, RecursionError) as error:
         raise EngineError("invalid-model", f"{name} is not readable JSON: {error}.") from error
     if not isinstance(document, dict):
         raise EngineError("invalid-model", f"{name} is not a JSON object.")
+    return document
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Readers disagree on which of two equal keys counts."""
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError("a key is there twice")
     return document
 
 
@@ -222,23 +237,38 @@ def _check_index(name: str, index: dict[str, Any]) -> None:
 
 def _check_safetensors(name: str, size: int, content: Content) -> None:
     """Eight bytes say how long the JSON header is; its tensors fill the rest of the file without a gap."""
-    start = content.read(8)
-    length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    head = content.read(8)
+    length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
     if not 2 <= length <= min(_MAX_HEADER, size - 8):
         raise EngineError("invalid-model", f"{name} is no safetensors file: its header would have {length} bytes.")
     header = _json(name, content, length, _MAX_HEADER)
     header.pop("__metadata__", None)
-    try:
-        spans = sorted(tuple(map(int, tensor["data_offsets"])) for tensor in header.values())
-    except (KeyError, TypeError, ValueError) as error:
-        raise EngineError("invalid-model", f"{name} has a tensor without data_offsets.") from error
     end = 0
-    for span in spans:
-        if len(span) != 2 or span[0] != end or span[1] < end:
+    for start, stop in sorted(_span(name, tensor, value) for tensor, value in header.items()):
+        if start != end:
             raise EngineError("unsafe-model", f"{name} has tensors that overlap or leave gaps.")
-        end = span[1]
+        end = stop
     if 8 + length + end != size:
         raise EngineError("invalid-model", f"{name} has {size} bytes; its header tells of {8 + length + end}.")
+
+
+def _span(file: str, tensor: str, value: Any) -> tuple[int, int]:
+    """Where a tensor begins and ends, which has to be as long as its shape and dtype say."""
+    try:
+        (start, end), shape, bits = value["data_offsets"], value["shape"], _BITS[value["dtype"]]
+        numbers = [start, end, *shape]
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"{file}: {tensor[:200]!r} has no data_offsets, shape and known dtype."
+        raise EngineError("invalid-model", what) from error
+    if len(shape) > _MOST_DIMENSIONS or not all(type(each) is int and abs(each) < 1 << 63 for each in numbers):
+        raise EngineError("invalid-model", f"{file}: {tensor[:200]!r} has a shape or an offset that is none.")
+    if min(numbers) < 0 or end < start:
+        raise EngineError("unsafe-model", f"{file}: {tensor[:200]!r} has a negative shape, offset or length.")
+    if 8 * (end - start) != bits * math.prod(shape):
+        raise EngineError(
+            "invalid-model", f"{file}: {tensor[:200]!r} is {end - start} bytes long, but its shape is not."
+        )
+    return start, end
 
 
 def _exactly(content: Content, size: int) -> bytes:

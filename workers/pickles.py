@@ -88,11 +88,12 @@ _GETS = words("GET BINGET LONG_BINGET")
 @dataclass(frozen=True)
 class Walk:
     """What one pass over a stream found: the dotted names it calls (``?``: a computed one), the opcodes nothing of
-    ours would write, and whether every pickle in it ended with STOP (``complete``)."""
+    ours would write, whether every pickle in it ended with STOP (``complete``), and how many bytes are behind it."""
 
     names: tuple[str, ...]
     strange_opcodes: tuple[str, ...]
     complete: bool
+    left: int = 0
 
     @property
     def forbidden(self) -> str | None:
@@ -130,7 +131,7 @@ def walk(data: bytes, pickles: int = 8, limit: int = 2_000_000) -> Walk:
         start, complete = end, True
         if data[start : start + 1] != b"\x80":
             break
-    return Walk(tuple(names), tuple(strange), complete)
+    return Walk(tuple(names), tuple(strange), complete, len(data) - start)
 
 
 def looks_like_pickle(head: bytes) -> bool:

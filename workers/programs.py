@@ -41,7 +41,11 @@ _PYTHON = re.compile(
 )
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.]{0,512}")
-_PLAIN_TEXT = re.compile(r"[^\x00-\x1f\x7f\"'\\]{0,2048}")
+# Control characters, and those of Unicode that break lines or turn text around: a terminal obeys some of them.
+_CONTROLS = r"\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069"
+_PLAIN_TEXT = re.compile(rf"[^{_CONTROLS}\"'\\]{{0,2048}}")
+_SHOWN = re.compile(rf"[^{_CONTROLS}]{{0,65536}}")
+_SHOWN_LINES = re.compile(rf"(?:[\t\n\f\r]|[^{_CONTROLS}]){{0,1000000}}")
 _RANGE_SYMBOL = re.compile(r"[A-Za-z_]{1,8}[0-9]{1,6}")
 
 
@@ -137,6 +141,18 @@ def _check_plain_text(value: Any, entry: str) -> None:
         raise _unsafe(entry, "a parameter name with quotes or control characters,", value, "torch would compile it")
 
 
+def _check_shown(value: Any, entry: str) -> None:
+    """Module paths and types are not evaluated, but name the layers in reports and logs."""
+    if value is not None and not (isinstance(value, str) and _SHOWN.fullmatch(value)):
+        raise _unsafe(entry, "a module's name with control characters,", value, "who reads it could be misled")
+
+
+def _check_shown_lines(value: Any, entry: str) -> None:
+    """Lines of the user's code, which reports quote."""
+    if value is not None and not (isinstance(value, str) and _SHOWN_LINES.fullmatch(value)):
+        raise _unsafe(entry, "a line of code with control characters,", value, "who reads it could be misled")
+
+
 def _check_tree_spec(value: Any, entry: str) -> None:
     """Tree specs import modules for enums and default factories (``torch/utils/_pytree.py``); their keys end up inside
     guards."""
@@ -200,6 +216,9 @@ _CHECKS: dict[str, Callable[[Any, str], None]] = {
     "as_name": _check_identifier,
     "forward_arg_names": _check_identifiers,
     "field_names": _check_identifiers,
+    "nn_module_stack": _check_shown,
+    "torch_fn": _check_shown,
+    "stack_trace": _check_shown_lines,
     "in_spec": _check_tree_spec,
     "out_spec": _check_tree_spec,
     "range_constraints": _check_ranges,

@@ -136,6 +136,8 @@ def _problem(error: BaseException) -> tuple[str, str]:
         return "out-of-memory", f"The stage ran out of memory: {_one_line(starved)}"
     if isinstance(error, EngineError):
         return error.slug, error.detail
+    if any(isinstance(each, RecursionError) for each in fence.chain(error)):
+        return "invalid-model", "The model is nested deeper than the engine can follow."
     return "internal-error", _one_line(error)
 
 

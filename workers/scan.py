@@ -254,6 +254,8 @@ def _check_opcodes(walk: pickles.Walk, where: str) -> None:
         raise EngineError("invalid-model", f"{where} uses the pickle opcode {opcode}; save with pickle_protocol=2.")
     if not walk.complete:
         raise EngineError("invalid-model", f"{where} should be a pickle, but it is damaged.")
+    if walk.left:
+        raise EngineError("unsafe-model", f"{where} has {walk.left} bytes behind the end of its pickle.")
 
 
 def _check_stray_pickle(head: bytes, where: str) -> None:

@@ -18,6 +18,7 @@ import os
 import platform
 import socket
 import struct
+from collections.abc import Iterable, Sequence
 
 _BOTH = {  # since Linux 5.1 new calls have one number everywhere
     "pidfd_send_signal": 424, "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "open_tree": 428,
@@ -25,17 +26,23 @@ _BOTH = {  # since Linux 5.1 new calls have one number everywhere
     "pidfd_getfd": 438, "process_madvise": 440, "mount_setattr": 442, "quotactl_fd": 443, "memfd_secret": 447,
     "process_mrelease": 448,
 }  # fmt: skip
+_NEWEST = 451  # cachestat (Linux 6.5), the last that was looked at
 # name: (x86_64, aarch64), from asm/unistd_64.h and asm-generic/unistd.h
 _EACH: dict[str, tuple[int, int]] = {
     # other programs, other processes
     "execve": (59, 221), "execveat": (322, 281), "ptrace": (101, 117), "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271), "kcmp": (312, 272), "tkill": (200, 130), "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240), "setsid": (112, 157), "setpgid": (109, 154), "setrlimit": (160, 164),
+    "setpriority": (141, 140), "ioprio_set": (251, 30), "sched_setparam": (142, 118), "sched_setscheduler": (144, 119),
+    "sched_setattr": (314, 274),
     # networks
     "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201),
     "accept": (43, 202), "accept4": (288, 242),
     # what processes share
-    "shmget": (29, 194), "shmat": (30, 196), "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180),
+    "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190), "semctl": (66, 191),
+    "semop": (65, 193), "semtimedop": (220, 192), "msgget": (68, 186), "msgctl": (71, 187), "msgsnd": (69, 189),
+    "msgrcv": (70, 188), "mq_open": (240, 180), "mq_unlink": (241, 181), "inotify_init1": (294, 26),
+    "inotify_add_watch": (254, 27),  # tells the names of files that others make
     "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218),
     # the file system's shape
     "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "mknodat": (259, 33),
@@ -52,13 +59,23 @@ _EACH: dict[str, tuple[int, int]] = {
     "clock_settime": (227, 112), "adjtimex": (159, 171), "clock_adjtime": (305, 266), "sethostname": (170, 161),
     "setdomainname": (171, 162),
 }  # fmt: skip
-_ONLY_X86 = {"fork": 57, "vfork": 58, "mknod": 133, "iopl": 172, "ioperm": 173, "modify_ldt": 154, "uselib": 134}
+_ONLY_X86 = {"fork": 57, "vfork": 58, "mknod": 133, "iopl": 172, "ioperm": 173, "modify_ldt": 154, "uselib": 134,
+             "inotify_init": 253}  # fmt: skip
+# What Landlock leaves open: modes, owners, times and attributes of any file by its path. And memory that is no
+# process's own, which neither ``RLIMIT_AS`` nor the watcher would count.
+_DENIED: dict[str, tuple[int, int]] = {
+    "fchmod": (91, 52), "fchmodat": (268, 53), "fchown": (93, 55), "fchownat": (260, 54), "utimensat": (280, 88),
+    "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "removexattr": (197, 14),
+    "lremovexattr": (198, 15), "fremovexattr": (199, 16), "memfd_create": (319, 279),
+}  # fmt: skip
+_DENIED_X86 = {"chmod": 90, "chown": 92, "lchown": 94, "utime": 132, "utimes": 235, "futimesat": 261}
 _WITH_ARGUMENTS = {"clone": (56, 220), "kill": (62, 129), "tgkill": (234, 131), "prctl": (157, 167),
-                   "prlimit64": (302, 261)}  # fmt: skip
+                   "prlimit64": (302, 261), "fcntl": (72, 25), "sched_setaffinity": (203, 122)}  # fmt: skip
 # An import may try these and go on without: urllib3 asks for IPv6, a profiler for counters.
 PROBED = frozenset({"socket", "socketpair", "perf_event_open"})
 _CLONE3, _X32_BIT = 435, 0x40000000
 _CLONE_THREAD, _PR_SET_PDEATHSIG = 0x00010000, 1
+_OWN_AND_SIGNAL = (8, 10, 15)  # linux/fcntl.h: F_SETOWN, F_SETSIG, F_SETOWN_EX, by which a file sends signals
 
 # linux/audit.h, linux/seccomp.h, linux/bpf_common.h
 _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
@@ -92,24 +109,29 @@ def available() -> bool:
 
 def refused() -> dict[int, str]:
     """Number and name of every call that is refused whatever its arguments are, on this machine."""
+    return _numbered(_EACH, _ONLY_X86) | {number: name for name, number in _BOTH.items()}
+
+
+def denied() -> dict[int, str]:
+    """Number and name of every call that fails, and does no more, on this machine."""
+    return _numbered(_DENIED, _DENIED_X86)
+
+
+def _numbered(each: dict[str, tuple[int, int]], only_x86: dict[str, int]) -> dict[int, str]:
     column = _ARCHITECTURES[machine()][1]
-    alone = _ONLY_X86 if column == 0 else {}
-    return {number: name for name, number in (_BOTH | alone).items()} | {
-        numbers[column]: name for name, numbers in _EACH.items()
-    }
+    alone = only_x86 if column == 0 else {}
+    return {numbers[column]: name for name, numbers in each.items()} | {number: name for name, number in alone.items()}
 
 
 def name_of(number: int) -> str:
     """A call's name, for messages."""
-    column = _ARCHITECTURES[machine()][1]
-    some = {numbers[column]: name for name, numbers in _WITH_ARGUMENTS.items()}
-    return (refused() | some).get(number, f"number {number}")
+    return (refused() | denied() | _numbered(_WITH_ARGUMENTS, {})).get(number, f"number {number}")
 
 
 def program(pid: int) -> list[Instruction]:
     """The filter for process ``pid``: code, jump if true, jump if false, operand (struct sock_filter)."""
     architecture, column = _ARCHITECTURES[machine()]
-    clone, kill, tgkill, prctl, prlimit = (numbers[column] for numbers in _WITH_ARGUMENTS.values())
+    clone, kill, tgkill, prctl, prlimit, fcntl, affinity = (numbers[column] for numbers in _WITH_ARGUMENTS.values())
     return [
         (_LOAD, 0, 0, _ARCH),
         (_EQUAL, 1, 0, architecture),
@@ -117,13 +139,17 @@ def program(pid: int) -> list[Instruction]:
         (_LOAD, 0, 0, _NR),
         (_AT_LEAST, 0, 1, _X32_BIT),
         (_ANSWER, 0, 0, _KILL),
-        *(step for number in sorted(refused()) for step in ((_EQUAL, 0, 1, number), (_ANSWER, 0, 0, _NOTIFY))),
-        (_EQUAL, 0, 1, _CLONE3),
+        (_AT_LEAST, 0, 1, _NEWEST + 1),
         (_ANSWER, 0, 0, _ERRNO | errno.ENOSYS),
-        *_first_argument(clone, _ANY_BIT, _CLONE_THREAD, yes=_ALLOW, no=_NOTIFY),  # a thread, not a process
-        *_first_argument(kill, _EQUAL, pid, yes=_ALLOW, no=_NOTIFY),  # abort() and the like
-        *_first_argument(tgkill, _EQUAL, pid, yes=_ALLOW, no=_NOTIFY),
-        *_first_argument(prctl, _EQUAL, _PR_SET_PDEATHSIG, yes=_NOTIFY, no=_ALLOW),  # it must die with its server
+        *_answered(refused(), _NOTIFY),
+        *_answered(denied(), _ERRNO | errno.EPERM),
+        *_answered([_CLONE3], _ERRNO | errno.ENOSYS),
+        *_by_argument(clone, 0, _ANY_BIT, [_CLONE_THREAD], yes=_ALLOW, no=_NOTIFY),  # a thread, not a process
+        *_by_argument(kill, 0, _EQUAL, [pid], yes=_ALLOW, no=_NOTIFY),  # abort() and the like
+        *_by_argument(tgkill, 0, _EQUAL, [pid], yes=_ALLOW, no=_NOTIFY),
+        *_by_argument(prctl, 0, _EQUAL, [_PR_SET_PDEATHSIG], yes=_NOTIFY, no=_ALLOW),  # it must die with its server
+        *_by_argument(fcntl, 1, _EQUAL, _OWN_AND_SIGNAL, yes=_NOTIFY, no=_ALLOW),
+        *_by_argument(affinity, 0, _EQUAL, [0], yes=_ALLOW, no=_NOTIFY),  # OpenMP may pin its own threads
         (_EQUAL, 0, 6, prlimit),  # libc asks for limits; a root user's child could raise them
         (_LOAD, 0, 0, _ARGUMENT + 16),
         (_EQUAL, 0, 2, 0),
@@ -135,10 +161,23 @@ def program(pid: int) -> list[Instruction]:
     ]
 
 
-def _first_argument(number: int, test: int, operand: int, *, yes: int, no: int) -> list[Instruction]:
-    """For this call, an answer by the low half of its first argument."""
-    return [(_EQUAL, 0, 4, number), (_LOAD, 0, 0, _ARGUMENT), (test, 0, 1, operand), (_ANSWER, 0, 0, yes),
-            (_ANSWER, 0, 0, no)]  # fmt: skip
+def _answered(numbers: Iterable[int], answer: int) -> list[Instruction]:
+    """For these calls, one answer."""
+    return [step for number in sorted(numbers) for step in ((_EQUAL, 0, 1, number), (_ANSWER, 0, 0, answer))]
+
+
+def _by_argument(
+    number: int, place: int, test: int, operands: Sequence[int], *, yes: int, no: int
+) -> list[Instruction]:
+    """For this call, an answer by the low half of one argument: ``yes`` if the test holds for any of the operands."""
+    left = range(len(operands), 0, -1)
+    return [
+        (_EQUAL, 0, len(operands) + 3, number),
+        (_LOAD, 0, 0, _ARGUMENT + 8 * place),
+        *((test, after, 0, operand) for after, operand in zip(left, operands, strict=True)),
+        (_ANSWER, 0, 0, no),
+        (_ANSWER, 0, 0, yes),
+    ]
 
 
 def enter(listener_to: int) -> None:

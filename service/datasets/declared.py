@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 from fewbit.problems import FieldError
 
 MAX_ARRAYS = 1000
+MAX_NAME = 256
+MAX_AXES, MAX_SIZE = 64, 2**63 - 1  # NumPy's own
 
 
 class Unreadable(Exception):
@@ -38,6 +40,19 @@ class Declared:
         for size in self.shape:
             count *= size
         return count * (self.dtype.itemsize if self.dtype else 0)
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Names are shown, stored and written into logs. Raises ``Unreadable``."""
+    for name in names:
+        if not name.isprintable() or not 0 < len(name) <= MAX_NAME:
+            detail = f"{name[:80]!r} is no name for an array: take 1 to {MAX_NAME} printable characters."
+            raise Unreadable([at("", "unreadable", detail)])
+
+
+def is_shape(shape: Sequence[object]) -> bool:
+    """Whether NumPy could hold it. A larger number has no decimal digits to be shown, either."""
+    return len(shape) <= MAX_AXES and all(type(each) is int and 0 <= each <= MAX_SIZE for each in shape)
 
 
 def at(name: str, code: str, message: str) -> FieldError:

@@ -7,17 +7,19 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import IO, Literal
 
 from numpy.lib import format as npy
 
-from service.datasets.declared import MAX_ARRAYS, Declared, Unreadable, at
+from service.datasets.declared import MAX_ARRAYS, Declared, Unreadable, at, check_names, is_shape
 
 MAX_HEADER = 10_000  # NumPy's own default; a header is a short Python literal
 MAX_RATIO = 1100  # deflate cannot pack tighter than 1032 to 1 (zlib's own figure): a greater ratio is a lie
 MAX_DIRECTORY = 1024 * 1024
 MAX_COMMENT = 65_535
 END, END_SIZE = b"PK\x05\x06", 22  # end of central directory record (APPNOTE.TXT 4.3.16)
+LOCAL_SIZE = 30  # local file header, without its name (4.3.7)
 END64, END64_SIZE, LOCATOR64_SIZE = b"PK\x06\x06", 56, 20  # (4.3.14, 4.3.15)
 METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
 BROKEN = (
@@ -47,9 +49,11 @@ class Npz:
                 [at("", "too-many-arrays", f"The file holds {len(members)} arrays; at most {MAX_ARRAYS}.")]
             )
         names = [each.filename for each in members]
+        check_names(map(_name, names))
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
             raise Unreadable([at(_name(each), "duplicate", f"{each} is in the archive twice.") for each in doubled])
+        _check_overlaps(members)
         return [self._declared(each) for each in members]
 
     @contextmanager
@@ -92,6 +96,14 @@ def _check_directory(file: IO[bytes]) -> None:
         raise zipfile.BadZipFile(f"its directory claims {directory} bytes")
 
 
+def _check_overlaps(members: list[zipfile.ZipInfo]) -> None:
+    """Members that share bytes would let a small file stand for a large one. Raises ``Unreadable``."""
+    for before, after in pairwise(sorted(members, key=lambda each: each.header_offset)):
+        if before.header_offset + LOCAL_SIZE + len(before.filename) + before.compress_size > after.header_offset:
+            detail = f"{after.filename} and {before.filename} share bytes."
+            raise Unreadable([at(_name(after.filename), "unreadable", detail)])
+
+
 def _header(name: str, member: zipfile.ZipInfo, stream: IO[bytes]) -> Declared:
     """Raises ``ValueError`` for a header NumPy would not write."""
     version = npy.read_magic(stream)
@@ -99,8 +111,8 @@ def _header(name: str, member: zipfile.ZipInfo, stream: IO[bytes]) -> Declared:
     if version not in readers:
         raise ValueError(f"format version {version}")
     shape, columns_first, dtype = readers[version](stream, max_header_size=MAX_HEADER)
-    if any(size < 0 for size in shape):
-        raise ValueError(f"shape {shape}")
+    if not is_shape(shape):
+        raise ValueError("it has no shape that an array can have")
     array = Declared(name, dtype, shape, stream.tell(), columns_first)
     if not dtype.hasobject and array.nbytes != member.file_size - array.offset:
         held = member.file_size - array.offset
@@ -116,11 +128,9 @@ def _fault_of_member(member: zipfile.ZipInfo) -> tuple[str, str] | None:
         return "unreadable", f"{member.filename} is encrypted."
     if member.compress_type not in METHODS:
         return "unreadable", f"{member.filename} is packed by a method NumPy does not use."
-    if member.file_size > MAX_RATIO * max(member.compress_size, 1) + npy.ARRAY_ALIGN:
-        return (
-            "too-large",
-            f"{member.filename} claims to unpack to {member.file_size / member.compress_size:.0f} times.",
-        )
+    times = member.file_size // max(member.compress_size, 1)
+    if times > MAX_RATIO and member.file_size > npy.ARRAY_ALIGN:
+        return "too-large", f"{member.filename} claims to unpack to {times} times its size."
     return None
 
 

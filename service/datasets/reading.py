@@ -21,6 +21,7 @@ from service.datasets import npz, safetensors
 from service.datasets.declared import Declared, Unreadable, at
 
 PIECE = 4 * 1024 * 1024
+SMALL, MAX_TIMES = 256 * 1024 * 1024, 100  # a larger file unpacks to a hundred times its bytes; numbers do to ten
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # the second: an archive of nothing
 ALLOWED = frozenset(  # what torch takes too
     {"bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64"}
@@ -58,7 +59,7 @@ def read(path: Path, max_unpacked: int) -> Contents:
     with path.open("rb") as file:
         source: Source = npz.Npz(file) if file.read(4) in ZIP else safetensors.Safetensors(file)
         arrays = source.declared()
-        faults = [*_faults_of_headers(arrays, max_unpacked)]
+        faults = [*_faults_of_headers(arrays, min(max_unpacked, max(SMALL, MAX_TIMES * path.stat().st_size)))]
         if not faults:
             faults = [fault for array in arrays for fault in _faults_of_data(source, array)]
     if faults:

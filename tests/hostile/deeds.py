@@ -4,6 +4,8 @@ server of the tests. Each says on the message pipe how far it got."""
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
 import json
 import mmap
 import os
@@ -73,6 +75,42 @@ def _call(name: str, *arguments: int) -> Callable[[dict[str, Any]], int]:
         return int(ctypes.CDLL(None, use_errno=True).syscall(known[name], *arguments))
 
     return make
+
+
+def _attributes(request: dict[str, Any]) -> None:
+    os.setxattr(request["path"], "user.mine", b"1")
+
+
+def _library_mode(_: dict[str, Any]) -> None:
+    """A library may be opened, and its owner's process could lock everyone out of it. (Here it keeps its mode.)"""
+    with Path(os.__file__).open("rb") as library:
+        os.fchmod(library.fileno(), os.fstat(library.fileno()).st_mode & 0o7777)
+
+
+def _signal_by_file(_: dict[str, Any]) -> None:
+    """A pipe that is written to sends a signal of one's choice to a process of one's choice."""
+    ours, _theirs = os.pipe()
+    fcntl.fcntl(ours, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(ours, fcntl.F_SETOWN, os.getppid())
+
+
+def _newer_call(request: dict[str, Any]) -> str:
+    """fchmodat2 (Linux 6.6), which no table of the fence names."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall(452, -100, request["path"].encode(), 0, 0)
+    return errno.errorcode[ctypes.get_errno()]
+
+
+def _touch_shared(_: dict[str, Any]) -> None:
+    """Memory that is no process's own."""
+    kept = []
+    while True:
+        kept.append(mmap.mmap(-1, 16 << 20))
+        kept[-1].write(b"x" * (16 << 20))
+
+
+def _own_affinity(_: dict[str, Any]) -> None:
+    os.sched_setaffinity(0, os.sched_getaffinity(0))
 
 
 def _connect(request: dict[str, Any]) -> None:
@@ -183,6 +221,12 @@ DEEDS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "rename": _rename_out,
     "link": _link_in,
     "symlink": _symlink_in,
+    "mode": lambda request: Path(request["path"]).chmod(0o777),
+    "owner": lambda request: os.chown(request["path"], 12345, 12345),
+    "times": lambda request: os.utime(request["path"], (0, 0)),
+    "attributes": _attributes,
+    "library mode": _library_mode,
+    "newer call": _newer_call,
     "connect": _connect,
     "thread": _thread,
     "threads fenced": _threads_fenced,
@@ -206,6 +250,14 @@ DEEDS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "open_by_handle_at": _call("open_by_handle_at", 0, 0, 0),
     "pidfd_open": _call("pidfd_open", 1, 0),
     "shmget": _call("shmget", 0, 1, 0),
+    "shmctl": _call("shmctl", 0, 0, 0),
+    "watch": _call("inotify_init1", 0),
+    "renice": lambda _: os.setpriority(os.PRIO_PROCESS, os.getppid(), 19),
+    "pin": lambda _: os.sched_setaffinity(os.getppid(), {0}),
+    "own affinity": _own_affinity,
+    "signal by file": _signal_by_file,
+    "memory of nobody": lambda _: os.memfd_create("mine"),
+    "touch shared": _touch_shared,
     "allocate": _allocate,
     "touch": _touch,
     "write one": _write_one,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import pytest
 
 from fewbit.problems import JobProblem
+from tests.hostile.evidence import Remembering, processes_of, state_of
 from workers import fence, process
 from workers.forks import ForkServer
 from workers.limits import Limits
@@ -23,14 +27,26 @@ SECRET = "the weights of another tenant"
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[ForkServer]:
+def forks() -> Iterator[Remembering]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("REDIS_URL", "redis://secret")
         environment.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        server = ForkServer("tests.hostile.deeds:main", "tests.hostile.deeds:preload")
+        server = Remembering("tests.hostile.deeds:main", "tests.hostile.deeds:preload")
         server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_left(forks: Remembering, tmp_path: Path) -> Iterator[None]:
+    """After each deed the same server is there, without a child, and takes the next job."""
+    server = forks.pid
+    yield
+    assert [status for child in forks.children for status in processes_of(child, server)] == []
+    (tmp_path / "next").mkdir(mode=0o700)
+    assert tried(forks, tmp_path / "next", "descriptors").failure is None
+    assert forks.pid == server
+    forks.children.clear()
 
 
 @pytest.fixture
@@ -60,12 +76,31 @@ def refusal(forks: ForkServer, folder: Path, deed: str, **more: Any) -> JobProbl
     return failure
 
 
-@pytest.mark.parametrize("deed", ["read", "write", "rename", "link", "symlink", "thread"])
+OUT = ["read", "write", "rename", "link", "symlink", "thread", "mode", "owner", "times", "attributes"]
+
+
+@pytest.mark.parametrize("deed", OUT)
 def test_no_path_leads_out(forks: ForkServer, folder: Path, canary: Path, deed: str) -> None:
+    before = state_of(canary)
     failure = refusal(forks, folder, deed, path=str(canary))
     assert failure.slug == "sandbox-violation"
-    assert canary.read_text() == SECRET
+    assert state_of(canary) == before
     assert [path.name for path in canary.parent.iterdir()] == ["canary"]
+
+
+@pytest.mark.parametrize("place", ["/tmp", "/var/tmp", "/dev/shm", "/run", "/etc", str(Path.home()), sys.prefix])
+def test_no_place_of_the_machine_is_written(forks: ForkServer, folder: Path, place: str) -> None:
+    path = Path(place) / f"fewbit-canary-{uuid.uuid4().hex}"
+    failure = refusal(forks, folder, "write", path=str(path))
+    assert failure.slug == "sandbox-violation"
+    assert str(path) in failure.detail
+    assert not path.exists()
+
+
+def test_a_library_that_may_be_read_keeps_its_mode(forks: ForkServer, folder: Path) -> None:
+    before = state_of(Path(os.__file__))
+    assert refusal(forks, folder, "library mode").slug == "sandbox-violation"
+    assert state_of(Path(os.__file__)) == before
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "/etc/shadow", "/root", "/proc/1/environ", "/var/log", "/tmp"])
@@ -81,6 +116,8 @@ CALLS = {
     "mount": "mount", "io_uring": "io_uring_setup", "bpf": "bpf", "userfaultfd": "userfaultfd",
     "process_vm_readv": "process_vm_readv", "unshare": "unshare", "setns": "setns",
     "open_by_handle_at": "open_by_handle_at", "pidfd_open": "pidfd_open", "shmget": "shmget",
+    "shmctl": "shmctl", "watch": "inotify_init1", "renice": "setpriority", "pin": "sched_setaffinity",
+    "signal by file": "fcntl",
 }  # fmt: skip
 
 
@@ -89,7 +126,6 @@ def test_a_forbidden_system_call_ends_the_job_and_is_named(forks: ForkServer, fo
     failure = refusal(forks, folder, deed)
     assert failure.slug == "sandbox-violation"
     assert CALLS[deed] in failure.detail
-    assert tried(forks, folder, "descriptors").failure is None  # the server lives, and takes the next
 
 
 def test_no_connection_is_made(forks: ForkServer, folder: Path) -> None:
@@ -109,13 +145,30 @@ def test_every_thread_is_fenced(forks: ForkServer, folder: Path) -> None:
     assert all(each == ["NoNewPrivs:\t1", "Seccomp:\t2"] for each in done["told"])
 
 
+def test_a_call_that_is_newer_than_the_table_is_not_there(forks: ForkServer, folder: Path, canary: Path) -> None:
+    before = state_of(canary)
+    done = tried(forks, folder, "newer call", path=str(canary)).done
+    assert done is not None
+    assert done["told"] == "ENOSYS"
+    assert state_of(canary) == before
+
+
+def test_a_thread_may_choose_its_own_processors(forks: ForkServer, folder: Path) -> None:
+    assert tried(forks, folder, "own affinity").failure is None
+
+
+def test_memory_that_nobody_owns_is_not_to_be_had(forks: ForkServer, folder: Path) -> None:
+    assert refusal(forks, folder, "memory of nobody").slug == "sandbox-violation"
+
+
 def test_a_terabyte_is_not_to_be_had(forks: ForkServer, folder: Path) -> None:
     assert refusal(forks, folder, "allocate").slug in ("out-of-memory", "internal-error")
 
 
-def test_memory_that_is_used_is_counted(forks: ForkServer, folder: Path) -> None:
+@pytest.mark.parametrize("deed", ["touch", "touch shared"])
+def test_memory_that_is_used_is_counted(forks: ForkServer, folder: Path, deed: str) -> None:
     with pytest.raises(TooMuch) as ended:
-        tried(forks, folder, "touch")
+        tried(forks, folder, deed)
     assert ended.value.problem.slug == "out-of-memory"
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import struct
 import zipfile
 from pathlib import Path
@@ -18,7 +16,7 @@ from safetensors.numpy import save
 from fewbit.resources import Dataset
 from service.datasets.reading import read
 from tests.service.gateway import Gateway
-from tests.service.uploads import codes, digits, message, npz, post
+from tests.service.uploads import archive, codes, digits, message, npy, npz, post, safetensors_file
 
 
 def test_an_npz_becomes_a_dataset(http: httpx2.Client) -> None:
@@ -117,20 +115,6 @@ def test_what_is_no_dataset_is_refused(gateway: Gateway, arrays: dict[str, Any],
     assert gateway.blob_files() == before
 
 
-def npy(array: np.ndarray[Any, Any]) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
-
-
-def archive(*members: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", method) as out:
-        for name, content in members:
-            out.writestr(name, content)
-    return file.getvalue()
-
-
 def test_a_bomb_is_refused_by_what_it_declares(http: httpx2.Client) -> None:
     bomb = archive(("x.npy", npy(np.zeros(40 * 2**20, np.uint8))))  # 40 kB that unpack to 40 MiB; 32 are allowed
     assert len(bomb) < 100_000
@@ -187,11 +171,6 @@ def test_the_same_name_twice_is_refused(http: httpx2.Client) -> None:
     with pytest.warns(UserWarning, match="Duplicate name"):
         content = archive(("x.npy", npy(np.ones(2))), ("x.npy", npy(np.ones(2))))
     assert codes(post(http, "/datasets", content)) == {("/x", "duplicate")}
-
-
-def safetensors_file(header: object, data: bytes = b"") -> bytes:
-    encoded = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return len(encoded).to_bytes(8, "little") + encoded + data
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import time
+import zipfile
 from typing import Any
 
 import httpx2
@@ -27,6 +29,25 @@ def npz(compressed: bool = False, **arrays: Any) -> bytes:
     save = np.savez_compressed if compressed else np.savez
     save(file, **arrays)
     return file.getvalue()
+
+
+def npy(array: np.ndarray[Any, Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def archive(*members: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as out:
+        for name, content in members:
+            out.writestr(name, content)
+    return file.getvalue()
+
+
+def safetensors_file(header: object, data: bytes = b"") -> bytes:
+    encoded = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(encoded).to_bytes(8, "little") + encoded + data
 
 
 def digits(samples: int = 10, **more: Any) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from workers.engine.data import is_npz
 from workers.engine.errors import EngineError
 
 SAMPLES = 2  # torch.export takes a size of one for a constant
@@ -44,7 +44,7 @@ def from_dataset(path: Path, accepted: Sequence[Argument], dtype: torch.dtype) -
 
 def first_samples(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     """Two samples of every array; of a dataset with one sample, that one twice."""
-    if zipfile.is_zipfile(path):
+    if is_npz(path):
         with np.load(path, allow_pickle=False) as archive:
             return {name: _two(archive[name]) for name in archive.files}
     from safetensors import safe_open

@@ -1,0 +1,37 @@
+"""A whole job of one upload in the fence: inspected, converted, verified."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from fewbit.report import Report, ReportModel
+from fewbit.spec import JobSpec
+from tests.workers.orders import order
+from workers.engine.task import Task
+from workers.forks import ForkServer
+from workers.watch import run_child
+
+
+def report_of(forks: ForkServer, folder: Path, **spec: Any) -> Report:
+    """Of ``folder/model``, a ``.pt2`` that is taken. Its JSON holds no NaN, which JSON does not have."""
+    task = Task(
+        job="job_1",
+        model=ReportModel(id="mdl_1", sha256="0" * 64, format="pt2"),
+        model_size=(folder / "model").stat().st_size,
+        spec=JobSpec(model="mdl_1", **spec),
+        threads=1,
+    )
+    task.write(folder)
+    for stage in ("inspect", "convert", "verify"):
+        ended = run_child(forks, order(stage, folder), time.monotonic() + 60)
+        assert ended.failure is None, ended.last_words
+    written = (folder / "report.json").read_text()
+    json.loads(written, parse_constant=_refuse)
+    return Report.model_validate_json(written)
+
+
+def _refuse(constant: str) -> None:
+    raise AssertionError(f"the report holds {constant}")
