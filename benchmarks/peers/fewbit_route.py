@@ -16,7 +16,7 @@ from benchmarks.peers.source import CALIBRATION_BATCH, Array, Run, Source
 from benchmarks.peers.torch_routes import run_of
 from benchmarks.peers.turns import THREADS
 from fewbit.report import ReportModel
-from fewbit.spec import JobSpec
+from fewbit.spec import JobSpec, ReportParts
 from service.jobs.support import unsupported
 from workers.engine.pipeline import convert, verify
 from workers.engine.task import Task
@@ -33,8 +33,10 @@ def route(name: str, stem: str, **spec: Any) -> Route:
 
 
 def convert_only(spec: dict[str, Any], source: Source, folder: Path) -> str:
-    """The upload to artifacts: no artifact is loaded again, none is measured. Raises ``NotYet``, ``EngineError``."""
-    job = _job(spec, source, folder / "convert-only")
+    """The upload to artifacts, the report off: no artifact is loaded again, none is measured. Raises ``NotYet``,
+    ``EngineError``."""
+    off = {name: "off" if name == "sensitivity" else False for name in ReportParts.model_fields}
+    job = _job({**spec, "report": off}, source, folder / "convert-only")
     convert(job, _unwatched)
     return ""
 

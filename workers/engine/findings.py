@@ -89,8 +89,8 @@ def full_range_activations(names: Sequence[str]) -> Finding:
     return Finding(
         severity="info",
         code="saturation",
-        message=f"{_number(len(names), 'layer uses', 'layers use')} all eight bits of the activations, because this "
-        "worker's CPU has VNNI. On a CPU without VNNI the same TorchScript artifact would saturate.",
+        message=f"{_number(len(names), 'layer uses', 'layers use')} all eight bits of the activations, as the CPU "
+        "they are for adds up in 32 bits. On one without VNNI the same TorchScript artifact would saturate.",
         remedy="If such a CPU will serve the model, set target to it (avx2 or avx512): seven bits never saturate.",
     )
 
