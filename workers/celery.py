@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from celery import Celery, signals
+from celery import Celery, bootsteps, signals
 
 from store.queue import configure
 from store.settings import StoreSettings
 from workers import logs, process
+
+AWAKE_EVERY_S = 0.02
 
 app = configure(Celery("fewbit", include=["workers.tasks"]), StoreSettings())
 app.conf.update(
@@ -25,6 +27,23 @@ app.conf.update(
     worker_hijack_root_logger=False,
     worker_redirect_stdouts=False,
 )
+
+
+class Awake(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Looks for the next message soon after the last one is done. That is reported from the pool's thread, which does
+    not wake the event loop: it would sleep on, for a second at most, half a second on average."""
+
+    requires = ("celery.worker.components:Hub",)
+
+    def register_with_event_loop(self, _worker: Any, hub: Any) -> None:
+        hub.call_repeatedly(AWAKE_EVERY_S, _nothing)
+
+
+def _nothing() -> None:
+    """A timer is enough."""
+
+
+app.steps["worker"].add(Awake)
 
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]
