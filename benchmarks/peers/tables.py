@@ -88,8 +88,8 @@ CONTESTS = {
         ),
         onnx_routes.STATIC,
         "A call of torch's quantized convolution takes some 50 microseconds whatever the batch (65 for one image, 298 "
-        "for 16, by the profiler), and there are 11; torch.ao, on the same kernels, is as slow at batch 1. ONNX Runtime "
-        "plans that once. With a batch, the products decide.",
+        "for 16, by the profiler), and there are 11; torch.ao, on the same kernels, is as slow at batch 1. ONNX "
+        "Runtime plans that once. With a batch, the products decide.",
     ),
     "outliers": Contest(
         "the encoder with 1 % of LayerNorm channels x 30",
