@@ -53,7 +53,7 @@ lock:  ## write requirements/*.lock: the newest versions that pyproject.toml all
 	  && "$$fresh/bin/pip" install -qq --disable-pip-version-check -U pip pip-tools==7.6.2 \
 	  && lock() { name=$$1; shift; echo "requirements/$$name.lock ..."; \
 	       "$$fresh/bin/pip-compile" --quiet --generate-hashes --strip-extras --no-annotate --no-header \
-	         --no-emit-index-url --no-emit-find-links --no-allow-unsafe --unsafe-package torch --unsafe-package fewbit \
+	         $(TORCH_PIP) --no-emit-index-url --no-emit-find-links --no-allow-unsafe --unsafe-package torch --unsafe-package fewbit \
 	         -o "requirements/$$name.lock" "$$@" pyproject.toml && sed -i '/^#/d; /^$$/d' "requirements/$$name.lock"; } \
 	  && lock dev --upgrade --extra dev \
 	  && lock bench -c requirements/dev.lock --extra dev --extra bench \
