@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import traceback
+import warnings
 
 from tests.fuzz import Target, chosen, fuzz
 
 
 def main() -> int:
+    logging.disable(logging.WARNING)  # multipart's parser says something of every refusal
+    warnings.simplefilter("ignore", SyntaxWarning)  # so does Python's, of what expressions are made of
     arguments = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     arguments.add_argument("--minutes", type=float, default=30)
     arguments.add_argument("--only", action="append", default=[], metavar="PARSER")
