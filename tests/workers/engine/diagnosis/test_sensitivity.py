@@ -33,7 +33,7 @@ pytestmark = [  # torch's own, about the models
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
-MODELS = ("transformer", "residual", "lstm")
+MODELS = ("transformer", "residual", "lstm", "perceptron")
 METHODS = ("dynamic", "static", "weight_only")
 
 
