@@ -30,7 +30,8 @@ PROMOTED = frozenset(("stack", "cat", "index_copy"))
 
 def inline_regions(module: fx.GraphModule) -> None:
     """Put the body of every grad-mode and autocast region in the region's place."""
-    for node in [each for each in module.graph.nodes if each.target in (GRAD, AUTOCAST)]:
+    regions = [each for each in module.graph.nodes if each.target in (GRAD, AUTOCAST)]
+    for node in regions:
         region = next(each for each in node.args if isinstance(each, fx.Node) and each.op == "get_attr")
         body = getattr(module, str(region.target))
         inline_regions(body)
@@ -43,7 +44,8 @@ def inline_regions(module: fx.GraphModule) -> None:
         if not region.users:
             module.graph.erase_node(region)
             delattr(module, str(region.target))
-    module.recompile()
+    if regions:
+        module.recompile()
 
 
 def _inline(module: fx.GraphModule, call: fx.Node, body: fx.GraphModule, operands: Sequence[Any], casts: Any) -> None:

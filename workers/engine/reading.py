@@ -15,7 +15,6 @@ from typing import IO, Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
 from torch._export.serde import schema, serialize
 from torch._export.serde.union import _Union
 from torch._subclasses.fake_tensor import FakeTensor
@@ -23,9 +22,10 @@ from torch.export import ExportedProgram
 
 Build = Callable[[Any], Any]
 
-_torchs_build = serialize._dict_to_dataclass
-_torchs_size = serialize.GraphModuleDeserializer.deserialize_sym_int
-_torchs_tensor = serialize.GraphModuleDeserializer.deserialize_tensor_meta
+_graphs: Any = serialize.GraphModuleDeserializer
+_torchs_class: Any = serialize._resolve_schema_cls
+_torchs_build: Any = serialize._dict_to_dataclass
+_torchs_size, _torchs_tensor = _graphs.deserialize_sym_int, _graphs.deserialize_tensor_meta
 
 
 def read_exported(file: IO[bytes]) -> ExportedProgram:
@@ -36,11 +36,10 @@ def read_exported(file: IO[bytes]) -> ExportedProgram:
 
 @contextmanager
 def _remembering() -> Iterator[None]:
-    graphs = serialize.GraphModuleDeserializer
     with (
         patch.object(serialize, "_dict_to_dataclass", lambda kind, data: _builder(kind)(data)),
-        patch.object(graphs, "deserialize_sym_int", _size),
-        patch.object(graphs, "deserialize_tensor_meta", _tensor),
+        patch.object(_graphs, "deserialize_sym_int", _size),
+        patch.object(_graphs, "deserialize_tensor_meta", _tensor),
     ):
         yield
 
@@ -51,7 +50,7 @@ def _remembering() -> Iterator[None]:
 @functools.cache
 def _builder(kind: Any) -> Build:
     """What makes a ``kind`` of parsed JSON; which it is, is asked once."""
-    kind = serialize._resolve_schema_cls(kind)
+    kind = _torchs_class(kind)
     if typing.get_origin(kind) is typing.Annotated:
         return _builder(kind.__origin__)
     if isinstance(kind, type) and issubclass(kind, _Union):
@@ -89,7 +88,7 @@ def _list(kind: Any, data: Any) -> Any:
 # --- What a value's metadata says of it ---
 
 
-def _size(reader: Any, size: Any) -> int | torch.SymInt:
+def _size(reader: Any, size: Any) -> Any:
     """An expression is parsed once: the same text is the same symbol all over the file."""
     value = size.value
     if size.type != "as_expr":
@@ -101,7 +100,7 @@ def _size(reader: Any, size: Any) -> int | torch.SymInt:
     return known[text]
 
 
-def _tensor(reader: Any, meta: Any) -> Tensor:
+def _tensor(reader: Any, meta: Any) -> Any:
     """A fake tensor made as one, where torch lets a dispatcher find out what ``empty_strided`` gives."""
     device = serialize.deserialize_device(meta.device)
     if device.type != "cpu":

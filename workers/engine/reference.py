@@ -268,7 +268,7 @@ class _Rewriter(Surgery):
         dtype, readers = dtype_of(x), list(x.users)
         with self.graph.inserting_before(after(x)):
             wide = self.cast(x, x, torch.float32)
-            steps = self.alike(aten.round.default, self.call(x, aten.div.Tensor, wide, q.scale))
+            steps = self.alike(aten.round.default, self.alike(aten.div.Tensor, wide, q.scale))
             shifted = self.alike(aten.add.Tensor, steps, float(q.zero_point))
             kept = self.alike(aten.clamp.default, shifted, float(q.qmin), float(q.qmax))
             centred = self.alike(aten.sub.Tensor, kept, float(q.zero_point))

@@ -18,6 +18,7 @@ from torch.utils._pytree import TreeSpec
 from fewbit.runtime.program import Program, dtype_of, program_of
 
 aten = torch.ops.aten
+OVERLAPPING = (aten.unfold.default, aten.as_strided.default)  # besides those with a stride of 0
 
 
 class Surgery:
@@ -26,12 +27,12 @@ class Surgery:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.exported = shallow_copy(program.exported)
-        self.graph: fx.Graph = self.exported.graph_module.graph
+        self.exported = program.exported
+        self.graph = _copied(program.graph)
         self.nodes: dict[str, fx.Node] = {node.name: node for node in self.graph.nodes}
         self.originals = dict(self.nodes)
         self.replaced: dict[str, str] = {}
-        self.specs = list(self.exported.graph_signature.input_specs)
+        self.specs = copy.deepcopy(self.exported.graph_signature.input_specs)
         self.state = dict(self.exported.state_dict)
         self.fake = _fake_mode(self.graph)
 
@@ -39,7 +40,6 @@ class Surgery:
         """The changed program, without what nothing reads any more: float weights above all."""
         self.drop_dead()
         self.graph.lint()
-        self.exported.graph_module.recompile()
         return program_of(self._assembled())
 
     def supersede(self, node: fx.Node, result: fx.Node) -> None:
@@ -88,7 +88,9 @@ class Surgery:
 
     def alike(self, target: Any, x: fx.Node, *arguments: Any) -> fx.Node:
         """``call`` of an elementwise operator whose result has ``x``'s shape, dtype and strides: its fake value is
-        ``x``'s, so that none is computed. Of some ten calls a quantized value all but one are such."""
+        ``x``'s, so that none is computed. Where ``x`` overlaps itself, the result does not: one is computed."""
+        if _overlaps(x):
+            return self.call(x, target, x, *arguments)
         node = self.graph.call_function(target, (x, *arguments))
         node.meta.update({name: x.meta.get(name) for name in ("val", "nn_module_stack", "stack_trace")})
         return node
@@ -137,25 +139,20 @@ class Surgery:
         return OutputSpec(spec.kind, TensorArgument(self.nodes[spec.arg.name].name), spec.target)
 
 
-def shallow_copy(exported: ExportedProgram) -> ExportedProgram:
-    """Its own graph, the same tensors."""
-    module = exported.graph_module
-    graph = copy.deepcopy(module.graph)
-    for node, original in zip(graph.nodes, module.graph.nodes, strict=True):
-        node.name = original.name  # the copy renames what shadows a builtin, an argument called "input" above all
-    graph_module = fx.GraphModule(module, graph)
-    graph_module.meta.update(module.meta)
-    return ExportedProgram(
-        root=graph_module,
-        graph=graph_module.graph,
-        graph_signature=copy.deepcopy(exported.graph_signature),
-        state_dict=exported.state_dict,
-        range_constraints=exported.range_constraints,
-        module_call_graph=exported.module_call_graph,
-        example_inputs=None,
-        constants=exported.constants,
-        verifiers=exported.verifiers,
-    )
+def _copied(graph: fx.Graph) -> fx.Graph:
+    """With the same names: a copy's nodes are named anew where they shadow a builtin, an argument ``input`` above
+    all."""
+    copied = copy.deepcopy(graph)
+    for node, original in zip(copied.nodes, graph.nodes, strict=True):
+        node.name = original.name
+    return copied
+
+
+def _overlaps(node: fx.Node) -> bool:
+    """Whether several elements of this value may lie in one place, as in an expanded one."""
+    value = node.meta.get("val")
+    strides = value.stride() if isinstance(value, Tensor) else (0,)
+    return any(isinstance(each, int) and each == 0 for each in strides) or node.target in OVERLAPPING
 
 
 def after(node: fx.Node) -> fx.Node:
