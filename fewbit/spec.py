@@ -147,6 +147,11 @@ class ReportParts(Strict):
     sensitivity: Literal["estimate", "brute_force", "off"] = "estimate"
     latency: bool = True
 
+    @property
+    def is_off(self) -> bool:
+        """Whether none of these parts is asked for."""
+        return all(wanted in (False, "off") for _, wanted in self)
+
 
 class Auto(Strict):
     """The search of ``method: auto``."""

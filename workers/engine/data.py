@@ -19,6 +19,7 @@ Array = np.ndarray[Any, Any]
 
 DEFAULT_BATCH_SIZE = 32
 SYNTHETIC_SAMPLES = 64
+UNREPORTED_SAMPLES = 8  # where no part of the report is asked for: they show that an artifact gives what it should
 SYNTHETIC_DYNAMIC_SIZE = 16  # for a dynamic dimension that is not the batch
 SYNTHETIC_INTEGERS = 2  # exclusive upper bound: 0 and 1 are valid token ids everywhere
 
@@ -70,9 +71,10 @@ class Data:
 def read_evaluation(task: Task, folder: Path, inputs: tuple[InputSignature, ...]) -> Data:
     """The task's evaluation data; synthetic when it names none."""
     wanted = task.spec.evaluation
-    path = folder / task.evaluation if task.evaluation else None
-    batch_size, limit = (wanted.batch_size, wanted.samples) if wanted else (DEFAULT_BATCH_SIZE, None)
-    return read_data(path, inputs, batch_size, limit, task.spec.seed)
+    if wanted is None or task.evaluation is None:
+        samples = UNREPORTED_SAMPLES if task.spec.report.is_off else SYNTHETIC_SAMPLES
+        return synthetic(inputs, samples, task.spec.seed)
+    return read_data(folder / task.evaluation, inputs, wanted.batch_size, wanted.samples)
 
 
 def read_calibration(task: Task, folder: Path, inputs: tuple[InputSignature, ...]) -> Data:
@@ -80,16 +82,12 @@ def read_calibration(task: Task, folder: Path, inputs: tuple[InputSignature, ...
     wanted = task.spec.calibration
     if wanted is None or task.calibration is None:
         return read_evaluation(task, folder, inputs)
-    return read_data(folder / task.calibration, inputs, wanted.batch_size, wanted.samples, task.spec.seed)
+    return read_data(folder / task.calibration, inputs, wanted.batch_size, wanted.samples)
 
 
-def read_data(
-    path: Path | None, inputs: tuple[InputSignature, ...], batch_size: int, limit: int | None, seed: int
-) -> Data:
-    """The dataset at ``path``, at most ``limit`` samples of it; synthetic data without one."""
+def read_data(path: Path, inputs: tuple[InputSignature, ...], batch_size: int, limit: int | None) -> Data:
+    """The dataset at ``path``, at most ``limit`` samples of it."""
     size, fixed = batch_of(inputs, batch_size)
-    if path is None:
-        return _synthetic(inputs, size, fixed, seed)
     named = _read_arrays(path)
     labels = named.pop("labels", None)
     arrays = tuple(_array_for(each, named, inputs) for each in inputs)
@@ -172,8 +170,10 @@ def _read_safetensors(path: Path) -> dict[str, Array]:
     return dict(load_file(path))
 
 
-def _synthetic(inputs: tuple[InputSignature, ...], size: int, fixed: bool, seed: int) -> Data:
-    batches = max(1, SYNTHETIC_SAMPLES // size)
+def synthetic(inputs: tuple[InputSignature, ...], samples: int, seed: int) -> Data:
+    """Random inputs of the model's shapes, some ``samples`` as its batch size allows."""
+    size, fixed = batch_of(inputs, min(DEFAULT_BATCH_SIZE, samples))
+    batches = max(1, samples // size)
     generator = np.random.default_rng(seed)
     rows = tuple(each.shape[0] if each.shape and isinstance(each.shape[0], int) else size for each in inputs)
     arrays = tuple(_random(each, count * batches, generator) for each, count in zip(inputs, rows, strict=True))

@@ -59,7 +59,7 @@ def ignored(_: float) -> None:
 def job_of(folder: Path, module: nn.Module, x: torch.Tensor, samples: int = 512) -> Job:
     program = canonical(load(export(module, (x[:2],), folder / "model.pt2")))
     np.savez(folder / "evaluation.npz", x=x[:samples].numpy())
-    return Job(program, read_data(folder / "evaluation.npz", signature(program), 32, None, 0))
+    return Job(program, read_data(folder / "evaluation.npz", signature(program), 32, None))
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -100,7 +100,7 @@ def test_any_number_of_samples_costs_at_most_five_passes(
     module = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 8))
     program = canonical(load(export(module, (torch.randn(8, 16),), tmp_path / "model.pt2", dynamic=dynamic)))
     np.savez(tmp_path / "evaluation.npz", x=torch.randn(samples, 16).numpy())
-    job = Job(program, read_data(tmp_path / "evaluation.npz", signature(program), 32, None, 0))
+    job = Job(program, read_data(tmp_path / "evaluation.npz", signature(program), 32, None))
     spent = counted(monkeypatch)
     found = job.sensitivity("estimate", "dynamic")
     whole = samples if dynamic else -(-samples // 8) * 8
