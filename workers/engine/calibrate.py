@@ -100,9 +100,10 @@ def _ranges(values: Mapping[fx.Node, FixedValue], observers: Mapping[fx.Node, Ob
 
 def run_over(program: Program, around: Mapping[fx.Node, Any], data: Data, advance: Callable[[float], None]) -> None:
     """One pass over all of ``data``. Raises ``EngineError('calibration-failed')`` naming the batch that fails."""
+    run = ProgramRun(program, around)
     for batch in data.batches():
         try:
-            ProgramRun(program, dict(around)).outputs(batch.inputs)
+            run.outputs(batch.inputs)
         except EngineError:
             raise
         except Exception as error:  # the user's model, on the user's data

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -16,27 +18,48 @@ Around = Callable[[fx.Node, Callable[[], Any], Callable[[Any], Any]], Any]
 """(node, compute its float result, value of another node) -> the result to go on with."""
 
 
-class ProgramRun(fx.Interpreter):
-    """One forward pass over the exported graph. ``around[node]`` decides that node's result."""
+class ProgramRun:
+    """Forward passes over the exported graph. ``around[node]`` decides that node's result.
 
-    def __init__(self, program: Program, around: dict[fx.Node, Around] | None = None) -> None:
-        super().__init__(program.exported.graph_module, garbage_collect_values=True)
+    ``fx.Interpreter`` spends as long on a small layer as the layer does: a plan is made once here, and a value is let
+    go after its last use.
+    """
+
+    def __init__(self, program: Program, around: Mapping[fx.Node, Around] | None = None) -> None:
         self.program = program
         self.around = around or {}
+        self.env: dict[fx.Node, Any] = {}
+        last = {argument: node for node in program.graph.nodes for argument in node.all_input_nodes}
+        self._steps = [
+            (node, [each for each in node.all_input_nodes if last[each] is node])
+            for node in program.graph.nodes
+            if node.op != "placeholder" or node in self.around
+        ]
 
     def outputs(self, inputs: Sequence[Tensor], grad: bool = False) -> list[Any]:
         """The program's flat outputs for ``inputs``, given in the order of ``program.inputs``. ``grad``: record what a
         backward pass needs."""
+        self.env = dict(zip(self.program.placeholders, self._arguments(inputs), strict=True))
         with torch.set_grad_enabled(grad):
-            results = self.run(*self._arguments(inputs), enable_io_processing=False)
+            for node, spent in self._steps:
+                self.env[node] = self._result(node)
+                for each in spent:
+                    del self.env[each]
+        results, self.env = self.env[self._steps[-1][0]], {}
         count = len(self.program.exported.graph_signature.user_outputs)
         return list(results[len(results) - count :])
 
-    def run_node(self, n: fx.Node) -> Any:
-        around = self.around.get(n)
-        if around is None:
-            return super().run_node(n)
-        return around(n, lambda: super(ProgramRun, self).run_node(n), self._value)
+    def _result(self, node: fx.Node) -> Any:
+        around = self.around.get(node)
+        return self._computed(node) if around is None else around(node, partial(self._computed, node), self._value)
+
+    def _computed(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self.env[node]
+        if node.op == "get_attr":
+            return attrgetter(str(node.target))(self.program.exported.graph_module)
+        arguments, keywords = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
+        return arguments[0] if node.op == "output" else node.target(*arguments, **keywords)  # type: ignore[operator]
 
     def _value(self, node: Any) -> Any:
         if node is None:
