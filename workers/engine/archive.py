@@ -9,6 +9,7 @@ from pathlib import Path
 DEBUG = ".debug_pkl"  # source positions for error messages: half of a small TorchScript archive
 LARGEST_TRIED = 1 << 17  # bytes: int8 weights hardly compress, and stored ones load fastest
 WORTH_IT = 0.9
+SAMPLE = 1 << 12  # bytes of the start, the middle and the end each: what tells weights from text and from zeros
 
 
 def shrink(path: Path) -> None:
@@ -27,6 +28,15 @@ def shrink(path: Path) -> None:
 
 
 def _method(content: bytes) -> int:
-    if len(content) > LARGEST_TRIED or len(zlib.compress(content, 6)) > WORTH_IT * len(content):
+    if len(content) > LARGEST_TRIED:
         return zipfile.ZIP_STORED
-    return zipfile.ZIP_DEFLATED
+    sample = _sample(content)
+    worth_it = len(zlib.compress(sample, 6)) <= WORTH_IT * len(sample)
+    return zipfile.ZIP_DEFLATED if worth_it else zipfile.ZIP_STORED
+
+
+def _sample(content: bytes) -> bytes:
+    if len(content) <= 4 * SAMPLE:
+        return content
+    middle = (len(content) - SAMPLE) // 2
+    return content[:SAMPLE] + content[middle : middle + SAMPLE] + content[-SAMPLE:]

@@ -16,9 +16,10 @@ from unittest.mock import patch
 
 import torch
 from torch._export.serde import schema, serialize
-from torch._export.serde.union import _Union
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._export.serde.union import _Union, _UnionTag
 from torch.export import ExportedProgram
+
+from workers.engine.fakes import CPU, fake_tensor
 
 Build = Callable[[Any], Any]
 
@@ -73,7 +74,11 @@ def _union(kind: Any, data: Any) -> Any:
     if not isinstance(data, dict) or len(data) != 1:
         return _torchs_build(kind, data)
     name, value = next(iter(data.items()))
-    return kind.create(**{name: _fields(kind)[name](value)})
+    chosen = _fields(kind)[name](value)
+    made = kind.__new__(kind)  # as its ``create`` makes it, which first gives every other field its None by name
+    made.__dict__.update(dict.fromkeys(_fields(kind)), **{name: chosen})
+    made._type = _UnionTag.create(name, kind)  # type: ignore[no-untyped-call]
+    return made
 
 
 def _record(kind: Any, data: Any) -> Any:
@@ -101,11 +106,8 @@ def _size(reader: Any, size: Any) -> Any:
 
 
 def _tensor(reader: Any, meta: Any) -> Any:
-    """A fake tensor made as one, where torch lets a dispatcher find out what ``empty_strided`` gives."""
-    device = serialize.deserialize_device(meta.device)
-    if device.type != "cpu":
+    if serialize.deserialize_device(meta.device) != CPU:
         return _torchs_tensor(reader, meta)
     sizes, strides = (tuple(_size(reader, each) for each in given) for given in (meta.sizes, meta.strides))
     dtype = serialize._SERIALIZE_TO_TORCH_DTYPE[meta.dtype]
-    bare = torch.empty_strided(sizes, strides, dtype=dtype, device="meta", requires_grad=meta.requires_grad)
-    return FakeTensor(reader.fake_tensor_mode, bare, device)
+    return fake_tensor(reader.fake_tensor_mode, sizes, strides, dtype, meta.requires_grad)

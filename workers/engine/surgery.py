@@ -16,6 +16,7 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, InputS
 from torch.utils._pytree import TreeSpec
 
 from fewbit.runtime.program import Program, dtype_of, program_of
+from workers.engine.fakes import fake_tensor
 
 aten = torch.ops.aten
 OVERLAPPING = (aten.unfold.default, aten.as_strided.default)  # besides those with a stride of 0
@@ -99,7 +100,7 @@ class Surgery:
         first = next(node for node in self.graph.nodes if node.op == "placeholder")
         with self.graph.inserting_before(first):
             node = self.graph.placeholder("b_" + re.sub(r"\W", "_", name))
-        node.meta["val"] = self.fake.from_tensor(value, static_shapes=True)
+        node.meta["val"] = fake_tensor(self.fake, value.shape, value.stride(), value.dtype)
         self.specs.insert(0, InputSpec(InputKind.BUFFER, TensorArgument(node.name), name, persistent=True))
         self.state[name] = value
         return node
