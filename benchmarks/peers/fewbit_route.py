@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, cast
 
 import numpy as np
@@ -32,17 +34,18 @@ def route(name: str, stem: str, **spec: Any) -> Route:
     return Route(name, f"{stem}.ts.pt", partial(_quantize, spec, stem), partial(_load, stem))
 
 
-def convert_only(spec: dict[str, Any], source: Source, folder: Path) -> str:
-    """The upload to artifacts, the report off: no artifact is loaded again, none is measured. Raises ``NotYet``,
-    ``EngineError``."""
+def upload_to_artifact(spec: dict[str, Any], source: Source, folder: Path) -> Callable[[], None]:
+    """Ready to run: the upload to artifacts, the report off. No artifact is loaded again, none is measured. Raises
+    ``NotYet``; the run ``EngineError``."""
     off = {name: "off" if name == "sensitivity" else False for name in ReportParts.model_fields}
-    job = _job({**spec, "report": off}, source, folder / "convert-only")
-    convert(job, _unwatched)
-    return ""
+    job = _job({**spec, "report": off}, source, folder, Path(mkdtemp(dir=folder)) / "job")
+    return partial(convert, job, _unwatched)
 
 
 def _quantize(spec: dict[str, Any], stem: str, source: Source, folder: Path) -> str:
-    job = _job({**spec, "evaluation": {"dataset": "bench", "batch_size": CALIBRATION_BATCH}}, source, folder / stem)
+    job = _job(
+        {**spec, "evaluation": {"dataset": "bench", "batch_size": CALIBRATION_BATCH}}, source, folder, folder / stem
+    )
     began = time.perf_counter()
     convert(job, _unwatched)
     converted = time.perf_counter() - began
@@ -51,14 +54,14 @@ def _quantize(spec: dict[str, Any], stem: str, source: Source, folder: Path) -> 
     return f"convert {converted:.1f} s, the rest measures"
 
 
-def _job(spec: dict[str, Any], source: Source, job: Path) -> Path:
-    """A job's folder, filled. The float model is the route's neighbour ``float.pt2``."""
+def _job(spec: dict[str, Any], source: Source, folder: Path, job: Path) -> Path:
+    """A job's folder, filled. The float model is the ``float.pt2`` of ``folder``."""
     parsed = JobSpec.model_validate({"model": "bench", "artifacts": ["torchscript"], **spec})
     refused = [f"{error.pointer}: {error.message}" for error in unsupported(parsed)]
     if refused:
         raise NotYet(f"not yet: {refused[0]}")
     job.mkdir()
-    shutil.copy(job.parent / "float.pt2", job / "model")
+    shutil.copy(folder / "float.pt2", job / "model")
     _save_arrays(job / "calibration", source.named(source.calibration))
     _save_arrays(job / "evaluation", source.named(source.evaluation))
     Task(
