@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,21 +24,8 @@ AT_ONCE_S = 10.0  # an honest inspection takes half a second on an idle machine
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[Remembering]:
-    server = Remembering("tests.hostile.unguarded:main", "tests.hostile.unguarded:preload")
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return uploads.mlp(tmp_path_factory.mktemp("honest") / "model")
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Surroundings:
-    return Surroundings.made(tmp_path / "here")
 
 
 def assert_takes_the_next(forks: Remembering, honest: Path, tmp_path: Path, server: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,19 +15,6 @@ from tests.hostile.evidence import Remembering, Surroundings, attack
 from workers.engine.task import Task
 
 FAILED = "calibration-failed"
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Remembering]:
-    server = Remembering("tests.hostile.unguarded:main", "tests.hostile.unguarded:preload")
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Surroundings:
-    return Surroundings.made(tmp_path / "here")
 
 
 def with_dataset(name: str, made: Path) -> Path:
