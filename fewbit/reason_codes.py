@@ -119,6 +119,7 @@ _GROUPS: dict[str, tuple[tuple[str, str, tuple[Place, ...]], ...]] = {
     ),
     "The measurement and the artifacts": (
         ("synthetic-data", "Nobody gave data", ("finding",)),
+        ("evaluated-on-calibration", "Closeness was measured on the calibration data", ("finding",)),
         ("metric-not-applicable", "The metric does not fit the output", ("finding",)),
         ("slower-than-float", "The artifact is slower than float", ("finding",)),
         ("custom-operator", "The artifact calls an operator that torch does not have", ("finding",)),

@@ -28,6 +28,7 @@ REPRODUCED_ELSEWHERE = {  # code: the test that makes it
     "train-mode": "tests/workers/engine/test_reasons.py",
     "custom-operator": "tests/workers/engine/test_reasons.py",
     "synthetic-data": "tests/workers/engine/test_reasons.py",
+    "evaluated-on-calibration": "tests/workers/engine/test_reasons.py",
     "calibrated-on-evaluation": "tests/workers/engine/test_reasons.py",
     "fx-leaf": "tests/workers/engine/test_eager_backend.py",
     "fx-no-pattern": "tests/workers/engine/test_reasons.py",

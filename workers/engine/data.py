@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ Array = np.ndarray[Any, Any]
 
 DEFAULT_BATCH_SIZE = 32
 SYNTHETIC_SAMPLES = 64
-UNREPORTED_SAMPLES = 8  # where no part of the report is asked for: they show that an artifact gives what it should
+UNREPORTED_SAMPLES = 8  # where no part of the report is asked for
 SYNTHETIC_DYNAMIC_SIZE = 16  # for a dynamic dimension that is not the batch
 SYNTHETIC_INTEGERS = 2  # exclusive upper bound: 0 and 1 are valid token ids everywhere
 
@@ -69,12 +69,16 @@ class Data:
 
 
 def read_evaluation(task: Task, folder: Path, inputs: tuple[InputSignature, ...]) -> Data:
-    """The task's evaluation data; synthetic when it names none."""
-    wanted = task.spec.evaluation
-    if wanted is None or task.evaluation is None:
-        samples = UNREPORTED_SAMPLES if task.spec.report.is_off else SYNTHETIC_SAMPLES
-        return synthetic(inputs, samples, task.spec.seed)
-    return read_data(folder / task.evaluation, inputs, wanted.batch_size, wanted.samples)
+    """The task's evaluation data; its calibration data, without labels, where it names none for evaluation; synthetic
+    when it names none at all. Where the report is off, no more of either than shows that an artifact is right."""
+    wanted, off = task.spec.evaluation, task.spec.report.is_off
+    if wanted is not None and task.evaluation is not None:
+        return read_data(folder / task.evaluation, inputs, wanted.batch_size, wanted.samples)
+    if task.spec.calibration is None or task.calibration is None:
+        return synthetic(inputs, UNREPORTED_SAMPLES if off else SYNTHETIC_SAMPLES, task.spec.seed)
+    limit = UNREPORTED_SAMPLES if off else task.spec.calibration.samples
+    seen = read_data(folder / task.calibration, inputs, task.spec.calibration.batch_size, limit)
+    return replace(seen, labels=None)
 
 
 def read_calibration(task: Task, folder: Path, inputs: tuple[InputSignature, ...]) -> Data:

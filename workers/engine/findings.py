@@ -79,9 +79,20 @@ def synthetic_data() -> Finding:
     return Finding(
         severity="info",
         code="synthetic-data",
-        message="No evaluation dataset was given. Closeness was measured on inputs made from the model's signature: "
+        message="No dataset was given. Closeness was measured on inputs made from the model's signature: "
         "these numbers are weak, and say nothing about accuracy.",
         remedy="POST /datasets with real samples, and name them in evaluation.dataset.",
+    )
+
+
+def evaluated_on_calibration() -> Finding:
+    return Finding(
+        severity="info",
+        code="evaluated-on-calibration",
+        message="No evaluation dataset was given. Closeness was measured on the calibration data, without its labels: "
+        "fresh data may show a little more loss, and nothing here speaks of accuracy.",
+        remedy="POST /datasets with labelled samples that calibration does not see, and name them in "
+        "evaluation.dataset.",
     )
 
 

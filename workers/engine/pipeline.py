@@ -84,8 +84,8 @@ def _quantized(task: Task, folder: Path, watch: Stopwatch) -> tuple[Reference, D
         data = read_evaluation(task, folder, inputs)
     with watch("plan"):
         layers, products = find_layers(program)
-        program = mended(program, layers, task.spec)
-        layers, products = find_layers(program)
+        if (sound := mended(program, layers, task.spec)) is not program:
+            program, (layers, products) = sound, find_layers(sound)
         planned = plan(layers, task.spec, full_range(task.spec))
     remarks = tuple(structure_findings(program, layers, products))  # before smoothing rewrites the graph
     with watch("smooth") as advance:

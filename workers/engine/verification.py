@@ -152,7 +152,7 @@ def report_of(
     artifacts = tuple(_artifact(kind, measured.get(kind), folder) for kind in draft.artifacts)
     size = _size(task.model_size, artifacts)
     accuracy, accuracy_findings = _accuracy(task, data, measured, folder)
-    noted = (*draft.findings, *accuracy_findings, *_measured_findings(draft, data, latency))
+    noted = (*draft.findings, *accuracy_findings, *_measured_findings(task, draft, data, latency))
     gates = check_gates(task.spec.gates, draft.coverage, size, accuracy, latency)
     return Report(
         job=task.job,
@@ -241,9 +241,10 @@ def _accuracy(
     ), (said.findings if said else ())
 
 
-def _measured_findings(draft: Draft, data: Data, latency: Latency | None) -> tuple[Finding, ...]:
+def _measured_findings(task: Task, draft: Draft, data: Data, latency: Latency | None) -> tuple[Finding, ...]:
     return (
         *((findings.synthetic_data(),) if data.kind == "synthetic" else ()),
+        *((findings.evaluated_on_calibration(),) if data.kind == "real" and task.spec.evaluation is None else ()),
         *((findings.not_finite(),) if not draft.finite else ()),
         *(findings.latency_findings(latency) if latency else ()),
     )

@@ -111,6 +111,17 @@ def test_a_static_job_without_calibration_says_what_it_used(tmp_path: Path) -> N
     assert "calibrated-on-evaluation" in found_in(run.report)
 
 
+def test_a_job_with_calibration_data_alone_is_measured_on_them(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(3, size=(16, 64)).astype(np.float32)
+    given = {"input": x, "labels": np.zeros(16, dtype=np.int64)}
+    run = run_engine(tmp_path, models.mlp(), EXAMPLE, calibration=given, method="static")
+    assert found_in(run.report) & {"evaluated-on-calibration", "synthetic-data", "calibration-drift"} == {
+        "evaluated-on-calibration"
+    }
+    assert run.report.accuracy is not None
+    assert (run.report.accuracy.kind, run.report.accuracy.samples, run.report.accuracy.labelled) == ("real", 16, False)
+
+
 def test_the_source_line_names_the_file_and_no_folder(tmp_path: Path) -> None:
     run = run_engine(tmp_path, models.Functional(), (torch.randn(4, 8),), artifacts=["pt2"])
     reason = run.layer("weight").eager.reason
