@@ -150,7 +150,7 @@ def not_written(file: str, why: str) -> Finding:
     return Finding(
         severity="warning",
         code="artifact-not-written",
-        message=f"{file} was not written: {why}.",
+        message=f"{file} was not written: {why.rstrip('.')}.",
         remedy="The pt2 artifact has no such limit: ask for `artifacts: ['pt2']`.",
     )
 

@@ -46,7 +46,7 @@ def save_onnx(reference: Reference, path: Path) -> tuple[Call, ...]:
 
     Raises ``NotExpressible`` naming the operator ONNX has no form for.
     """
-    _require_pure(reference.program)
+    _require_form(reference.program)
     rewriter = _Rewriter(reference)
     program = rewriter.rewrite()
     model = _exported(program.exported)
@@ -337,8 +337,13 @@ def _save(model: Any, path: Path) -> None:
     onnx_ir.save(model, path)
 
 
-def _require_pure(program: Program) -> None:
-    """An ONNX graph gives tensors and keeps nothing from one call to the next."""
+def _require_form(program: Program) -> None:
+    """What the exporter would write as something else, or not at all. An ONNX graph gives tensors and keeps nothing
+    from one call to the next; its LSTM has one size for what it gives and what it keeps."""
+    lstms = program.graph.find_nodes(op="call_function", target=aten.lstm.input)
+    projected = [each for each in lstms if len({state.meta["val"].shape[-1] for state in each.args[1]}) > 1]
+    if projected:
+        raise NotExpressible(f"ONNX's LSTM has no projection, and {projected[0].name!r} projects its output")
     written = [_root(node) for node in program.graph.nodes if mutates(node)]
     changed = [each.name for each in written if each.op == "placeholder"]
     changed += program.exported.graph_signature.buffers_to_mutate.values()

@@ -217,8 +217,9 @@ def test_the_file_says_nothing_of_the_machine_it_was_made_on(tmp_path: Path) -> 
         (Eigenvalues(), torch.randn(2, 4, 4), "linalg_eigh"),
         (Counting(), torch.randn(2, 8), "count"),
         (WithNumber(), torch.randn(2, 8), "17"),
+        (nn.LSTM(8, 8, batch_first=True, proj_size=4), torch.randn(2, 5, 8), "no projection"),
     ],
-    ids=["no kernel", "no dtype", "no operator", "state", "no tensor"],
+    ids=["no kernel", "no dtype", "no operator", "state", "no tensor", "no projection"],
 )
 def test_what_onnx_cannot_express_is_named_and_the_rest_is_delivered(
     model: nn.Module, example: Tensor, named: str, tmp_path: Path
@@ -227,6 +228,7 @@ def test_what_onnx_cannot_express_is_named_and_the_rest_is_delivered(
     finding = next(each for each in run.report.findings if each.code == "artifact-not-written")
     assert "model.onnx" in finding.message
     assert named in finding.message
+    assert ".." not in finding.message
     assert [each.kind for each in run.report.artifacts] == ["pt2"]
     assert not run.artifact("model.onnx").exists()
 
