@@ -310,8 +310,13 @@ def _optimize(model: Any) -> None:
 
 
 def _may_fold(node: Any) -> bool | None:
-    """None: as the optimizer thinks. A transposed weight would be stored twice where it is also a table."""
-    return False if node.op_type == "Transpose" else None
+    """None: as the optimizer thinks. A transposed weight would be stored twice where it is also a table, and one in
+    integers would be stored in float."""
+    import onnx_ir
+
+    integers = (onnx_ir.DataType.INT8, onnx_ir.DataType.UINT8)
+    weights = any(each is not None and each.is_initializer() and each.dtype in integers for each in node.inputs)
+    return False if weights or node.op_type == "Transpose" else None
 
 
 def _as_int4(model: Any, name: str, values: Tensor) -> None:
@@ -319,7 +324,9 @@ def _as_int4(model: Any, name: str, values: Tensor) -> None:
     import ml_dtypes
     import onnx_ir
 
-    held = next(each for key, each in model.graph.initializers.items() if _same_name(key, name))
+    held = next((each for key, each in model.graph.initializers.items() if _same_name(key, name)), None)
+    if held is None:
+        return  # the optimizer keeps one of equal weights, which a decoder's copied layers have before training
     held.const_value = onnx_ir.tensor(values.numpy().astype(ml_dtypes.int4), name=held.name)
     held.dtype = onnx_ir.DataType.INT4
 

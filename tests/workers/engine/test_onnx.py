@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from pathlib import Path
 
@@ -131,6 +132,23 @@ def test_int4_weights_stay_int4_in_the_file_and_in_memory(tmp_path: Path) -> Non
     assert run.artifact("model.onnx").stat().st_size < 0.25 * sum(
         4 * each.numel() for each in models.mlp().parameters()
     )
+
+
+def test_equal_weights_are_stored_once_in_int4(tmp_path: Path) -> None:
+    layer = nn.Linear(32, 32)
+    model = nn.Sequential(layer, nn.ReLU(), copy.deepcopy(layer))
+    run = run_engine(
+        tmp_path, model, (torch.randn(2, 32),), method="weight_only", weights=GROUPS_OF_32, artifacts=BOTH, threads=1
+    )
+    held = onnx.load(run.artifact("model.onnx")).graph.initializer
+    assert [each.data_type for each in held if tuple(each.dims) == (32, 32)] == [onnx.TensorProto.INT4]
+    assert sqnr_of(run, "onnx") > sqnr_of(run, "pt2") - 1
+
+
+def test_a_small_weight_stays_in_integers(tmp_path: Path) -> None:
+    run = run_engine(tmp_path, nn.Linear(16, 8), (torch.randn(2, 16),), method="weight_only", artifacts=["onnx"])
+    held = onnx.load(run.artifact("model.onnx")).graph.initializer
+    assert [each.data_type for each in held if sorted(each.dims) == [8, 16]] == [onnx.TensorProto.INT8]
 
 
 def test_int4_tables_are_gathered_packed(tmp_path: Path) -> None:
