@@ -96,7 +96,7 @@ class _Rewriter(Surgery):
     several layers share; ``nibbles``: by the name of its graph input, a weight to be stored in four bits."""
 
     def __init__(self, reference: Reference) -> None:
-        super().__init__(reference.program)
+        super().__init__(reference.program, for_good=True)
         self.record = reference.record
         self.held_by = {each.name: node.name for node, each in reference.program.constants.items()}
         self.recorded = {node.name: node for node in reference.program.graph.nodes}

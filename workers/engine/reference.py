@@ -62,7 +62,7 @@ class _Rewriter(Surgery):
     """``stored``: the buffers of each quantized weight; ``rows`` and ``fixed``: the quantized values of inputs."""
 
     def __init__(self, program: Program) -> None:
-        super().__init__(program)
+        super().__init__(program, for_good=True)
         self.stored: dict[int, tuple[fx.Node, fx.Node, str, str]] = {}
         self.rows: dict[tuple[str, PerToken], fx.Node] = {}
         self.fixed: dict[str, fx.Node] = {}

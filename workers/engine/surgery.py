@@ -24,9 +24,10 @@ OVERLAPPING = (aten.unfold.default, aten.as_strided.default)  # besides those wi
 
 class Surgery:
     """A copy of ``program`` under change; ``program`` itself is not touched. ``nodes``: by the name a node has in the
-    original, what stands for it now; ``originals``: the node itself."""
+    original, what stands for it now; ``originals``: the node itself. ``for_good``: whether calls whose result nobody
+    read from the start may go, and their layers with them."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, for_good: bool = False) -> None:
         self.program = program
         self.exported = program.exported
         self.graph = _copied(program.graph)
@@ -36,6 +37,7 @@ class Surgery:
         self.specs = copy.deepcopy(self.exported.graph_signature.input_specs)
         self.state = dict(self.exported.state_dict)
         self.fake = _fake_mode(self.graph)
+        self.unread = set() if for_good else {node for node in self.graph.nodes if not node.users}
 
     def finish(self) -> Program:
         """The changed program, without what nothing reads any more: float weights above all."""
@@ -46,6 +48,8 @@ class Surgery:
     def supersede(self, node: fx.Node, result: fx.Node) -> None:
         """``result`` takes the place of ``node``."""
         node.replace_all_uses_with(result)
+        if node in self.unread:
+            self.unread.add(result)
         self.replaced[node.name] = result.name
         for name, current in list(self.nodes.items()):
             if current is node:
@@ -107,7 +111,7 @@ class Surgery:
 
     def drop_dead(self) -> None:
         """Remove what nothing uses any more: the float weights above all."""
-        self.graph.eliminate_dead_code()
+        self.graph.eliminate_dead_code(lambda node: node in self.unread or node.is_impure())
         placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
         kept = []
         for node, spec in zip(placeholders, self.specs, strict=True):
@@ -203,4 +207,5 @@ def _own(value: Tensor) -> Tensor:
     """Export writes whole storages: a view of a larger one is copied out."""
     if value.untyped_storage().nbytes() == value.numel() * value.element_size():
         return value
-    return value.detach().clone()
+    own = value.detach().clone()
+    return torch.nn.Parameter(own, requires_grad=False) if isinstance(value, torch.nn.Parameter) else own

@@ -1,7 +1,9 @@
 """Whole jobs: what the spec asks for, what the report says."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,6 +112,48 @@ def test_dropout_left_on_is_said(tmp_path: Path) -> None:
     run = run_engine(tmp_path, model, EXAMPLE)
     assert run.report.verdict == "warn"
     assert "train-mode" in {each.code for each in run.report.findings}
+
+
+class Unread(nn.Module):
+    """An auxiliary head, and its batch norm, whose result nobody reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.LayerNorm(32))
+        self.head, self.auxiliary = nn.Linear(32, 10), nn.Sequential(nn.Linear(32, 8), nn.BatchNorm1d(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.body(x)
+        self.auxiliary(x)
+        out: torch.Tensor = self.head(x)
+        return out
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {},
+        {"method": "static", "smooth": {"alpha": 0.5}, "bias_correction": True},
+        {"weights": {"non_finite": "repair"}},
+    ],
+    ids=["plain", "smooth and corrected", "repaired"],
+)
+def test_a_layer_that_nobody_reads_is_listed_and_not_delivered(spec: dict[str, Any], tmp_path: Path) -> None:
+    model = Unread()
+    model.head.weight.data[0, 0] = math.inf if "weights" in spec else 0.1
+    run = run_engine(tmp_path, model, EXAMPLE, {"x": X}, calibration={"x": X}, artifacts=["pt2"], **spec)
+    assert {row.name for row in run.report.layers} == {"body.0", "head", "auxiliary.0"}
+    kept = torch.export.load(run.artifact("model.pt2")).state_dict.values()
+    assert not any(8 in value.shape for value in kept)
+
+
+@pytest.mark.filterwarnings("ignore:No complete tensor")  # torch.export.save's own, about such a weight
+def test_a_float_weight_that_is_one_row_expanded_is_delivered(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(64, 16), nn.Linear(16, 10))
+    model[0].weight = nn.Parameter(torch.randn(1, 64).expand(16, 64))
+    run = run_engine(tmp_path, model, EXAMPLE, {"x": X}, layers=[{"match": "0", "quantize": False}])
+    assert [row.quantized for row in run.report.layers] == [False, True]
+    assert {each.kind for each in run.report.artifacts} == {"torchscript", "pt2"}
 
 
 def test_without_data_the_numbers_are_called_synthetic(tmp_path: Path) -> None:
