@@ -32,6 +32,9 @@ from workers.watch import DeadlinePassed, TooMuch, run_child
 
 log = structlog.get_logger()
 
+NOT_OURS = "not ours"
+"""How a job ends here that someone else runs, or nobody any more."""
+
 
 class Stopping(Exception):
     """This worker is being shut down."""
@@ -61,7 +64,7 @@ class Supervisor:
         """Run the job if it is ours to run. Returns how it ended, for the log."""
         claim = self.leases.claim(job_id, self.settings.worker)
         if claim is None:
-            return "not ours"  # canceled, or a second delivery of what someone runs already
+            return NOT_OURS  # canceled, or a second delivery of what someone runs already
         deadline = time.monotonic() + claim.spec.time_limit_s
         try:
             with scratch_folder(self.settings.scratch, job_id) as folder:
