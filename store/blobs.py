@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +108,11 @@ class Blobs:
         with contextlib.suppress(FileNotFoundError):
             await obstore.delete_async(self._store, self._path(sha256))
 
+    def remove(self, sha256: str) -> None:
+        """``delete``, for workers."""
+        with contextlib.suppress(FileNotFoundError):
+            obstore.delete(self._store, self._path(sha256))
+
     def fetch(self, sha256: str, path: Path, *, link: bool = False) -> None:
         """Put the blob at ``path``, in constant memory. Raises ``FileNotFoundError``.
 
@@ -119,15 +124,18 @@ class Blobs:
         elif not (link and _linked(self.folder / self._path(sha256), path)):
             shutil.copyfile(self.folder / self._path(sha256), path)
 
-    def put_file(self, path: Path) -> BlobInfo:
-        """Store a file and leave it where it is."""
+    def put_file(self, path: Path, hold: Callable[[BlobInfo], None] | None = None) -> BlobInfo:
+        """Store a file and leave it where it is. ``hold`` is told what it is before it is in place."""
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        info = BlobInfo(sha256, path.stat().st_size)
+        if hold is not None:
+            hold(info)
         if self.folder is None:
             obstore.put(self._store, self._path(sha256), path, chunk_size=CHUNK, max_concurrency=2)
         else:
             _copy_into_place(path, self.folder / self._path(sha256))
-        return BlobInfo(sha256, path.stat().st_size)
+        return info
 
     def _download(self, sha256: str, path: Path) -> None:
         found = obstore.get(self._store, self._path(sha256))

@@ -23,6 +23,7 @@ INSPECTING = f"{PREFIX}inspecting"
 LEASES = f"{PREFIX}leases"
 WAITING = f"{PREFIX}waiting"
 FLEET = f"{PREFIX}fleet"
+HOLDS = f"{PREFIX}holds"
 
 
 def model_key(model_id: str) -> str:

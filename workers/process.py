@@ -14,6 +14,7 @@ from store.fleet import Announcer
 from store.leases import Leases
 from store.models import InspectedModels
 from store.queue import Queue
+from store.references import References
 from store.settings import StoreSettings
 from workers import fence, machine
 from workers.forks import ForkServer, ForkServerLost
@@ -33,13 +34,14 @@ class Process:
     def __init__(self, store: StoreSettings, settings: WorkerSettings) -> None:
         redis, blobs, queue = connect(store), Blobs.of(store), Queue(store)
         leases, models = Leases(redis, store), InspectedModels(redis, store)
+        references = References(redis, blobs, store.lease_s)
         self.stopping = threading.Event()
         self.forks = ForkServer()
-        self.supervisor = Supervisor(leases, blobs, self.forks, settings, queue.deliver_job, self.stopping)
+        self.supervisor = Supervisor(leases, blobs, references, self.forks, settings, queue.deliver_job, self.stopping)
         self.inspector = Inspector(
             models, blobs, self.forks, settings, store.inspect_s, queue.deliver_inspection, self.stopping
         )
-        self._reaper = Reaper(leases, models, queue, store.reaper_s)
+        self._reaper = Reaper(leases, models, references, queue, store.reaper_s)
         self._announcer = Announcer(redis)
         self._settings = settings
         self._leaving = threading.Event()
