@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,15 +74,27 @@ class Blobs:
         return f"{self._under}sha256/{sha256[:2]}/{sha256}"
 
     async def put_stream(
-        self, chunks: AsyncIterator[bytes], max_bytes: int, expected_sha256: str | None = None
+        self,
+        chunks: AsyncIterator[bytes],
+        max_bytes: int,
+        expected_sha256: str | None = None,
+        hold: Callable[[BlobInfo], Awaitable[None]] | None = None,
     ) -> BlobInfo:
-        """Store a stream. Raises ``BlobTooLarge``, ``BlobMismatch``, and whatever ``chunks`` raises."""
+        """Store a stream. ``hold`` is told what it is before it is in place. Raises ``BlobTooLarge``, ``BlobMismatch``,
+        and whatever ``chunks`` and ``hold`` raise."""
         incoming = f"incoming/{uuid.uuid4().hex}"
         hashing = _Hashing(chunks, max_bytes, expected_sha256)
         await obstore.put_async(
             self._store, incoming, hashing.pass_through(), use_multipart=True, chunk_size=CHUNK, max_concurrency=2
         )
-        await obstore.rename_async(self._store, incoming, self._path(hashing.info.sha256))
+        try:
+            if hold is not None:
+                await hold(hashing.info)
+            await obstore.rename_async(self._store, incoming, self._path(hashing.info.sha256))
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                await obstore.delete_async(self._store, incoming)
+            raise
         return hashing.info
 
     async def stream(self, sha256: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
