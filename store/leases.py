@@ -21,11 +21,32 @@ import redis
 from fewbit.problems import JobProblem
 from fewbit.spec import JobSpec
 from store.patience import persist
-from store.records import LEASES, PREFIX, WAITING, ArtifactRecord, BlobRef, decode_ref, job_key
+from store.queue import LARGE, SMALL
+from store.records import LEASES, PREFIX, ArtifactRecord, BlobRef, decode_ref, job_key
 from store.settings import StoreSettings
 from store.transition import SCRIPT, TURN, Move, Outcome
 
 _STAYS = {"running": "running", "canceling": "canceling"}
+
+
+# Of a line: which jobs to deliver again. A message only says that there is work, so that there need not be more of them
+# than jobs that wait; without this, every job of a long line would get another message every minute.
+# ARGV 1 key prefix, 2 the line, 3 now in ms, 4 since when a job must have waited, in ms. Returns ids
+_UNDELIVERED = """
+local prefix, line = ARGV[1], ARGV[2]
+local missing, again = -redis.call('LLEN', line), {}
+for _, tenant in ipairs(redis.call('SMEMBERS', prefix .. 'line:' .. line)) do
+  missing = missing + redis.call('ZCARD', prefix .. 'tenant:' .. tenant .. ':line:' .. line)
+end
+if missing <= 0 then return again end
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'waiting', '-inf', ARGV[4])) do
+  if #again < missing and redis.call('HGET', prefix .. 'job:' .. id, 'line') == line then
+    redis.call('ZADD', prefix .. 'waiting', ARGV[3], id)
+    table.insert(again, id)
+  end
+end
+return again
+"""
 
 
 class LostLease(Exception):
@@ -63,6 +84,7 @@ class Leases:
         self._finish_s = finish_s
         self._transition = redis.register_script(SCRIPT)
         self._turn = redis.register_script(TURN)
+        self._undelivered = redis.register_script(_UNDELIVERED)
 
     def turn(self, job_id: str) -> str:
         """The job to run when a message names ``job_id``: the fair choice among those that wait in the same line."""
@@ -125,8 +147,8 @@ class Leases:
         """Take back what lost workers held, and name the jobs to deliver again. ``now``: seconds since the epoch, by
         Redis's clock unless told.
 
-        Among them are jobs long queued without a claim: their message may have got lost, and a second delivery is
-        harmless. Each is named once in ``redeliver_s``.
+        Among them are jobs long queued without a claim, as many as there are messages too few in their line: those got
+        lost, and a second delivery is harmless. Each is named once in ``redeliver_s``.
         """
         now_ms = int((self._clock() if now is None else now) * 1000)
         again = [*self._reap_expired(now_ms), *self._reap_waiting(now_ms)]
@@ -152,10 +174,8 @@ class Leases:
 
     def _reap_waiting(self, now_ms: int) -> list[str]:
         before = now_ms - int(self._settings.redeliver_s * 1000)
-        waiting = [raw.decode() for raw in cast("list[bytes]", self._redis.zrangebyscore(WAITING, "-inf", before))]
-        if waiting:
-            self._redis.zadd(WAITING, dict.fromkeys(waiting, now_ms), xx=True)
-        return waiting
+        found = (self._undelivered(args=[PREFIX, line, now_ms, before]) for line in (SMALL, LARGE))
+        return [job_id.decode() for again in found for job_id in cast("list[bytes]", again)]
 
     def _model_bytes(self, job_id: str) -> int:
         ref = decode_ref(cast("bytes | None", self._redis.hget(job_key(job_id), "model_ref")))

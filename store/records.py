@@ -21,7 +21,6 @@ PREFIX = "fewbit:"
 
 INSPECTING = f"{PREFIX}inspecting"
 LEASES = f"{PREFIX}leases"
-WAITING = f"{PREFIX}waiting"
 FLEET = f"{PREFIX}fleet"
 HOLDS = f"{PREFIX}holds"
 DELETING = f"{PREFIX}deleting"

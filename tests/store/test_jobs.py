@@ -19,6 +19,7 @@ from store.clients import connect_async
 from store.jobs import EventRecord, Jobs, Missing
 from store.leases import Claim, Leases, LostLease
 from store.models import Models
+from store.queue import Queue
 from store.records import ArtifactRecord, BlobRef, JobRecord, NewJob
 from store.settings import StoreSettings
 
@@ -167,6 +168,25 @@ def test_a_queued_job_whose_message_got_lost_is_named_again_once_a_while(
     later = time.time() + settings.redeliver_s + 1
     assert [each.job_id for each in leases.reap(later)] == [job_id]
     assert leases.reap(later) == []
+
+
+def test_a_long_line_gets_no_more_messages_than_it_has_jobs(
+    gateway: Gateway, leases: Leases, sync: redis.Redis, settings: StoreSettings
+) -> None:
+    queue, jobs = Queue(settings), [gateway.new_job() for _ in range(5)]
+
+    def sweep(minutes: int) -> int:
+        for again in leases.reap(time.time() + minutes * (settings.redeliver_s + 1)):
+            queue.deliver_job(again.job_id, again.model_bytes)
+        return sync.llen("small")
+
+    for job_id in jobs:
+        queue.deliver_job(job_id, MODEL.size)
+    assert [sweep(minutes) for minutes in (1, 2, 3)] == [5, 5, 5]
+    sync.ltrim("small", 2, -1)
+    assert [sweep(minutes) for minutes in (4, 5)] == [5, 5]
+    sync.delete("small")
+    assert sweep(6) == 5
 
 
 def test_pages_are_newest_first_and_every_filter_holds(gateway: Gateway, leases: Leases) -> None:
