@@ -5,7 +5,6 @@ from __future__ import annotations
 import binascii
 import re
 import shutil
-import tempfile
 from base64 import b64decode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ from uuid import uuid4
 from anyio import to_thread
 from starlette.requests import Request
 
+from service.leftovers import reading_folder
 from service.multipart import FilePart
 from service.parts import parts_of
 from service.problems import DigestMismatch, MalformedRequest, PayloadTooLarge, QuotaExceeded, UnsupportedMediaType
@@ -150,9 +150,9 @@ def file_name(name: str | None) -> str | None:
 async def at_hand(request: Request, upload: Upload) -> AsyncIterator[Path]:
     """The upload as a file that a reader can seek in; where blobs are files, that file itself."""
     blobs = parts_of(request).blobs
-    folder = await to_thread.run_sync(lambda: tempfile.mkdtemp(prefix=".reading-", dir=blobs.folder))
+    folder = await to_thread.run_sync(reading_folder, blobs)
     try:
-        path = Path(folder) / "upload"
+        path = folder / "upload"
         await to_thread.run_sync(lambda: blobs.fetch(upload.blob.sha256, path, link=True))
         yield path
     finally:

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from copy import copy
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ import obstore
 from obstore.store import LocalStore, S3Store
 
 from store.settings import StoreSettings
+from store.stale import stale
 from store.tenants import DEFAULT_TENANT
 
+INCOMING = "incoming"
 CHUNK = 4 * 1024 * 1024  # one thread hop and one write each: 256 of them a GiB
 
 
@@ -82,7 +85,7 @@ class Blobs:
     ) -> BlobInfo:
         """Store a stream. ``hold`` is told what it is before it is in place. Raises ``BlobTooLarge``, ``BlobMismatch``,
         and whatever ``chunks`` and ``hold`` raise."""
-        incoming = f"incoming/{uuid.uuid4().hex}"
+        incoming = f"{INCOMING}/{uuid.uuid4().hex}"
         hashing = _Hashing(chunks, max_bytes, expected_sha256)
         await obstore.put_async(
             self._store, incoming, hashing.pass_through(), use_multipart=True, chunk_size=CHUNK, max_concurrency=2
@@ -146,8 +149,20 @@ class Blobs:
         if self.folder is None:
             obstore.put(self._store, self._path(sha256), path, chunk_size=CHUNK, max_concurrency=2)
         else:
-            _copy_into_place(path, self.folder / self._path(sha256))
+            _copy_into_place(path, self.folder / self._path(sha256), self.folder / INCOMING)
         return info
+
+    def tidy(self, age_s: float) -> None:
+        """Delete what was to become a blob and was given up more than ``age_s`` seconds ago, whosever it was."""
+        if self.folder is not None:
+            for path in stale(self.folder / INCOMING, "*", age_s):
+                path.unlink(missing_ok=True)
+            return
+        before = datetime.now(UTC) - timedelta(seconds=age_s)
+        for listed in obstore.list(self._store, INCOMING):
+            for each in listed:
+                if each["last_modified"] < before:
+                    obstore.delete(self._store, each["path"])
 
     def _download(self, sha256: str, path: Path) -> None:
         found = obstore.get(self._store, self._path(sha256))
@@ -218,14 +233,15 @@ def _linked(source: Path, target: Path) -> bool:
     return True
 
 
-def _copy_into_place(source: Path, target: Path) -> None:
-    """Copy beside the target, then rename: nobody sees half a blob."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=target.parent, prefix=".incoming-")
+def _copy_into_place(source: Path, target: Path, incoming: Path) -> None:
+    """Copy to ``incoming``, then rename: nobody sees half a blob."""
+    for folder in (target.parent, incoming):
+        folder.mkdir(parents=True, exist_ok=True)
+    handle, copied = tempfile.mkstemp(dir=incoming)
     os.close(handle)
     try:
-        shutil.copyfile(source, beside)
-        Path(beside).replace(target)
+        shutil.copyfile(source, copied)
+        Path(copied).replace(target)
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        Path(copied).unlink(missing_ok=True)
         raise

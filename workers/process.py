@@ -20,6 +20,7 @@ from workers import fence, machine
 from workers.forks import ForkServer, ForkServerLost
 from workers.inspection import Inspector
 from workers.reaper import Reaper
+from workers.scratch import tidy
 from workers.settings import WorkerSettings
 from workers.supervisor import Supervisor
 
@@ -110,6 +111,7 @@ def start() -> None:
     global _current  # noqa: PLW0603  # one worker, one process: Celery's signals and tasks have nowhere else to look
     settings = WorkerSettings()
     _require_fence(settings)
+    tidy(settings.scratch)
     _current = Process(StoreSettings(), settings)
     try:
         _current.forks.start()
