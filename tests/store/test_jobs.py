@@ -22,6 +22,7 @@ from store.models import Models
 from store.queue import Queue
 from store.records import ArtifactRecord, BlobRef, JobRecord, NewJob
 from store.settings import StoreSettings
+from store.transition import Move, Outcome
 
 T = TypeVar("T")
 MODEL = BlobInfo("ab" * 32, 1000)
@@ -234,6 +235,29 @@ def test_only_a_finished_job_is_deleted_and_its_last_artifact_goes_with_it(
     assert gateway(lambda jobs, _: jobs.delete(job_id)).moved
     assert gateway(lambda jobs, _: jobs.get(job_id)) is None
     assert not asyncio.run(blobs.exists(info.sha256))
+
+
+def test_the_artifacts_of_a_job_that_ends_as_it_is_deleted_go_with_it(
+    sync: redis.Redis, settings: StoreSettings, blobs: Blobs, gateway: Gateway, leases: Leases, tmp_path: Path
+) -> None:
+    job_id = gateway.new_job()
+    claim = claimed(leases, job_id)
+    (tmp_path / "file").write_bytes(b"artifact")
+    info = blobs.put_file(tmp_path / "file")
+
+    class InTheLastMoment(Jobs):
+        async def _move(self, move: Move) -> Outcome:
+            artifact = ArtifactRecord(name="a", kind="pt2", size=info.size, sha256=info.sha256)
+            await asyncio.to_thread(leases.succeed, claim, b"{}", [artifact])
+            return await super()._move(move)
+
+    async def story() -> Outcome:
+        async with connect_async(settings) as client:
+            return await InTheLastMoment(client, blobs).delete(job_id)
+
+    assert asyncio.run(story()).moved
+    assert not asyncio.run(blobs.exists(info.sha256))
+    assert sync.hgetall("fewbit:tenant:default:stored") == {b"total": b"0"}
 
 
 def test_waiting_ends_with_the_job(gateway: Gateway, leases: Leases, settings: StoreSettings, blobs: Blobs) -> None:
