@@ -86,6 +86,11 @@ class Leases:
         self._turn = redis.register_script(TURN)
         self._undelivered = redis.register_script(_UNDELIVERED)
 
+    @property
+    def heartbeat_s(self) -> float:
+        """How often to renew. A heartbeat that is set too long for the lease does not lose it."""
+        return min(self._settings.heartbeat_s, self._settings.lease_s / 3)
+
     def turn(self, job_id: str) -> str:
         """The job to run when a message names ``job_id``: the fair choice among those that wait in the same line."""
         args: list[str | int] = [PREFIX, job_id, self._settings.max_running_jobs]
@@ -109,6 +114,14 @@ class Leases:
         """Keep the job for another lease. The answer tells whether someone asked to cancel it."""
         move = Move(claim.job_id, _STAYS, token=claim.token, lease_s=self._settings.lease_s)
         return cast(Literal["running", "canceling"], self._held(move).status)
+
+    def look(self, claim: Claim) -> Literal["running", "canceling"]:
+        """What ``renew`` would answer, and raise; nothing is written."""
+        fields = persist(lambda: self._redis.hmget(job_key(claim.job_id), "status", "token"), self._settings.lease_s)
+        status, token = ((each or b"").decode() for each in cast("list[bytes | None]", fields))
+        if status not in _STAYS or token != str(claim.token):
+            raise LostLease(f"{claim.job_id} is {status or 'none'}")
+        return cast(Literal["running", "canceling"], status)
 
     def progress(self, claim: Claim, stage: str, fraction: float) -> None:
         """How far the job is, ``fraction`` from 0 to 1: in the record, and as an event."""
