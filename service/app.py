@@ -21,6 +21,7 @@ from service.datasets import endpoints as datasets
 from service.description import ABOUT, TAGS, openapi_of
 from service.envelope import Envelope, refuse
 from service.jobs import endpoints as jobs
+from service.leftovers import tidied
 from service.models import endpoints as models
 from service.parts import Parts, by_tenant
 from service.settings import ServiceSettings
@@ -58,8 +59,10 @@ def create_app(settings: ServiceSettings | None = None, store: StoreSettings | N
         await _refuse_to_start_unguarded(parts)
         post = Posting(service_settings.webhook_allow_private)
         courier = asyncio.create_task(Courier(Outbox(parts.redis), post).run())
+        tidying = asyncio.create_task(tidied(parts.blobs))
         yield
         await stopped(courier)
+        await stopped(tidying)
         await parts.close()
 
     app = FastAPI(

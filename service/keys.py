@@ -18,7 +18,7 @@ from store.tenants import DEFAULT_TENANT
 app = typer.Typer(help="API keys. A key is shown once, when it is made.", no_args_is_help=True, add_completion=False)
 
 Tenant = Annotated[str, typer.Option(help="Whose key it is. Things of one tenant do not exist for another.")]
-Days = Annotated[float | None, typer.Option(help="When it ends; without it, never.", min=0)]
+Days = Annotated[float | None, typer.Option(help="When it ends, more than 0; without it, never.", min=0)]
 
 
 @app.command()

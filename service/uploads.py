@@ -5,9 +5,8 @@ from __future__ import annotations
 import binascii
 import re
 import shutil
-import tempfile
 from base64 import b64decode
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,11 +15,12 @@ from uuid import uuid4
 from anyio import to_thread
 from starlette.requests import Request
 
+from service.leftovers import reading_folder
 from service.multipart import FilePart
 from service.parts import parts_of
 from service.problems import DigestMismatch, MalformedRequest, PayloadTooLarge, QuotaExceeded, UnsupportedMediaType
 from store.blobs import BlobInfo, BlobMismatch, BlobTooLarge
-from store.references import drop_references, hold
+from store.references import holding
 from store.stored_bytes import NoRoom, Reservation
 from store.tenants import Tenant
 
@@ -31,6 +31,9 @@ _REPR_DIGEST = re.compile(r"sha-256\s*=\s*:([A-Za-z0-9+/=]*):")
 
 Look = Callable[[bytes], None]
 """Called with a file's first bytes (``b""`` when it is empty); raises to refuse it before anything is kept."""
+
+
+Hold = Callable[[BlobInfo], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -51,24 +54,21 @@ async def received(request: Request, max_bytes: int, look: Look) -> AsyncIterato
     parts, holder = parts_of(request), f"upload:{uuid4().hex}"
     tenant = Tenant(parts.tenant)
     room = Reservation(parts.redis, tenant, holder, parts.settings.max_stored_bytes)
-    try:
-        upload = await _receive(request, max_bytes, look, room)
-    except BaseException as error:
-        if room.size:
-            await room.release()
-        if isinstance(error, NoRoom):
-            raise QuotaExceeded.of_bytes(error.used, error.limit) from error
-        raise
-    # What was reserved counts as stored from here on, in one step. Held while it is being judged, so that an equal
-    # upload that is refused meanwhile does not take the bytes away.
-    await hold(parts.redis, tenant, holder, upload.blob)
-    try:
+    # Held from before it is in place, when what was reserved counts as stored, in one step, until it has been judged:
+    # an equal upload that is refused or deleted meanwhile does not take the bytes away.
+    async with holding(parts.redis, parts.blobs, tenant, holder) as hold:
+        try:
+            upload = await _receive(request, max_bytes, look, room, hold)
+        except BaseException as error:
+            if room.size:
+                await room.release()
+            if isinstance(error, NoRoom):
+                raise QuotaExceeded.of_bytes(error.used, error.limit) from error
+            raise
         yield upload
-    finally:
-        await drop_references(parts.redis, parts.blobs, tenant, holder, [upload.blob.sha256])
 
 
-async def _receive(request: Request, max_bytes: int, look: Look, room: Reservation) -> Upload:
+async def _receive(request: Request, max_bytes: int, look: Look, room: Reservation, hold: Hold) -> Upload:
     content_type = request.headers.get("content-type", RAW)
     kind = content_type.split(";")[0].strip().lower()
     if kind not in (RAW, FORM):
@@ -80,7 +80,7 @@ async def _receive(request: Request, max_bytes: int, look: Look, room: Reservati
     await room.cover(announced_size(request) or 1)
     announced = announced_sha256(request)
     try:
-        blob = await parts_of(request).blobs.put_stream(chunks, max_bytes, announced)
+        blob = await parts_of(request).blobs.put_stream(chunks, max_bytes, announced, hold)
     except BlobTooLarge:
         raise PayloadTooLarge(max_bytes) from None
     except BlobMismatch:
@@ -150,9 +150,9 @@ def file_name(name: str | None) -> str | None:
 async def at_hand(request: Request, upload: Upload) -> AsyncIterator[Path]:
     """The upload as a file that a reader can seek in; where blobs are files, that file itself."""
     blobs = parts_of(request).blobs
-    folder = await to_thread.run_sync(lambda: tempfile.mkdtemp(prefix=".reading-", dir=blobs.folder))
+    folder = await to_thread.run_sync(reading_folder, blobs)
     try:
-        path = Path(folder) / "upload"
+        path = folder / "upload"
         await to_thread.run_sync(lambda: blobs.fetch(upload.blob.sha256, path, link=True))
         yield path
     finally:

@@ -13,9 +13,10 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from copy import copy
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ import obstore
 from obstore.store import LocalStore, S3Store
 
 from store.settings import StoreSettings
+from store.stale import stale
 from store.tenants import DEFAULT_TENANT
 
+INCOMING = "incoming"
 CHUNK = 4 * 1024 * 1024  # one thread hop and one write each: 256 of them a GiB
 
 
@@ -74,15 +77,27 @@ class Blobs:
         return f"{self._under}sha256/{sha256[:2]}/{sha256}"
 
     async def put_stream(
-        self, chunks: AsyncIterator[bytes], max_bytes: int, expected_sha256: str | None = None
+        self,
+        chunks: AsyncIterator[bytes],
+        max_bytes: int,
+        expected_sha256: str | None = None,
+        hold: Callable[[BlobInfo], Awaitable[None]] | None = None,
     ) -> BlobInfo:
-        """Store a stream. Raises ``BlobTooLarge``, ``BlobMismatch``, and whatever ``chunks`` raises."""
-        incoming = f"incoming/{uuid.uuid4().hex}"
+        """Store a stream. ``hold`` is told what it is before it is in place. Raises ``BlobTooLarge``, ``BlobMismatch``,
+        and whatever ``chunks`` and ``hold`` raise."""
+        incoming = f"{INCOMING}/{uuid.uuid4().hex}"
         hashing = _Hashing(chunks, max_bytes, expected_sha256)
         await obstore.put_async(
             self._store, incoming, hashing.pass_through(), use_multipart=True, chunk_size=CHUNK, max_concurrency=2
         )
-        await obstore.rename_async(self._store, incoming, self._path(hashing.info.sha256))
+        try:
+            if hold is not None:
+                await hold(hashing.info)
+            await obstore.rename_async(self._store, incoming, self._path(hashing.info.sha256))
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                await obstore.delete_async(self._store, incoming)
+            raise
         return hashing.info
 
     async def stream(self, sha256: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
@@ -108,6 +123,11 @@ class Blobs:
         with contextlib.suppress(FileNotFoundError):
             await obstore.delete_async(self._store, self._path(sha256))
 
+    def remove(self, sha256: str) -> None:
+        """``delete``, for workers."""
+        with contextlib.suppress(FileNotFoundError):
+            obstore.delete(self._store, self._path(sha256))
+
     def fetch(self, sha256: str, path: Path, *, link: bool = False) -> None:
         """Put the blob at ``path``, in constant memory. Raises ``FileNotFoundError``.
 
@@ -119,15 +139,30 @@ class Blobs:
         elif not (link and _linked(self.folder / self._path(sha256), path)):
             shutil.copyfile(self.folder / self._path(sha256), path)
 
-    def put_file(self, path: Path) -> BlobInfo:
-        """Store a file and leave it where it is."""
+    def put_file(self, path: Path, hold: Callable[[BlobInfo], None] | None = None) -> BlobInfo:
+        """Store a file and leave it where it is. ``hold`` is told what it is before it is in place."""
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        info = BlobInfo(sha256, path.stat().st_size)
+        if hold is not None:
+            hold(info)
         if self.folder is None:
             obstore.put(self._store, self._path(sha256), path, chunk_size=CHUNK, max_concurrency=2)
         else:
-            _copy_into_place(path, self.folder / self._path(sha256))
-        return BlobInfo(sha256, path.stat().st_size)
+            _copy_into_place(path, self.folder / self._path(sha256), self.folder / INCOMING)
+        return info
+
+    def tidy(self, age_s: float) -> None:
+        """Delete what was to become a blob and was given up more than ``age_s`` seconds ago, whosever it was."""
+        if self.folder is not None:
+            for path in stale(self.folder / INCOMING, "*", age_s):
+                path.unlink(missing_ok=True)
+            return
+        before = datetime.now(UTC) - timedelta(seconds=age_s)
+        for listed in obstore.list(self._store, INCOMING):
+            for each in listed:
+                if each["last_modified"] < before:
+                    obstore.delete(self._store, each["path"])
 
     def _download(self, sha256: str, path: Path) -> None:
         found = obstore.get(self._store, self._path(sha256))
@@ -198,14 +233,15 @@ def _linked(source: Path, target: Path) -> bool:
     return True
 
 
-def _copy_into_place(source: Path, target: Path) -> None:
-    """Copy beside the target, then rename: nobody sees half a blob."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=target.parent, prefix=".incoming-")
+def _copy_into_place(source: Path, target: Path, incoming: Path) -> None:
+    """Copy to ``incoming``, then rename: nobody sees half a blob."""
+    for folder in (target.parent, incoming):
+        folder.mkdir(parents=True, exist_ok=True)
+    handle, copied = tempfile.mkstemp(dir=incoming)
     os.close(handle)
     try:
-        shutil.copyfile(source, beside)
-        Path(beside).replace(target)
+        shutil.copyfile(source, copied)
+        Path(copied).replace(target)
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        Path(copied).unlink(missing_ok=True)
         raise

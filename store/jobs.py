@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import zlib
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -117,10 +118,9 @@ class Jobs:
 
     async def delete(self, job_id: str) -> Outcome:
         """Forget a job that has ended: record, events, report, artifacts. Not moved: it has not, or is ``none``."""
-        record = await self.get(job_id)
         outcome = await self._move(Move(job_id, dict.fromkeys(sorted(FINAL), "none"), tenant=self._tenant.name))
-        if outcome.moved and record is not None:
-            hashes = {artifact.sha256 for artifact in record.artifacts}
+        if outcome.moved:
+            hashes = {artifact["sha256"] for artifact in json.loads(outcome.artifacts_json)}
             await drop_references(self._redis, self._blobs, self._tenant, job_id, sorted(hashes))
         return outcome
 

@@ -102,12 +102,15 @@ class KeyRing:
         self._redis = redis
 
     def make(self, tenant: str, scope: Scope, name: str = "", days: float | None = None, family: str = "") -> str:
-        """A new key: the only time that all of it is seen. Raises ``ValueError`` for what cannot name a tenant."""
+        """A new key: the only time that all of it is seen. It ends after ``days``, or never. Raises ``ValueError`` for
+        what cannot name a tenant, and for a key that would have ended at once."""
         if not TENANT.match(tenant):
             raise ValueError(f"A tenant is named with 1 to 39 of a-z, 0-9 and -, not {tenant!r}.")
+        if days is not None and not days > 0:
+            raise ValueError(f"A key lasts for more than 0 days, not {days:g}; without a number of days it never ends.")
         identifier, secret = _chance(_ID), _chance(_SECRET)
         key, now = f"fbk_{identifier}_{secret}", time.time()
-        expires = now + days * 86_400 if days else 0.0
+        expires = now + days * 86_400 if days is not None else 0.0
         digest = sha256(key.encode()).hexdigest()
         record = KeyRecord(identifier, digest, tenant, scope, name, family or identifier, now, expires, 0.0)
         with self._redis.pipeline(transaction=True) as pipe:

@@ -21,11 +21,32 @@ import redis
 from fewbit.problems import JobProblem
 from fewbit.spec import JobSpec
 from store.patience import persist
-from store.records import LEASES, PREFIX, WAITING, ArtifactRecord, BlobRef, decode_ref, job_key
+from store.queue import LARGE, SMALL
+from store.records import LEASES, PREFIX, ArtifactRecord, BlobRef, decode_ref, job_key
 from store.settings import StoreSettings
 from store.transition import SCRIPT, TURN, Move, Outcome
 
 _STAYS = {"running": "running", "canceling": "canceling"}
+
+
+# Of a line: which jobs to deliver again. A message only says that there is work, so that there need not be more of them
+# than jobs that wait; without this, every job of a long line would get another message every minute.
+# ARGV 1 key prefix, 2 the line, 3 now in ms, 4 since when a job must have waited, in ms. Returns ids
+_UNDELIVERED = """
+local prefix, line = ARGV[1], ARGV[2]
+local missing, again = -redis.call('LLEN', line), {}
+for _, tenant in ipairs(redis.call('SMEMBERS', prefix .. 'line:' .. line)) do
+  missing = missing + redis.call('ZCARD', prefix .. 'tenant:' .. tenant .. ':line:' .. line)
+end
+if missing <= 0 then return again end
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'waiting', '-inf', ARGV[4])) do
+  if #again < missing and redis.call('HGET', prefix .. 'job:' .. id, 'line') == line then
+    redis.call('ZADD', prefix .. 'waiting', ARGV[3], id)
+    table.insert(again, id)
+  end
+end
+return again
+"""
 
 
 class LostLease(Exception):
@@ -63,6 +84,12 @@ class Leases:
         self._finish_s = finish_s
         self._transition = redis.register_script(SCRIPT)
         self._turn = redis.register_script(TURN)
+        self._undelivered = redis.register_script(_UNDELIVERED)
+
+    @property
+    def heartbeat_s(self) -> float:
+        """How often to renew. A heartbeat that is set too long for the lease does not lose it."""
+        return min(self._settings.heartbeat_s, self._settings.lease_s / 3)
 
     def turn(self, job_id: str) -> str:
         """The job to run when a message names ``job_id``: the fair choice among those that wait in the same line."""
@@ -87,6 +114,14 @@ class Leases:
         """Keep the job for another lease. The answer tells whether someone asked to cancel it."""
         move = Move(claim.job_id, _STAYS, token=claim.token, lease_s=self._settings.lease_s)
         return cast(Literal["running", "canceling"], self._held(move).status)
+
+    def look(self, claim: Claim) -> Literal["running", "canceling"]:
+        """What ``renew`` would answer, and raise; nothing is written."""
+        fields = persist(lambda: self._redis.hmget(job_key(claim.job_id), "status", "token"), self._settings.lease_s)
+        status, token = ((each or b"").decode() for each in cast("list[bytes | None]", fields))
+        if status not in _STAYS or token != str(claim.token):
+            raise LostLease(f"{claim.job_id} is {status or 'none'}")
+        return cast(Literal["running", "canceling"], status)
 
     def progress(self, claim: Claim, stage: str, fraction: float) -> None:
         """How far the job is, ``fraction`` from 0 to 1: in the record, and as an event."""
@@ -125,8 +160,8 @@ class Leases:
         """Take back what lost workers held, and name the jobs to deliver again. ``now``: seconds since the epoch, by
         Redis's clock unless told.
 
-        Among them are jobs long queued without a claim: their message may have got lost, and a second delivery is
-        harmless. Each is named once in ``redeliver_s``.
+        Among them are jobs long queued without a claim, as many as there are messages too few in their line: those got
+        lost, and a second delivery is harmless. Each is named once in ``redeliver_s``.
         """
         now_ms = int((self._clock() if now is None else now) * 1000)
         again = [*self._reap_expired(now_ms), *self._reap_waiting(now_ms)]
@@ -152,10 +187,8 @@ class Leases:
 
     def _reap_waiting(self, now_ms: int) -> list[str]:
         before = now_ms - int(self._settings.redeliver_s * 1000)
-        waiting = [raw.decode() for raw in cast("list[bytes]", self._redis.zrangebyscore(WAITING, "-inf", before))]
-        if waiting:
-            self._redis.zadd(WAITING, dict.fromkeys(waiting, now_ms), xx=True)
-        return waiting
+        found = (self._undelivered(args=[PREFIX, line, now_ms, before]) for line in (SMALL, LARGE))
+        return [job_id.decode() for again in found for job_id in cast("list[bytes]", again)]
 
     def _model_bytes(self, job_id: str) -> int:
         ref = decode_ref(cast("bytes | None", self._redis.hget(job_key(job_id), "model_ref")))

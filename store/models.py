@@ -14,6 +14,7 @@ from fewbit.resources import InputSignature, ModelLayer
 from store.blobs import BlobInfo, Blobs
 from store.ids import new_id
 from store.patience import persist
+from store.queue import INSPECT
 from store.records import (
     INSPECTING,
     BlobRef,
@@ -165,15 +166,21 @@ class InspectedModels:
         return self._judged(model_id, fields)
 
     def overdue(self, now: float) -> list[str]:
-        """Models that have waited too long: their message got lost, or their worker did. Each is named once a while.
+        """Models that have waited too long: their message got lost, or their worker did. Each is named once a
+        while, and none as long as there are as many messages as models: then they wait for their turn.
 
         One that was begun ``max_attempts`` times kills its workers: it is rejected instead of named.
         """
         before = int((now - self._settings.inspect_s) * 1000)
         waiting = [each.decode() for each in cast(list[bytes], self._redis.zrangebyscore(INSPECTING, "-inf", before))]
-        for model_id in waiting:
-            self._redis.zadd(INSPECTING, {model_id: int(now * 1000)}, xx=True)
-        return [model_id for model_id in waiting if not self._given_up(model_id)]
+        waiting = [model_id for model_id in waiting if not self._given_up(model_id)]
+        if not waiting or self._has_messages_for_all():
+            return []
+        self._redis.zadd(INSPECTING, dict.fromkeys(waiting, int(now * 1000)), xx=True)
+        return waiting
+
+    def _has_messages_for_all(self) -> bool:
+        return self._redis.llen(INSPECT) >= self._redis.zcard(INSPECTING)
 
     def _given_up(self, model_id: str) -> bool:
         begun = int(cast("bytes | None", self._redis.hget(model_key(model_id), "inspections")) or 0)

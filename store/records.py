@@ -21,8 +21,9 @@ PREFIX = "fewbit:"
 
 INSPECTING = f"{PREFIX}inspecting"
 LEASES = f"{PREFIX}leases"
-WAITING = f"{PREFIX}waiting"
 FLEET = f"{PREFIX}fleet"
+HOLDS = f"{PREFIX}holds"
+DELETING = f"{PREFIX}deleting"
 
 
 def model_key(model_id: str) -> str:

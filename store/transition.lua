@@ -8,7 +8,8 @@
 --      11 the tenant who asks, or "": a job of another is none
 --      12 how many jobs of the tenant may be in the state it moves to (queued, when new, or running), or ""
 --      13.. field, value, ...
--- Returns {1, status, revision, token, attempts, was} or {0, status, token, claimed_by}.
+-- Returns {1, status, revision, token, attempts, was}, with its artifacts at the end for a job that is deleted, or
+-- {0, status, token, claimed_by}.
 
 local FIELDS = 13
 local prefix, id, at = ARGV[1], ARGV[2], ARGV[7]
@@ -53,8 +54,9 @@ end
 if target == 'none' then
   for _, index in ipairs(cjson.decode(redis.call('HGET', job, 'indexes'))) do redis.call('ZREM', index, id) end
   redis.call('ZREM', index_by_status(was), id)
+  local artifacts = redis.call('HGET', job, 'artifacts') or '[]'
   redis.call('DEL', job, events)
-  return {1, 'none', 0, '0', '0', was}
+  return {1, 'none', 0, '0', '0', was, artifacts}
 end
 
 local now = milliseconds()

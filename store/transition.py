@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ class Move:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the script did: ``status`` is the job's now, whether it moved or not (``none``: there is no such job)."""
+    """What the script did: ``status`` is the job's now, whether it moved or not (``none``: there is no such job).
+    ``artifacts_json``: of a job that is deleted."""
 
     moved: bool
     status: str
@@ -67,10 +68,12 @@ class Outcome:
     attempts: int = 0
     was: str = ""
     claimed_by: str = ""
+    artifacts_json: str = "[]"
 
     @classmethod
     def of(cls, reply: list[Any]) -> Outcome:
         words = [word.decode() if isinstance(word, bytes) else word for word in reply]
         if words[0] == 0:
             return cls(False, words[1], int(words[2]), claimed_by=words[3])
-        return cls(True, words[1], int(words[3]), revision=int(words[2]), attempts=int(words[4]), was=words[5])
+        moved = cls(True, words[1], int(words[3]), revision=int(words[2]), attempts=int(words[4]), was=words[5])
+        return replace(moved, artifacts_json=words[6]) if len(words) > 6 else moved

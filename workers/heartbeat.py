@@ -7,6 +7,7 @@ meanwhile, and the child goes on computing.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +18,7 @@ from store.leases import Claim, Leases, LostLease
 
 log = structlog.get_logger()
 
-_LOOK_EVERY_S = 0.25  # how long a cancel may go unseen; one small Redis call
+_LOOK_EVERY_S = 0.25  # how long a cancel may go unseen; one small read
 
 
 class Canceled(Exception):
@@ -36,6 +37,7 @@ class Heartbeat:
         self._bad_news: Exception | None = None
         self._progress: tuple[str, float] | None = None
         self._logs: deque[str] = deque(maxlen=100)
+        self._renew_at = 0.0
         self._thread = threading.Thread(target=self._run, name=f"heartbeat {claim.job_id}", daemon=True)
 
     def __enter__(self) -> Self:
@@ -77,8 +79,16 @@ class Heartbeat:
 
     def _beat(self) -> None:
         self._relay()
-        if self._leases.renew(self._claim) == "canceling":
+        if self._status() == "canceling":
             raise Canceled
+
+    def _status(self) -> str:
+        """Renewing writes, to a file that is synced: only when it is time."""
+        now = time.monotonic()
+        if now < self._renew_at:
+            return self._leases.look(self._claim)
+        self._renew_at = now + self._leases.heartbeat_s
+        return self._leases.renew(self._claim)
 
     def _relay(self) -> None:
         progress, self._progress = self._progress, None

@@ -14,11 +14,13 @@ from store.fleet import Announcer
 from store.leases import Leases
 from store.models import InspectedModels
 from store.queue import Queue
+from store.references import References
 from store.settings import StoreSettings
 from workers import fence, machine
 from workers.forks import ForkServer, ForkServerLost
 from workers.inspection import Inspector
 from workers.reaper import Reaper
+from workers.scratch import tidy
 from workers.settings import WorkerSettings
 from workers.supervisor import Supervisor
 
@@ -33,13 +35,14 @@ class Process:
     def __init__(self, store: StoreSettings, settings: WorkerSettings) -> None:
         redis, blobs, queue = connect(store), Blobs.of(store), Queue(store)
         leases, models = Leases(redis, store), InspectedModels(redis, store)
+        references = References(redis, blobs, store.lease_s)
         self.stopping = threading.Event()
         self.forks = ForkServer()
-        self.supervisor = Supervisor(leases, blobs, self.forks, settings, queue.deliver_job, self.stopping)
+        self.supervisor = Supervisor(leases, blobs, references, self.forks, settings, queue.deliver_job, self.stopping)
         self.inspector = Inspector(
             models, blobs, self.forks, settings, store.inspect_s, queue.deliver_inspection, self.stopping
         )
-        self._reaper = Reaper(leases, models, queue, store.reaper_s)
+        self._reaper = Reaper(leases, models, references, queue, store.reaper_s)
         self._announcer = Announcer(redis)
         self._settings = settings
         self._leaving = threading.Event()
@@ -108,6 +111,7 @@ def start() -> None:
     global _current  # noqa: PLW0603  # one worker, one process: Celery's signals and tasks have nowhere else to look
     settings = WorkerSettings()
     _require_fence(settings)
+    tidy(settings.scratch)
     _current = Process(StoreSettings(), settings)
     try:
         _current.forks.start()

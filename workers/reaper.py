@@ -1,4 +1,4 @@
-"""The thread that finds what got lost: jobs whose worker vanished, messages nobody received.
+"""The thread that finds what got lost: jobs whose worker vanished, messages nobody received, bytes nobody keeps.
 
 Every worker runs one. They do not coordinate: the store decides in one script who may requeue a job, and delivering one
 twice is harmless, since only the first claim counts.
@@ -14,6 +14,7 @@ import structlog
 from store.leases import Leases
 from store.models import InspectedModels
 from store.queue import Queue
+from store.references import References
 
 log = structlog.get_logger()
 
@@ -21,9 +22,12 @@ log = structlog.get_logger()
 class Reaper:
     """``start`` it once; it stops with the process, or on ``stop``."""
 
-    def __init__(self, leases: Leases, models: InspectedModels, queue: Queue, every_s: float) -> None:
+    def __init__(
+        self, leases: Leases, models: InspectedModels, references: References, queue: Queue, every_s: float
+    ) -> None:
         self._leases = leases
         self._models = models
+        self._references = references
         self._queue = queue
         self._every_s = every_s
         self._stopping = threading.Event()
@@ -35,13 +39,15 @@ class Reaper:
         self._stopping.set()
 
     def sweep(self) -> None:
-        """Look once, and deliver again what was found."""
+        """Look once, and deliver again, or drop, what was found."""
         for lost in self._leases.reap():
             self._queue.deliver_job(lost.job_id, lost.model_bytes)
             log.warning("job delivered again", job=lost.job_id)
         for model_id in self._models.overdue(time.time()):
             self._queue.deliver_inspection(model_id)
             log.warning("inspection delivered again", model=model_id)
+        for holder in self._references.sweep():
+            log.warning("held for too long", holder=holder)
 
     def _run(self) -> None:
         while not self._stopping.wait(self._every_s):

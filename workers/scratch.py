@@ -12,9 +12,13 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from store.stale import stale
+
+_STALE_S = 26 * 3600  # a job may take a day
 MAX_REPORT_BYTES = 256 << 20
 
 
@@ -30,7 +34,15 @@ def scratch_folder(parent: Path, job_id: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, onerror=_unlock_and_retry)
+        _wipe(folder)
+
+
+def tidy(parent: Path) -> None:
+    """Wipe the folders of jobs and models whose worker was killed, on this machine, more than a day ago."""
+    for kind in ("job", "mdl"):
+        for folder in stale(parent, f"fewbit-{kind}_*", _STALE_S):
+            if not folder.is_symlink():
+                _wipe(folder)
 
 
 def plain_file(folder: Path, name: str) -> Path:
@@ -55,11 +67,16 @@ def read_report(folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def _unlock_and_retry(function: Callable[..., Any], path: str, _: Any) -> None:
-    """A folder without permissions cannot be listed, not even to be deleted."""
+def _wipe(folder: Path) -> None:
+    shutil.rmtree(folder, onerror=partial(_unlock_and_retry, folder))
+
+
+def _unlock_and_retry(top: Path, function: Callable[..., Any], path: str, _: Any) -> None:
+    """A folder without permissions cannot be listed, not even to be deleted. What ``top`` lies in is not ours to
+    unlock: it is the temporary folder of the whole machine, and another worker may have wiped ``top`` before us."""
     with contextlib.suppress(OSError):
         for locked in (Path(path).parent, Path(path)):
-            if not locked.is_symlink():
+            if locked != top.parent and not locked.is_symlink():
                 locked.chmod(0o700)
         if function in (os.open, os.scandir, os.lstat, os.rmdir):
             shutil.rmtree(path, ignore_errors=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from pydantic import ValidationError
 
 from fewbit.problems import JobProblem
 from fewbit.report import Report, ReportArtifact, ReportModel
-from store.blobs import Blobs
+from store.blobs import BlobInfo, Blobs
 from store.leases import Claim, Leases, LostLease
 from store.records import ArtifactRecord, BlobRef
+from store.references import References
+from store.tenants import Tenant
 from workers.engine.task import Task
 from workers.forks import ForkServer, ForkServerLost, Request
 from workers.heartbeat import Canceled, Heartbeat
@@ -31,6 +34,10 @@ from workers.settings import WorkerSettings
 from workers.watch import DeadlinePassed, TooMuch, run_child
 
 log = structlog.get_logger()
+
+Hold = Callable[[BlobInfo], None]
+NOT_OURS = "not ours"
+"""How a job ends here that someone else runs, or nobody any more."""
 
 
 class Stopping(Exception):
@@ -52,6 +59,7 @@ class Supervisor:
 
     leases: Leases
     blobs: Blobs
+    references: References
     forks: ForkServer
     settings: WorkerSettings
     deliver: Callable[[str, int], None]
@@ -61,15 +69,15 @@ class Supervisor:
         """Run the job if it is ours to run. Returns how it ended, for the log."""
         claim = self.leases.claim(job_id, self.settings.worker)
         if claim is None:
-            return "not ours"  # canceled, or a second delivery of what someone runs already
+            return NOT_OURS  # canceled, or a second delivery of what someone runs already
         deadline = time.monotonic() + claim.spec.time_limit_s
         try:
-            with scratch_folder(self.settings.scratch, job_id) as folder:
+            with scratch_folder(self.settings.scratch, job_id) as folder, self._holding(claim) as hold:
                 with Heartbeat(self.leases, claim) as heartbeat:
                     self._stage_inputs(claim, folder)
                     self._run_stage("convert", folder, deadline, heartbeat)
                     self._run_stage("verify", folder, deadline, heartbeat)
-                    report, artifacts = self._store_results(claim, folder)
+                    report, artifacts = self._store_results(claim, folder, hold)
                 heartbeat.check()
                 self.leases.succeed(claim, report, artifacts)
             return "succeeded"
@@ -107,17 +115,21 @@ class Supervisor:
             log.warning("stage failed", stage=stage, exit_code=ended.exit_code, last_words=ended.last_words)
             raise StageFailed(ended.failure)
 
-    def _store_results(self, claim: Claim, folder: Path) -> tuple[bytes, list[ArtifactRecord]]:
+    def _holding(self, claim: Claim) -> AbstractContextManager[Hold]:
+        """Artifacts are this attempt's until the job has them, which it only has once it has succeeded."""
+        return self.references.holding(Tenant(claim.model.tenant), f"{claim.job_id}/{claim.token}")
+
+    def _store_results(self, claim: Claim, folder: Path, hold: Hold) -> tuple[bytes, list[ArtifactRecord]]:
         """The report's bytes, and its artifacts, which are blobs from here on."""
         body = read_report(folder)
         report = Report.model_validate_json(body)
         if report.job != claim.job_id:
             raise NotAFile(f"the report is of {report.job!r}")
         blobs = self.blobs.within(claim.model.tenant)
-        return body, [self._store_artifact(blobs, folder / "out", artifact) for artifact in report.artifacts]
+        return body, [self._store_artifact(blobs, folder / "out", artifact, hold) for artifact in report.artifacts]
 
-    def _store_artifact(self, blobs: Blobs, folder: Path, artifact: ReportArtifact) -> ArtifactRecord:
-        stored = blobs.put_file(plain_file(folder, artifact.name))
+    def _store_artifact(self, blobs: Blobs, folder: Path, artifact: ReportArtifact, hold: Hold) -> ArtifactRecord:
+        stored = blobs.put_file(plain_file(folder, artifact.name), hold)
         if (stored.sha256, stored.size) != (artifact.sha256, artifact.size):
             raise NotAFile(f"{artifact.name!r} changed after it was verified")
         return ArtifactRecord(name=artifact.name, kind=artifact.kind, size=stored.size, sha256=stored.sha256)

@@ -7,7 +7,7 @@ import time
 from redis import Redis
 
 from tests.service.gateway import Gateway
-from tests.service.tenants import keys
+from tests.service.tenants import keys, run
 from tests.service.uploads import model_file, post
 
 
@@ -69,3 +69,14 @@ def test_an_idempotency_key_outlives_a_rotation(gateway: Gateway) -> None:
             answers.append(post(http, "/models", content, Idempotency_Key="once"))
     assert [each.status_code for each in answers] == [201, 201]
     assert answers[0].json() == answers[1].json()
+
+
+def test_a_key_that_would_have_ended_is_not_made(gateway: Gateway) -> None:
+    """Without ``--days`` a key never ends: 0 must not mean that."""
+    ran = run(gateway, "make", "--days", "0")
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert "more than 0" in ran.stderr
+    assert keys(gateway, "list") == ""
+    old = keys(gateway, "make")
+    assert run(gateway, "rotate", old.split("_")[1], "--days", "0").returncode == 1
+    assert [status(gateway, old), len(keys(gateway, "list").splitlines())] == [200, 1]

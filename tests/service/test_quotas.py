@@ -92,6 +92,7 @@ def test_a_tenant_over_its_share_waits_and_is_called_when_one_has_ended(
     assert running is not None
     assert running.job_id == first
     assert some.claim(some.turn(second), "w2") is None
+    redis.delete("small")  # both messages have been received
     assert gateway.http.get(f"/jobs/{second}").json()["status"] == "queued"
     assert some.reap() == []
     some.succeed(running, b"{}", [])

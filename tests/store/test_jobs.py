@@ -19,8 +19,10 @@ from store.clients import connect_async
 from store.jobs import EventRecord, Jobs, Missing
 from store.leases import Claim, Leases, LostLease
 from store.models import Models
+from store.queue import Queue
 from store.records import ArtifactRecord, BlobRef, JobRecord, NewJob
 from store.settings import StoreSettings
+from store.transition import Move, Outcome
 
 T = TypeVar("T")
 MODEL = BlobInfo("ab" * 32, 1000)
@@ -169,6 +171,25 @@ def test_a_queued_job_whose_message_got_lost_is_named_again_once_a_while(
     assert leases.reap(later) == []
 
 
+def test_a_long_line_gets_no_more_messages_than_it_has_jobs(
+    gateway: Gateway, leases: Leases, sync: redis.Redis, settings: StoreSettings
+) -> None:
+    queue, jobs = Queue(settings), [gateway.new_job() for _ in range(5)]
+
+    def sweep(minutes: int) -> int:
+        for again in leases.reap(time.time() + minutes * (settings.redeliver_s + 1)):
+            queue.deliver_job(again.job_id, again.model_bytes)
+        return sync.llen("small")
+
+    for job_id in jobs:
+        queue.deliver_job(job_id, MODEL.size)
+    assert [sweep(minutes) for minutes in (1, 2, 3)] == [5, 5, 5]
+    sync.ltrim("small", 2, -1)
+    assert [sweep(minutes) for minutes in (4, 5)] == [5, 5]
+    sync.delete("small")
+    assert sweep(6) == 5
+
+
 def test_pages_are_newest_first_and_every_filter_holds(gateway: Gateway, leases: Leases) -> None:
     made = [gateway.new_job(labels={"team": "search" if number % 2 else "ads"}) for number in range(7)]
     claimed(leases, made[3])
@@ -214,6 +235,29 @@ def test_only_a_finished_job_is_deleted_and_its_last_artifact_goes_with_it(
     assert gateway(lambda jobs, _: jobs.delete(job_id)).moved
     assert gateway(lambda jobs, _: jobs.get(job_id)) is None
     assert not asyncio.run(blobs.exists(info.sha256))
+
+
+def test_the_artifacts_of_a_job_that_ends_as_it_is_deleted_go_with_it(
+    sync: redis.Redis, settings: StoreSettings, blobs: Blobs, gateway: Gateway, leases: Leases, tmp_path: Path
+) -> None:
+    job_id = gateway.new_job()
+    claim = claimed(leases, job_id)
+    (tmp_path / "file").write_bytes(b"artifact")
+    info = blobs.put_file(tmp_path / "file")
+
+    class InTheLastMoment(Jobs):
+        async def _move(self, move: Move) -> Outcome:
+            artifact = ArtifactRecord(name="a", kind="pt2", size=info.size, sha256=info.sha256)
+            await asyncio.to_thread(leases.succeed, claim, b"{}", [artifact])
+            return await super()._move(move)
+
+    async def story() -> Outcome:
+        async with connect_async(settings) as client:
+            return await InTheLastMoment(client, blobs).delete(job_id)
+
+    assert asyncio.run(story()).moved
+    assert not asyncio.run(blobs.exists(info.sha256))
+    assert sync.hgetall("fewbit:tenant:default:stored") == {b"total": b"0"}
 
 
 def test_waiting_ends_with_the_job(gateway: Gateway, leases: Leases, settings: StoreSettings, blobs: Blobs) -> None:

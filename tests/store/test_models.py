@@ -14,6 +14,7 @@ from store.clients import connect_async
 from store.fleet import Announcer, Fleet
 from store.idempotency import Idempotency, InProgress, Reused, Stored
 from store.models import InspectedModels, Models
+from store.queue import Queue
 from store.settings import StoreSettings
 from workers.engine.task import Inspection
 
@@ -59,6 +60,19 @@ def test_an_upload_that_nobody_inspects_is_overdue_once_a_while(
     later = time.time() + settings.inspect_s + 1
     assert inspected.overdue(later) == [record.id]
     assert inspected.overdue(later) == []
+
+
+def test_uploads_that_wait_for_their_turn_get_no_second_message(
+    sync: redis.Redis, inspected: InspectedModels, settings: StoreSettings, blobs: Blobs
+) -> None:
+    queue = Queue(settings)
+    records = [upload(settings, blobs, f"{number:064}")[0] for number in range(3)]
+    for record in records:
+        queue.deliver_inspection(record.id)
+    later = time.time() + settings.inspect_s + 1
+    assert inspected.overdue(later) == []
+    sync.lpop("inspect")
+    assert set(inspected.overdue(later)) == {record.id for record in records}
 
 
 def test_an_upload_that_kills_its_workers_is_rejected_in_the_end(

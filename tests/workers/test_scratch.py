@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from workers.scratch import NotAFile, plain_file, read_report, scratch_folder
+from workers.scratch import NotAFile, plain_file, read_report, scratch_folder, tidy
 
 
 def test_nobody_else_can_look_and_nothing_stays(tmp_path: Path) -> None:
@@ -29,6 +30,28 @@ def test_it_goes_even_when_the_job_fails_or_locks_it(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         _lock_and_fail(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_workers_left_goes_after_a_day(tmp_path: Path) -> None:
+    for name in ("fewbit-job_1-x", "fewbit-mdl_1-x", "fewbit-job_2-new", "fewbit-demo-x", "another"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model").write_text("x")
+        os.utime(tmp_path / name, times=None if name.endswith("new") else (0, 0))
+    (tmp_path / "fewbit-job_1-x" / "locked").mkdir(mode=0)
+    os.utime(tmp_path / "fewbit-job_1-x", times=(0, 0))
+    (tmp_path / "fewbit-job_3-link").symlink_to(tmp_path / "another")
+    os.utime(tmp_path / "fewbit-job_3-link", times=(0, 0), follow_symlinks=False)
+    tidy(tmp_path)
+    left = {each.name for each in tmp_path.iterdir() if not each.is_symlink()}
+    assert left == {"fewbit-job_2-new", "fewbit-demo-x", "another"}
+    assert (tmp_path / "another" / "model").exists()
+
+
+def test_wiping_what_is_gone_already_leaves_the_folder_around_it_as_it_is(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    with scratch_folder(tmp_path, "job_1") as folder:
+        folder.rmdir()
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
 
 
 def test_wiping_does_not_follow_links(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import threading
 import time
@@ -20,7 +21,10 @@ from store.jobs import Jobs
 from store.leases import Leases
 from store.models import InspectedModels, Models
 from store.records import ArtifactRecord, JobRecord, ModelRecord, NewJob, events_key
+from store.references import References
 from store.settings import StoreSettings
+from store.stored_bytes import stored_bytes
+from store.tenants import Tenant
 from workers.forks import ForkServer
 from workers.inspection import Inspector
 from workers.settings import WorkerSettings
@@ -50,11 +54,18 @@ class World:
         self.redis = connect(self.store)
         self.leases = Leases(self.redis, self.store)
         self.inspected = InspectedModels(self.redis, self.store)
+        self.references = References(self.redis, self.blobs, self.store.lease_s)
         self.stopping = threading.Event()
         self.delivered: list[str] = []
         settings = WorkerSettings(scratch=self.scratch, threads=1, worker="tester")
         self.supervisor = Supervisor(
-            self.leases, self.blobs, forks, settings, lambda job, _: self.delivered.append(job), self.stopping
+            self.leases,
+            self.blobs,
+            self.references,
+            forks,
+            settings,
+            lambda job, _: self.delivered.append(job),
+            self.stopping,
         )
         self.inspector = Inspector(
             self.inspected, self.blobs, forks, settings, 20, self.delivered.append, self.stopping
@@ -86,6 +97,9 @@ class World:
     def cancel(self, job_id: str) -> None:
         self._run(lambda redis: Jobs(redis, self.blobs).request_cancel(job_id))
 
+    def delete(self, job_id: str) -> None:
+        self._run(lambda redis: Jobs(redis, self.blobs).delete(job_id))
+
     # What one may look at
 
     def record(self, job_id: str) -> JobRecord:
@@ -114,6 +128,12 @@ class World:
         record = self._run(lambda redis: Models(redis, self.blobs).get(model_id))
         assert record is not None
         return record
+
+    def has_blob(self, content: bytes) -> bool:
+        return asyncio.run(self.blobs.exists(hashlib.sha256(content).hexdigest()))
+
+    def stored_bytes(self) -> int:
+        return self._run(lambda redis: stored_bytes(redis, Tenant()))
 
     def blob(self, sha256: str) -> bytes:
         target = self.scratch / "fetched"
