@@ -266,7 +266,7 @@ def _bound(pieces: list[Tensor], range_: WeightRange, qmax: int) -> Tensor:
     else:
         bound = largest
     bound = torch.where(bound > 0, bound, largest)  # a percentile of mostly zeros is 0
-    return torch.where(bound > 0, bound, torch.ones_like(bound))
+    return torch.where((bound > 0) & (largest > 0), bound, torch.ones_like(bound))  # kernels divide a bias by it
 
 
 def _mse_bound(pieces: list[Tensor], largest: Tensor, qmax: int) -> Tensor:

@@ -127,6 +127,12 @@ def test_a_row_of_zeros_stays_zeros() -> None:
     assert weight_stats(weight, quantized).histogram.counts == (16,)
 
 
+@pytest.mark.parametrize("range_", ["minmax", "mse", {"percentile": 99.0}, {"clip": [-1.0, 1.0]}])
+def test_a_row_of_zeros_has_a_scale_that_a_bias_can_be_divided_by(range_: Any) -> None:
+    quantized = quantize_weight(torch.stack([torch.zeros(8), torch.randn(8)]), asked(range=range_))
+    assert float(quantized.scale[0]) == pytest.approx(1 / 127)
+
+
 def test_mostly_zeros_survive_a_percentile() -> None:
     weight = torch.zeros(1, 100)
     weight[0, 0] = 0.01
