@@ -18,6 +18,7 @@ from fewbit.metrics import is_known, wanted
 from fewbit.problems import FieldError, JobProblem
 from fewbit.spec import Calibration, Evaluation, JobSpec
 from service.jobs.fitting import dataset_errors
+from service.jobs.groups import group_errors
 from service.jobs.spec import ReadSpec
 from service.jobs.support import resolved, unsuited, unsupported
 from service.parts import Parts
@@ -59,12 +60,14 @@ async def validated(read: ReadSpec, parts: Parts) -> NewJob:
     model = await parts.models.get(spec.model)
     if model is not None and not errors:
         model = await _inspected(parts, model)
+    if model is not None and model.status == "ready":
+        errors += await to_thread.run_sync(_errors_against_model, spec, model, datasets)
+    else:
+        errors += group_errors(spec, ())
     if model is None:
         raise InvalidRequest([_unknown_model(spec.model), *errors])
     if model.status == "rejected":
         raise _unusable(model, errors)
-    if model.status == "ready":
-        errors += await to_thread.run_sync(_errors_against_model, spec, model, datasets)
     if errors:
         raise InvalidRequest(errors)
     return NewJob(
@@ -104,7 +107,8 @@ async def _inspected(parts: Parts, model: ModelRecord) -> ModelRecord | None:
 
 def _errors_against_model(spec: JobSpec, model: ModelRecord, datasets: Sequence[NamedDataset]) -> list[FieldError]:
     """In a thread: ten thousand patterns over thousands of layers take seconds."""
-    errors = [*_unmatched_patterns(spec, [layer.name for layer in model.layers]), *_example_errors(model, datasets)]
+    layers = [layer.name for layer in model.layers]
+    errors = [*_unmatched_patterns(spec, layers), *group_errors(spec, layers), *_example_errors(model, datasets)]
     errors += unsuited(spec, model.format)
     for each in datasets:
         if each.record is not None:
