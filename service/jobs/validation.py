@@ -17,6 +17,7 @@ from anyio import to_thread
 from fewbit.metrics import is_known, wanted
 from fewbit.problems import FieldError, JobProblem
 from fewbit.spec import Calibration, Evaluation, JobSpec
+from service.ids import is_id
 from service.jobs.fitting import dataset_errors
 from service.jobs.groups import group_errors
 from service.jobs.spec import ReadSpec
@@ -54,10 +55,10 @@ async def validated(read: ReadSpec, parts: Parts) -> NewJob:
     datasets = [each for each in (calibration, evaluation) if each is not None]
     errors += [_unknown_dataset(each.field, each.use.dataset) for each in datasets if each.record is None]
 
-    if spec.webhook is not None and await parts.webhooks.get(spec.webhook) is None:
+    if spec.webhook is not None and not (is_id(spec.webhook, "whk") and await parts.webhooks.get(spec.webhook)):
         errors.append(_unknown_webhook(spec.webhook))
 
-    model = await parts.models.get(spec.model)
+    model = await parts.models.get(spec.model) if is_id(spec.model, "mdl") else None
     if model is not None and not errors:
         model = await _inspected(parts, model)
     if model is not None and model.status == "ready":
@@ -88,7 +89,9 @@ def unknown_upload(new: NewJob, upload_id: str) -> FieldError:
 
 
 async def _named(parts: Parts, field: str, use: Calibration | Evaluation | None) -> NamedDataset | None:
-    return NamedDataset(field, use, await parts.datasets.get(use.dataset)) if use else None
+    if use is None:
+        return None
+    return NamedDataset(field, use, await parts.datasets.get(use.dataset) if is_id(use.dataset, "dst") else None)
 
 
 async def _inspected(parts: Parts, model: ModelRecord) -> ModelRecord | None:
