@@ -15,6 +15,7 @@ from service.idempotency import once
 from service.parts import parts_of
 from service.problems import InUse, NotFound, UnusableModel
 from service.uploads import received
+from store.ids import new_id
 
 router = APIRouter(tags=["models"])
 
@@ -46,10 +47,11 @@ async def upload_model(request: Request, name: str | None = None) -> Response:  
     parts = parts_of(request)
 
     async def answer() -> Response:
-        model, created = await parts.models.create_or_get(upload.blob, upload.name)
-        if created:
+        fresh = new_id("mdl")
+        model, inspection_due = await parts.models.create_or_get(upload.blob, upload.name, fresh)
+        if inspection_due:
             await deliver(lambda: parts.queue.deliver_inspection(model.id))
-        return json_answer(model.json(), 201 if created else 200, {"Location": f"/models/{model.id}"})
+        return json_answer(model.json(), 201 if model.id == fresh else 200, {"Location": f"/models/{model.id}"})
 
     async with received(request, parts.settings.max_model_bytes, look_at_model) as upload:
         return await once(request, upload.blob.sha256, answer)
