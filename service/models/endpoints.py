@@ -8,13 +8,13 @@ from fastapi import APIRouter, Query, Request, Response
 
 from fewbit.problems import FieldError, JobProblem
 from fewbit.resources import Model
-from service.answers import LONGEST_PAGE, decode_cursor, json_answer, nothing, page_answer
+from service.answers import JSON, LONGEST_PAGE, decode_cursor, json_answer, nothing, page_answer
 from service.delivery import deliver
 from service.documents import UPLOAD, ModelPage, documents
 from service.idempotency import once
 from service.parts import parts_of
-from service.problems import InUse, NotFound, UnusableModel
-from service.uploads import received
+from service.problems import InUse, NotByReference, NotFound, UnusableModel
+from service.uploads import FORM, RAW, received
 from store.ids import new_id
 
 router = APIRouter(tags=["models"])
@@ -45,6 +45,8 @@ async def upload_model(request: Request, name: str | None = None) -> Response:  
     known model if these bytes are already here. The model is usable once its inspection has ended: `status` is then
     `ready`, or `rejected` with the reason in `error`."""
     parts = parts_of(request)
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == JSON:
+        raise NotByReference((RAW, FORM))
 
     async def answer() -> Response:
         fresh = new_id("mdl")
