@@ -6,6 +6,7 @@ Exit codes: 0 the verdict is pass or warn, 1 the verdict is fail, 2 there is a p
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from enum import StrEnum
@@ -169,8 +170,19 @@ def problems() -> Iterator[None]:
     try:
         yield
     except FewbitError as error:
-        err.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        _say(str(error))
         raise typer.Exit(PROBLEM) from error
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _say(f"{where}{error.strerror or error}. What to do: name a file or folder that exists and that you may use.")
+        raise typer.Exit(PROBLEM) from error
+    except Exception as error:  # a crash is told whole, and is no verdict
+        traceback.print_exc()
+        raise typer.Exit(PROBLEM) from error
+
+
+def _say(text: str) -> None:
+    err.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _upload_bar(bars: Bars, path: Path) -> Progress:

@@ -29,6 +29,7 @@ from urllib.parse import quote
 import httpx2
 from pydantic import BaseModel
 
+from fewbit.address import checked_key, checked_url
 from fewbit.errors import FewbitError, from_response, retry_after, unreachable
 from fewbit.report import Report
 from fewbit.resources import FINAL, Artifact, Dataset, Delivery, Event, Job, Model, Webhook, WebhookWithSecret
@@ -47,11 +48,12 @@ R = TypeVar("R", bound=BaseModel)
 
 
 class Client:
-    """A connection to one Fewbit service. ``url`` and ``key`` default to FEWBIT_URL and FEWBIT_KEY."""
+    """A connection to one Fewbit service. ``url`` and ``key`` default to FEWBIT_URL and FEWBIT_KEY. Raises
+    ``FewbitError`` for an address or a key that cannot be one."""
 
     def __init__(self, url: str | None = None, key: str | None = None, *, patience: float = 30.0) -> None:
-        base = httpx2.URL(url or os.environ.get("FEWBIT_URL", DEFAULT_URL))
-        key = key or os.environ.get("FEWBIT_KEY", "")
+        base = checked_url(url or os.environ.get("FEWBIT_URL") or DEFAULT_URL)
+        key = checked_key(key or os.environ.get("FEWBIT_KEY", ""))
         self._patience = patience
         self._http = httpx2.Client(
             base_url=base,

@@ -10,7 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fewbit.problems import FieldError
+from service.ids import is_id
 from service.problems import InvalidRequest, NotAcceptable
+from store.ids import Kind
 
 JSON = "application/json"
 LONGEST_PAGE = 200
@@ -47,7 +49,7 @@ def encode_cursor(last_id: str) -> str:
     return urlsafe_b64encode(last_id.encode()).decode().rstrip("=")
 
 
-def decode_cursor(cursor: str | None, kind: str) -> str | None:
+def decode_cursor(cursor: str | None, kind: Kind) -> str | None:
     """The id a cursor stands for. Raises ``InvalidRequest`` for what was not a cursor of this list."""
     if cursor is None:
         return None
@@ -55,7 +57,7 @@ def decode_cursor(cursor: str | None, kind: str) -> str | None:
         last_id = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
     except ValueError:
         last_id = ""
-    if not (last_id.startswith(f"{kind}_") and last_id.replace("_", "").isalnum()):
+    if not is_id(last_id, kind):
         message = "cursor is not one this list has given out. Take it from `next`, or follow the Link header."
         raise InvalidRequest([FieldError(pointer="/query/cursor", code="unknown-cursor", message=message)])
     return last_id

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
 from fewbit.version import VERSION
-from service import capabilities, compare, health, ids, metrics, problem_pages, reason_pages  # noqa: F401  # ids: registers {…:id} before routes need it
+from service import capabilities, compare, front_page, health, ids, metrics, problem_pages, reason_pages  # noqa: F401  # ids: registers {…:id} before routes need it
 from service.artifacts import endpoints as artifacts
 from service.audit import endpoints as audit
 from service.auth import KeyAuth
@@ -45,6 +45,7 @@ ROUTERS = (
     health,
     problem_pages,
     reason_pages,
+    front_page,
 )  # matched in order: most used first
 
 

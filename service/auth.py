@@ -193,7 +193,7 @@ def needed_scope(scope: Scope) -> KeyScope:
 
 
 def is_open(path: str) -> bool:
-    return path.startswith(OPEN)
+    return path == "/" or path.startswith(OPEN)
 
 
 def bearer_key(scope: Scope) -> bytes | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -15,7 +14,7 @@ from fewbit.problems import FieldError
 from fewbit.report import Report
 from service.documents import documents
 from service.faces import HTML, MARKDOWN, Format, base_of, chosen_face, face_answer, faces_of
-from service.ids import IdConvertor
+from service.ids import is_id
 from service.jobs.endpoints import known_job, unknown_job
 from service.parts import Parts, parts_of
 from service.problems import InvalidRequest, JobNotFinal, NoReport
@@ -65,7 +64,7 @@ def checked(jobs: list[str]) -> list[str]:
 
 async def succeeded_report(parts: Parts, job_id: str) -> bytes:
     """Raises ``NotFound``, ``JobNotFinal`` or ``NoReport``, each naming the job."""
-    if not re.fullmatch(IdConvertor.regex, job_id):
+    if not is_id(job_id, "job"):
         raise unknown_job(job_id)
     found = await known_job(parts, job_id)
     if not found.final:

@@ -198,7 +198,8 @@ RESPONSE_HEADERS = {
 REQUEST_HEADERS = {
     "Idempotency-Key": _parameter(
         "Idempotency-Key",
-        "Makes the request safe to repeat: the same key and body get the same answer.",
+        "Makes the request safe to repeat: the same key and body get the same answer. A refusal that passes (429, 5xx, "
+        "or with `Retry-After`) is not kept.",
         {"type": "string", "minLength": 1, "maxLength": 255},
     ),
     "Repr-Digest": _parameter("Repr-Digest", "SHA-256 of the file, `sha-256=:<base64>:`; checked (RFC 9530)."),

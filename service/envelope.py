@@ -33,6 +33,10 @@ from service.security import secure
 
 log = structlog.get_logger("fewbit.gateway")
 STORE_IS_AWAY = (ConnectionError, TimeoutError, BusyLoadingError, OutOfMemoryError, OperationalError)
+RESUMABLE = (
+    " Resumable uploads are not part of this release. Send the whole file to POST /models or POST /datasets, with an "
+    "Idempotency-Key so that it is safe to send it again."
+)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}\Z")
 
 
@@ -115,7 +119,7 @@ def _of_http(error: HTTPException, scope: Scope) -> Refusal:
     """What Starlette and FastAPI raise on their own."""
     match error.status_code:
         case HTTPStatus.NOT_FOUND:
-            return NotFound(f"There is no {scope['path']}.")
+            return NotFound(f"There is no {scope['path']}.{_instead(scope['path'])}")
         case HTTPStatus.METHOD_NOT_ALLOWED:
             method = "HEAD" if scope["head"] else scope["method"]
             return MethodNotAllowed(method, allowed_methods(scope["app"], scope))
@@ -124,6 +128,10 @@ def _of_http(error: HTTPException, scope: Scope) -> Refusal:
         case status if status < 500:
             return MalformedRequest(str(error.detail))
     return ServiceError()
+
+
+def _instead(path: str) -> str:
+    return RESUMABLE if path == "/uploads" or path.startswith("/uploads/") else ""
 
 
 def allowed_methods(app: FastAPI, scope: Scope) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
+from http import HTTPStatus
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -54,8 +55,12 @@ def request_user(request: Request) -> str:
 
 
 def _final(response: Response, refusal: Refusal | None) -> bool:
-    """Whether the same request would get this answer again: not a 5xx, and not one that says "try again"."""
-    return response.status_code < 500 and not (refusal and refusal.kind.retryable)
+    """Whether the same request would get this answer again: not a 5xx, not a 429, and no refusal that says "try again"
+    or when. A 202 says when to look, and is kept."""
+    if response.status_code < 400:
+        return True
+    later = response.status_code == HTTPStatus.TOO_MANY_REQUESTS or "retry-after" in response.headers
+    return response.status_code < 500 and not later and not (refusal and refusal.kind.retryable)
 
 
 def _fingerprint(request: Request, content_sha256: str) -> str:

@@ -19,6 +19,7 @@ Exception
     ├── PayloadTooLarge            413
     ├── UriTooLong                 414
     ├── UnsupportedMediaType       415
+    │   └── NotByReference         415
     ├── RangeNotSatisfiable        416
     ├── Misdirected                421
     ├── InvalidRequest             422   names the fields at fault
@@ -212,6 +213,13 @@ class UnsupportedMediaType(Refusal):
 
     def __init__(self, given: str, taken: Sequence[str]) -> None:
         super().__init__(f"This takes {' or '.join(taken)}, not {given or 'a body without a Content-Type'}.")
+
+
+class NotByReference(UnsupportedMediaType):
+    def __init__(self, taken: Sequence[str]) -> None:
+        super().__init__("application/json", taken)
+        what = 'A body that names an upload, {"upload": id}, is not part of this release'
+        self.detail = f"{what}. Send the file itself, as {' or '.join(taken)}."
 
 
 class RangeNotSatisfiable(Refusal):

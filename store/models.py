@@ -85,10 +85,13 @@ class Models:
         self._create = redis.register_script(_CREATE)
         self._record = redis.register_script(owned(*ModelRecord.FIELDS))
 
-    async def create_or_get(self, info: BlobInfo, name: str | None) -> tuple[ModelRecord, bool]:
+    async def create_or_get(
+        self, info: BlobInfo, name: str | None, model_id: str | None = None
+    ) -> tuple[ModelRecord, bool]:
         """The model of these bytes, and whether an inspection is due, whose message is the caller's to send: it is for
-        a new model, and for one whose inspection failed for a reason that may have passed."""
-        model_id = new_id("mdl")
+        a new model, and for one whose inspection failed for a reason that may have passed. ``model_id``: a fresh id,
+        which only a new model has afterwards."""
+        model_id = model_id or new_id("mdl")
         tenant = self._tenant
         fields = {
             "id": model_id,
@@ -106,7 +109,7 @@ class Models:
         kept, due = await self._create(keys=keys, args=args)
         record = await self.get(kept.decode())
         if record is None:  # deleted in this very moment: the bytes are here, so it is a new upload
-            return await self.create_or_get(info, name)
+            return await self.create_or_get(info, name, model_id)
         return record, due == b"1"
 
     async def get(self, model_id: str) -> ModelRecord | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -12,12 +11,12 @@ from starlette.responses import JSONResponse
 from fewbit.problems import FieldError
 from service.answers import LONGEST_PAGE
 from service.documents import documents
+from service.entries import is_entry_id
 from service.parts import parts_of
 from service.problems import InvalidRequest
 from store.audit import page
 
 router = APIRouter(tags=["service"])
-_ENTRY_ID = re.compile(r"\d{1,20}-\d{1,20}\Z", re.ASCII)
 
 
 class AuditLine(BaseModel):
@@ -57,7 +56,8 @@ async def get_audit(
 
 def checked(cursor: str | None) -> str | None:
     """Raises ``InvalidRequest``."""
-    if cursor is None or _ENTRY_ID.match(cursor):
+    nothing_before = cursor is not None and set(cursor) == {"0", "-"}
+    if cursor is None or (is_entry_id(cursor) and "-" in cursor and not nothing_before):
         return cursor
     message = "cursor is not one this list has given out. Take it from `next`."
     raise InvalidRequest([FieldError(pointer="/query/cursor", code="unknown-cursor", message=message)])

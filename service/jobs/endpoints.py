@@ -18,6 +18,7 @@ from fewbit.resources import Job, JobStatus
 from service.answers import JSON, LONGEST_PAGE, chosen_type, decode_cursor, json_answer, nothing, page_answer
 from service.delivery import deliver
 from service.documents import EVENT_STREAM, EventPage, JobPage, Unfinished, documents
+from service.entries import is_entry_id
 from service.faces import HTML, Format, base_of, chosen_face, face_answer, faces_of
 from service.idempotency import once
 from service.jobs.events import SSE, event_page, event_stream
@@ -254,7 +255,7 @@ def checked_event_id(given: str | None) -> str:
     """``0`` is before the first. Raises ``InvalidRequest``."""
     if given is None or given == "":
         return "0"
-    if all(part.isdecimal() and len(part) <= 20 for part in given.split("-", 1)):
+    if is_entry_id(given):
         return given
     message = "Last-Event-ID is not the id of an event: two numbers with a dash between."
     raise InvalidRequest([FieldError(pointer="/header/last-event-id", code="unknown-event", message=message)])

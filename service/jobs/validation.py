@@ -17,7 +17,9 @@ from anyio import to_thread
 from fewbit.metrics import is_known, wanted
 from fewbit.problems import FieldError, JobProblem
 from fewbit.spec import Calibration, Evaluation, JobSpec
+from service.ids import is_id
 from service.jobs.fitting import dataset_errors
+from service.jobs.groups import group_errors
 from service.jobs.spec import ReadSpec
 from service.jobs.support import resolved, unsuited, unsupported
 from service.parts import Parts
@@ -53,18 +55,20 @@ async def validated(read: ReadSpec, parts: Parts) -> NewJob:
     datasets = [each for each in (calibration, evaluation) if each is not None]
     errors += [_unknown_dataset(each.field, each.use.dataset) for each in datasets if each.record is None]
 
-    if spec.webhook is not None and await parts.webhooks.get(spec.webhook) is None:
+    if spec.webhook is not None and not (is_id(spec.webhook, "whk") and await parts.webhooks.get(spec.webhook)):
         errors.append(_unknown_webhook(spec.webhook))
 
-    model = await parts.models.get(spec.model)
+    model = await parts.models.get(spec.model) if is_id(spec.model, "mdl") else None
     if model is not None and not errors:
         model = await _inspected(parts, model)
+    if model is not None and model.status == "ready":
+        errors += await to_thread.run_sync(_errors_against_model, spec, model, datasets)
+    else:
+        errors += group_errors(spec, ())
     if model is None:
         raise InvalidRequest([_unknown_model(spec.model), *errors])
     if model.status == "rejected":
         raise _unusable(model, errors)
-    if model.status == "ready":
-        errors += await to_thread.run_sync(_errors_against_model, spec, model, datasets)
     if errors:
         raise InvalidRequest(errors)
     return NewJob(
@@ -85,7 +89,9 @@ def unknown_upload(new: NewJob, upload_id: str) -> FieldError:
 
 
 async def _named(parts: Parts, field: str, use: Calibration | Evaluation | None) -> NamedDataset | None:
-    return NamedDataset(field, use, await parts.datasets.get(use.dataset)) if use else None
+    if use is None:
+        return None
+    return NamedDataset(field, use, await parts.datasets.get(use.dataset) if is_id(use.dataset, "dst") else None)
 
 
 async def _inspected(parts: Parts, model: ModelRecord) -> ModelRecord | None:
@@ -104,7 +110,8 @@ async def _inspected(parts: Parts, model: ModelRecord) -> ModelRecord | None:
 
 def _errors_against_model(spec: JobSpec, model: ModelRecord, datasets: Sequence[NamedDataset]) -> list[FieldError]:
     """In a thread: ten thousand patterns over thousands of layers take seconds."""
-    errors = [*_unmatched_patterns(spec, [layer.name for layer in model.layers]), *_example_errors(model, datasets)]
+    layers = [layer.name for layer in model.layers]
+    errors = [*_unmatched_patterns(spec, layers), *group_errors(spec, layers), *_example_errors(model, datasets)]
     errors += unsuited(spec, model.format)
     for each in datasets:
         if each.record is not None:

@@ -8,13 +8,14 @@ from fastapi import APIRouter, Query, Request, Response
 
 from fewbit.problems import FieldError, JobProblem
 from fewbit.resources import Model
-from service.answers import LONGEST_PAGE, decode_cursor, json_answer, nothing, page_answer
+from service.answers import JSON, LONGEST_PAGE, decode_cursor, json_answer, nothing, page_answer
 from service.delivery import deliver
 from service.documents import UPLOAD, ModelPage, documents
 from service.idempotency import once
 from service.parts import parts_of
-from service.problems import InUse, NotFound, UnusableModel
-from service.uploads import received
+from service.problems import InUse, NotByReference, NotFound, UnusableModel
+from service.uploads import FORM, RAW, received
+from store.ids import new_id
 
 router = APIRouter(tags=["models"])
 
@@ -44,12 +45,15 @@ async def upload_model(request: Request, name: str | None = None) -> Response:  
     known model if these bytes are already here. The model is usable once its inspection has ended: `status` is then
     `ready`, or `rejected` with the reason in `error`."""
     parts = parts_of(request)
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == JSON:
+        raise NotByReference((RAW, FORM))
 
     async def answer() -> Response:
-        model, created = await parts.models.create_or_get(upload.blob, upload.name)
-        if created:
+        fresh = new_id("mdl")
+        model, inspection_due = await parts.models.create_or_get(upload.blob, upload.name, fresh)
+        if inspection_due:
             await deliver(lambda: parts.queue.deliver_inspection(model.id))
-        return json_answer(model.json(), 201 if created else 200, {"Location": f"/models/{model.id}"})
+        return json_answer(model.json(), 201 if model.id == fresh else 200, {"Location": f"/models/{model.id}"})
 
     async with received(request, parts.settings.max_model_bytes, look_at_model) as upload:
         return await once(request, upload.blob.sha256, answer)

@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 import httpx2
 
 LONGEST_URL = 2048
+LARGEST_PORT = 65535
 RESOLVE_S = 5.0
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _IPV4_INSIDE = (IPv6Network("2002::/16"), IPv6Network("2001::/23"))  # 6to4, Teredo and other assignments of IANA's
@@ -52,8 +53,8 @@ def checked_url(url: str, allow_private: bool) -> httpx2.URL:
         raise Unreachable("url begins with https:// and a host.")
     if parsed.userinfo or parsed.fragment:
         raise Unreachable("url carries no user, password or fragment.")
-    if not (port_of(parsed) in (80, 443) or port_of(parsed) >= 1024):
-        raise Unreachable("url has the port 443, or one from 1024 on.")
+    if not (port_of(parsed) in (80, 443) or 1024 <= port_of(parsed) <= LARGEST_PORT):
+        raise Unreachable(f"url has the port 443, or one from 1024 to {LARGEST_PORT}.")
     literal = _literal(parsed.host)
     if literal and not (allow_private or is_public(literal)):
         raise Unreachable("url leads to an address that is not public.")
@@ -85,7 +86,9 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
 
 
 def port_of(url: httpx2.URL) -> int:
-    return url.port or (443 if url.scheme == "https" else 80)
+    if url.port is not None:
+        return url.port
+    return 443 if url.scheme == "https" else 80
 
 
 def _literal(host: str) -> IPv4Address | IPv6Address | None:

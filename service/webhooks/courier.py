@@ -72,7 +72,7 @@ class Courier:
             told = {"at": now_iso(), "status": status, "error": error, "ms": round((time.monotonic() - started) * 1000)}
             log.info("webhook", delivery=delivery.id, webhook=webhook.id, status=status, error=error)
             await self._outbox.tried(delivery, told, status is not None and 200 <= status < 300)
-        except Exception as error:  # whatever it is, it must not stop the others; the lease ends and it is tried again
+        except Exception as error:  # the outbox is away: the others go on; the lease ends and it is tried again
             log.error("webhook not delivered", delivery=delivery.id, exc_info=error)
         finally:
             self._under_way -= Counter([delivery.tenant])
@@ -80,13 +80,13 @@ class Courier:
 
     async def _attempt(self, delivery: DeliveryRecord, webhook: WebhookRecord) -> tuple[int | None, str | None]:
         """The answer's status, or why there is none."""
-        body = payload(delivery)
-        headers = {
-            "Content-Type": "application/json",
-            "User-Agent": f"Fewbit/{VERSION}",
-            **signed(delivery.id, body, webhook.secret, int(time.time())),
-        }
         try:
+            body = payload(delivery)
+            headers = {
+                "Content-Type": "application/json",
+                "User-Agent": f"Fewbit/{VERSION}",
+                **signed(delivery.id, body, webhook.secret, int(time.time())),
+            }
             async with asyncio.timeout(ATTEMPT_S):
                 return await self._post(webhook.url, body, headers), None
         except Unreachable as error:
@@ -95,6 +95,9 @@ class Courier:
             return None, f"No answer within {ATTEMPT_S:g} s."
         except (httpx2.HTTPError, OSError) as error:
             return None, f"No answer: {type(error).__name__}."
+        except Exception as error:  # what nobody foresaw counts as an attempt, so that it is not made for ever
+            log.error("webhook not sent", delivery=delivery.id, exc_info=error)
+            return None, "Not sent, by a fault of this service."
 
 
 def payload(delivery: DeliveryRecord) -> bytes:

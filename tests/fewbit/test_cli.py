@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,51 @@ def test_a_problem_is_exit_code_2_and_no_traceback(server: Scripted) -> None:
     assert "The key is not known." in ran.stderr
     assert "What to do: Send `Authorization: Bearer <key>`" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    "url", ["http://host:abc", "localhost:8000", "127.0.0.1:8000", "ftp://host", "http://", "http://host:0",
+            "http://host:99999", "http://[::1", "nonsense"],
+)  # fmt: skip
+def test_an_address_that_is_none_is_exit_code_2_at_once(url: str) -> None:
+    started = time.monotonic()
+    ran = fewbit("jobs", "--url", url)
+    assert (ran.returncode, "Traceback" in ran.stderr) == (2, False), ran.stderr
+    assert url in ran.stderr
+    assert "What to do: Write it like http://127.0.0.1:8000" in ran.stderr
+    assert time.monotonic() - started < 20  # patience is 30 s
+
+
+@pytest.mark.parametrize("key", ["se\ncret", "secr\u00e9t", "se cret", "sec\x1bret", "secret\u2026"])
+def test_a_key_that_is_none_is_exit_code_2_and_not_shown(server: Scripted, key: str) -> None:
+    ran = fewbit("jobs", FEWBIT_URL=server.url, FEWBIT_KEY=key)
+    assert (ran.returncode, "Traceback" in ran.stderr) == (2, False), ran.stderr
+    assert "The API key is not one" in ran.stderr
+    assert not any(part in ran.stderr + ran.stdout for part in ("secr", "cret", "sec\x1b"))
+    assert server.received == []
+
+
+def test_a_crash_is_no_verdict(server: Scripted) -> None:
+    server.plays(as_json({"verdict": "pass"}))
+    ran = fewbit("report", "job_1", FEWBIT_URL=server.url)
+    assert ran.returncode == 2
+    assert "ValidationError" in ran.stderr
+
+
+def test_white_space_around_a_key_is_no_part_of_it(server: Scripted) -> None:
+    server.plays(as_json({"jobs": []}))
+    assert fewbit("jobs", FEWBIT_URL=server.url, FEWBIT_KEY=" k\r\n").returncode == 0
+    assert server.received[0].headers["authorization"] == "Bearer k"
+
+
+def test_a_report_that_cannot_be_written_is_exit_code_2_in_one_line(server: Scripted, tmp_path: Path) -> None:
+    for face in ("terminal", "html"):
+        server.plays(report_answer())
+        nowhere = str(tmp_path / "nowhere" / "r.md")
+        ran = fewbit("report", "job_1", "--out", nowhere, "--format", face, FEWBIT_URL=server.url)
+        assert ran.returncode == 2
+        assert ran.stderr.count("\n") == 1
+        assert f"{nowhere}: No such file or directory. What to do:" in ran.stderr
 
 
 def test_json_is_the_report_and_nothing_else(server: Scripted) -> None:

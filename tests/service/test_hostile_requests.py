@@ -15,7 +15,7 @@ import pytest
 from fewbit.problems import PROBLEMS
 from store.embedded import EmbeddedRedis
 from tests.service.gateway import KEY, Gateway
-from tests.service.uploads import digits, job, model_file, post, ready_model
+from tests.service.uploads import codes, digits, job, model_file, post, ready_model
 from tests.service.worker import Worker
 
 HEAD = f"Host: x\r\nAuthorization: Bearer {KEY}\r\n"
@@ -178,6 +178,88 @@ def test_a_request_that_means_harm_ends_as_it_should(http: httpx2.Client, worker
     answer = ask(http, worker)
     assert answer.status_code == status, answer.text[:300]
     assert answer.status_code < 400 or answer.headers["Content-Type"] == "application/problem+json"
+
+
+TOO_LARGE = ("18446744073709551616-0", "99999999999999999999", "1-99999999999999999999")
+TEXTS = (
+    *TOO_LARGE, "18446744073709551615-18446744073709551615", "0-0", "00-000", "0", "-", "+", "$", ">", "*", "(1-1",
+    "[a", "1-1-1", "-1", "job_a:events", "whk_a:deliveries", "mdl_a", "mdl_", "{a}", "%s", "a\r\nFLUSHALL", "a\x00b",
+    "\u0661-0", "\u00b2", "nan", "inf", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "x" * 3000,
+)  # fmt: skip
+Send = Callable[[httpx2.Client, str, str], httpx2.Response]
+
+
+def in_query(path: str, *names: str) -> Send:
+    return lambda http, text, _: http.get(path, params=[(name, text + "=" * (name == "label")) for name in names])
+
+
+def in_body(**spec: object) -> Send:
+    return lambda http, text, known: http.post("/jobs", json={"model": known} | _filled(spec, text))
+
+
+def _filled(value: dict[str, object], text: str) -> dict[str, object]:
+    return {name: _filled(each, text) if isinstance(each, dict) else text for name, each in value.items()}
+
+
+def in_header(path: str, name: str) -> Send:
+    return lambda http, text, _: http.get(path, headers={name: text.replace("\r\n", "").replace("\0", "").encode()})
+
+
+PLACES: dict[str, Send] = {
+    "jobs by model": in_query("/jobs", "model"),
+    "jobs by label": in_query("/jobs", "label"),
+    "jobs since": in_query("/jobs", "created_after"),
+    "jobs from": in_query("/jobs", "cursor"),
+    "models from": in_query("/models", "cursor"),
+    "datasets from": in_query("/datasets", "cursor"),
+    "the log from": in_query("/audit", "cursor"),
+    "jobs compared": lambda http, text, _: http.get("/compare", params=[("job", text), ("job", text + "a")]),
+    "a job's model": in_body(model=""),
+    "a job's calibration": in_body(calibration={"dataset": ""}),
+    "a job's evaluation": in_body(evaluation={"dataset": ""}),
+    "a job's webhook": in_body(webhook=""),
+    "a job's labels": lambda http, text, known: http.post("/jobs", json={"model": known, "labels": {text: text}}),
+    "a key of its own": lambda http, text, known: http.post(
+        "/jobs", json={"model": known}, headers={"Idempotency-Key": text.replace("\r\n", "").replace("\0", "").encode()}
+    ),
+    "a key": in_header("/jobs", "Authorization"),
+    "a request id": in_header("/jobs", "X-Request-Id"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_text_is_more_than_text_to_redis(http: httpx2.Client, worker: Worker, place: str) -> None:
+    known = ready_model(http, worker)
+    encoded = [cursor(each.encode()) for each in TEXTS] if "cursor" in place or "from" in place else []
+    for text in (*TEXTS, *encoded):
+        answer = PLACES[place](http, text, known)
+        assert answer.status_code < 500, (text, answer.text[:300])
+
+
+@pytest.mark.parametrize("last_id", [*TOO_LARGE, "\u00b2-0"])
+def test_an_event_id_of_more_than_64_bits_is_none(http: httpx2.Client, worker: Worker, last_id: str) -> None:
+    headers = {"Last-Event-ID": last_id.encode(), "Accept": b"application/json"}
+    answer = http.get(f"/jobs/{job(http, worker)}/events", headers=headers)
+    assert codes(answer) == {("/header/last-event-id", "unknown-event")}
+    largest = http.get(
+        f"/jobs/{job(http, worker)}/events", headers=headers | {"Last-Event-ID": f"{2**64 - 1}-0".encode()}
+    )
+    assert largest.json()["events"] == []
+
+
+@pytest.mark.parametrize("given", ["0-0", "000-0", *TOO_LARGE])
+def test_a_cursor_the_log_cannot_have_given_out_is_none(http: httpx2.Client, given: str) -> None:
+    assert codes(http.get("/audit", params={"cursor": given})) == {("/query/cursor", "unknown-cursor")}
+
+
+def test_what_lies_beside_a_webhook_is_no_webhook(http: httpx2.Client, worker: Worker) -> None:
+    webhook = http.post("/webhooks", json={"url": "http://127.0.0.1:9999/"}).json()["id"]
+    http.post(f"/webhooks/{webhook}/test")
+    model = ready_model(http, worker)
+    for beside in ("deliveries", "due"):
+        answer = http.post("/jobs", json={"model": model, "webhook": f"{webhook}:{beside}"})
+        assert codes(answer) == {("/webhook", "unknown-webhook")}
+    assert http.post("/jobs", json={"model": model, "webhook": webhook}).status_code == 202
 
 
 @pytest.mark.parametrize(

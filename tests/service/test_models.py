@@ -38,6 +38,17 @@ def test_the_same_bytes_are_the_same_model(http: httpx2.Client, redis: Redis) ->
     assert redis.llen("inspect") == 1
 
 
+def test_known_bytes_that_are_inspected_again_are_known_still(
+    http: httpx2.Client, worker: Worker, redis: Redis
+) -> None:
+    content = model_file()
+    first = post(http, "/models", content)
+    worker.reject(first.json()["id"], "out-of-memory", "It needed 9 GiB.")
+    again = post(http, "/models", content)
+    assert (again.status_code, again.json()["id"], again.json()["status"]) == (200, first.json()["id"], "inspecting")
+    assert redis.llen("inspect") == 2
+
+
 def test_a_form_is_an_upload_too(http: httpx2.Client) -> None:
     content = model_file(300_000)
     answer = http.post("/models", files={"file": ("dir/net.pt2", content)}, data={"note": "passed over"})

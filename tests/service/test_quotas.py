@@ -66,6 +66,18 @@ def test_jobs_that_wait_are_counted(small: Gateway, redis: Redis) -> None:
     assert small.http.post("/jobs", json={"model": model}).status_code == 202
 
 
+def test_a_full_queue_is_not_remembered_under_an_idempotency_key(small: Gateway, redis: Redis) -> None:
+    worker = Worker(redis, StoreSettings(redis_url=small.env["REDIS_URL"], blobs_url=str(small.blobs)))
+    spec, key = {"model": ready_model(small.http, worker)}, {"Idempotency-Key": "k"}
+    waiting = [small.http.post("/jobs", json=spec).json()["id"] for _ in range(3)]
+    full = small.http.post("/jobs", json=spec, headers=key)
+    assert (full.status_code, full.headers["Retry-After"]) == (429, "5")
+    small.http.post(f"/jobs/{waiting[0]}/cancel")
+    first, again = (small.http.post("/jobs", json=spec, headers=key) for _ in range(2))
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert first.json()["id"] == again.json()["id"]
+
+
 def test_requests_have_a_rate_and_every_answer_tells_what_is_left(small: Gateway) -> None:
     with small.client(keys(small, "make", "--tenant", "acme")) as http:
         first = http.get("/jobs")

@@ -105,3 +105,29 @@ def slugs(description: str) -> list[str]:
     found = [line.partition("`]")[0].removeprefix("[`") for line in description.split("\n\n")]
     assert found
     return found
+
+
+def test_who_lands_at_the_front_is_told_where_to_go(gateway: Gateway) -> None:
+    with gateway.client() as http:
+        told = http.get("/")
+        assert (told.status_code, told.json()["docs"]) == (200, "/docs")
+        for name in ("docs", "openapi", "health", "problems", "reasons"):
+            assert http.get(told.json()[name]).status_code in (200, 503), name
+        page = http.get("/", headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+        assert page.headers["Content-Type"].startswith("text/html")
+        assert 'href="/docs"' in page.text
+
+
+def test_what_the_contract_has_and_this_release_does_not_says_what_to_do_instead(http: httpx2.Client) -> None:
+    for path, method in (("/uploads", "POST"), ("/uploads/upl_1", "PATCH"), ("/uploads/upl_1", "HEAD")):
+        answer = http.request(method, path, headers={"Tus-Resumable": "1.0.0"})
+        assert answer.status_code == 404
+        if method != "HEAD":
+            assert answer.json()["type"] == "/problems/not-found"
+            assert "not part of this release. Send the whole file to POST /models" in answer.json()["detail"]
+    named = http.post("/models", json={"upload": "upl_1"})
+    assert (named.status_code, named.json()["type"]) == (415, "/problems/unsupported-media-type")
+    assert "not part of this release. Send the file itself" in named.json()["detail"]
+    auto = http.post("/jobs", json={"model": "mdl_1", "method": "auto", "auto": {}})
+    assert auto.status_code == 422
+    assert {each["pointer"] for each in auto.json()["errors"]} == {"/model", "/method", "/auto"}

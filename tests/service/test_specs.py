@@ -87,6 +87,62 @@ def test_what_this_release_does_not_do_is_refused(
     assert message(answer, "unsupported").endswith(".")
 
 
+GROUPS = {"granularity": "per_group", "group_size": 32}
+PER_GROUP, PER_TENSOR, SIZE = {"granularity": "per_group"}, {"granularity": "per_tensor"}, {"group_size": 32}
+NEEDED, UNUSED = "group-size-needed", "group-size-unused"
+
+
+def rules(*weights: dict[str, Any], match: str = "*") -> list[dict[str, Any]]:
+    """Each for every layer, but the first for those that ``match``."""
+    return [{"match": "*" if index else match, "weights": each} for index, each in enumerate(weights)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "pointers", "code", "words"),
+    [
+        ({"layers": rules(PER_GROUP)}, ["/layers/0/weights"], NEEDED, '"group_size": 32'),
+        ({"layers": rules(GROUPS, match="encoder.*") + rules(PER_GROUP)}, ["/layers/1/weights"], NEEDED, "classifier"),
+        ({"layers": rules(SIZE)}, ["/layers/0/weights"], UNUSED, "per_group"),
+        ({"layers": rules(SIZE), "method": "dynamic"}, ["/layers/0/weights"], UNUSED, "Leave it out."),
+        ({"layers": rules(GROUPS, match="en*") + rules(SIZE, match="cl*")}, ["/layers/1/weights"], UNUSED, "cl*"),
+        ({"layers": rules(SIZE | PER_TENSOR), "weights": GROUPS}, ["/layers/0/weights"], UNUSED, "per_tensor"),
+        ({"layers": [{"match": "encoder.*", "weights": PER_GROUP}, {"match": "cl*", "weights": PER_GROUP}]},
+         ["/layers/0/weights", "/layers/1/weights"], NEEDED, "leave granularity out"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["weight_only", "analyze"])
+def test_groups_without_a_size_and_sizes_without_groups_are_refused(
+    http: httpx2.Client, worker: Worker, spec: dict[str, Any], pointers: list[str], code: str, words: str, method: str
+) -> None:
+    answer = refused(http, model=ready_model(http, worker), **{"method": method} | spec)
+    assert codes(answer) == {(pointer, code) for pointer in pointers}
+    assert words in message(answer, code)
+
+
+def test_groups_without_a_size_are_named_beside_an_unknown_model(http: httpx2.Client) -> None:
+    answer = refused(http, model="mdl_nowhere", method="weight_only", layers=rules(PER_GROUP))
+    assert codes(answer) == {("/model", "unknown-model"), ("/layers/0/weights", NEEDED)}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"layers": rules(GROUPS)},
+        {"layers": rules(PER_GROUP, SIZE)},
+        {"layers": rules(SIZE, PER_GROUP)},
+        {"layers": rules(SIZE), "weights": GROUPS | {"group_size": 64}},
+        {"layers": rules(PER_GROUP), "weights": GROUPS},
+        {"layers": rules({"granularity": "per_channel"}), "weights": GROUPS},
+        {"layers": rules(GROUPS, PER_TENSOR)},
+        {"layers": rules(GROUPS, match="encoder.*") + rules(SIZE)},
+    ],
+)
+def test_groups_whose_size_another_entry_gives_are_taken(
+    http: httpx2.Client, worker: Worker, spec: dict[str, Any]
+) -> None:
+    job(http, worker, method="weight_only", **spec)
+
+
 def test_eager_on_a_graph_says_what_to_upload_instead(http: httpx2.Client, worker: Worker) -> None:
     answer = refused(http, model=ready_model(http, worker), backend="eager")
     assert codes(answer) == {("/backend", "backend-needs-module")}

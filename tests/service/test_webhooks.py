@@ -108,6 +108,36 @@ def test_what_is_not_taken_is_sent_again_later_and_never_elsewhere(
     assert len(receiver.received) == 3  # none to /elsewhere
 
 
+@pytest.mark.parametrize("port", [0, 1, 22, 65536, 99999])
+def test_a_port_nobody_can_be_reached_at_is_refused(http: httpx2.Client, port: int) -> None:
+    answer = http.post("/webhooks", json={"url": f"https://1.1.1.1:{port}/x"})
+    assert codes(answer) == {("/url", "unreachable-url")}
+    assert "from 1024 to 65535" in answer.json()["errors"][0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [("url", "https://1.1.1.1:99999/x", "from 1024 to 65535"), ("secret", "whsec_a", "a fault of this service")],
+)
+def test_what_cannot_be_sent_is_an_attempt_that_failed_and_is_made_with_back_off(
+    http: httpx2.Client, receiver: Receiver, redis: Redis, field: str, value: str, words: str
+) -> None:
+    made = webhook(http, receiver.url)
+    redis.hset(f"fewbit:webhook:{made['id']}", field, value)
+    delivery = http.post(f"/webhooks/{made['id']}/test").json()["id"]
+    deadline = time.monotonic() + 20
+    for attempt in range(1, 11):
+        while len(attempts := deliveries(http, made, "pending" if attempt < 10 else "failed")[0]["attempts"]) < attempt:
+            assert time.monotonic() < deadline, attempts
+            time.sleep(0.02)
+        assert attempts[-1]["status"] is None
+        assert words in attempts[-1]["error"]
+        if attempt < 10:
+            due_now(redis, made, delivery)
+    assert redis.zcard(f"fewbit:webhook:{made['id']}:due") == 0
+    assert receiver.received == []
+
+
 def test_a_deleted_webhook_is_told_nothing(
     http: httpx2.Client, worker: Worker, receiver: Receiver, redis: Redis
 ) -> None:
@@ -193,7 +223,8 @@ def test_a_public_address_is_one(address: str) -> None:
 @pytest.mark.parametrize(
     "url",
     ["http://example.com/", "https://user:pass@example.com/", "https://example.com:22/", "ftp://example.com/", "https:///x",
-     "https://example.com/#x", "https://exa mple.com/", "//example.com", "https://example.com/" + "a" * 2048],
+     "https://example.com:65536/", "https://example.com:0/", "https://example.com/#x", "https://exa mple.com/",
+     "//example.com", "https://example.com/" + "a" * 2048],
 )  # fmt: skip
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(Unreachable):

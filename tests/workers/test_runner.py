@@ -85,6 +85,25 @@ def test_a_hostile_upload_is_refused_and_nothing_runs(forks: ForkServer, folder:
     assert not canary.exists()
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"method": "weight_only", "layers": [{"match": "*", "weights": {"granularity": "per_group"}}]}, "group_size"),
+        ({"method": "hopeful"}, "/method"),
+    ],
+)
+def test_a_spec_that_cannot_work_is_not_worth_posting_again(
+    forks: ForkServer, folder: Path, asked: dict[str, Any], words: str
+) -> None:
+    """The gateway refuses it; one that came by another way ends as what it is, and not as a fault of the engine."""
+    task = json.loads((folder / "task.json").read_text())
+    (folder / "task.json").write_text(json.dumps(task | {"spec": {"model": "mdl_1"} | asked}))
+    failure = stage(forks, "convert", folder).failure
+    assert failure is not None
+    assert (failure.slug, failure.retryable) == ("quantization-failed", False)
+    assert words in failure.detail
+
+
 def test_without_the_scan_torch_still_does_not_unpickle(forks: ForkServer, folder: Path) -> None:
     """The second wall: the child's environment makes torch ignore its own fallback to unrestricted pickles."""
     canary = folder.parent / "canary"

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
+from fewbit import overlay
+from fewbit.overlay import activations_for
 from fewbit.report import Requested, WeightScheme
 from fewbit.resources import Reason
 from fewbit.runtime.kernels import has_vnni
@@ -72,23 +76,15 @@ def requested_for(name: str, spec: JobSpec) -> Requested:
 
 
 def weights_for(name: str, spec: JobSpec) -> Weights:
-    """The job's weight settings with each matching rule laid over them, in order."""
-    values = spec.weights.model_dump()
-    for rule in spec.layers:
-        if rule.weights is not None and rule.matches(name):
-            values.update(rule.weights.model_dump(exclude_none=True))
-    if values["granularity"] != "per_group":
-        values["group_size"] = None
-    return Weights.model_validate(values)
-
-
-def activations_for(name: str, spec: JobSpec) -> Activations:
-    """The job's activation settings with each matching rule laid over them, in order."""
-    values = spec.activations.model_dump()
-    for rule in spec.layers:
-        if rule.activations is not None and rule.matches(name):
-            values.update(rule.activations.model_dump(exclude_none=True))
-    return Activations.model_validate(values)
+    """The job's weight settings with each matching rule laid over them. Raises ``EngineError('quantization-failed')``
+    where they do not go together, which the gateway refuses: posting the same job again would change nothing."""
+    try:
+        return overlay.weights_for(name, spec)
+    except ValidationError as error:
+        why = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise EngineError(
+            "quantization-failed", f"layers: the weight settings of {name!r} do not fit: {why}"
+        ) from error
 
 
 def _excluded(layer: Layer, rules: tuple[LayerRule, ...]) -> Reason | None:

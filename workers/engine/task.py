@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fewbit.report import ReportModel
 from fewbit.resources import InputSignature, ModelFormat, ModelLayer
 from fewbit.spec import JobSpec
+from workers.engine.errors import EngineError
 
 FLOAT_PROGRAM = "float.pt2"  # in the folder: the float model as a program, where the upload is none
 
@@ -34,7 +35,17 @@ class Task(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> Task:
-        return cls.model_validate_json((folder / "task.json").read_bytes())
+        """Raises ``EngineError('quantization-failed')`` for a spec that is none: the same job would fail again."""
+        try:
+            return cls.model_validate_json((folder / "task.json").read_bytes())
+        except ValidationError as error:
+            wrong = next((each for each in error.errors() if each["loc"][:1] == ("spec",)), None)
+            if wrong is None:
+                raise
+            where = "/".join(map(str, wrong["loc"][1:]))
+            raise EngineError(
+                "quantization-failed", f"The job's spec cannot be used: /{where}: {wrong['msg']}"
+            ) from error
 
     def write(self, folder: Path) -> None:
         (folder / "task.json").write_text(self.model_dump_json())
