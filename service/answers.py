@@ -45,6 +45,11 @@ def page_answer(request: Request, name: str, records: Sequence[Record], limit: i
     return json_answer(b'{"%b":[%b],"next":%b}' % (name.encode(), listed, following_json), headers=headers)
 
 
+def media_type(content_type: str) -> str:
+    """Without its parameters, in small letters."""
+    return content_type.partition(";")[0].strip().lower()
+
+
 def encode_cursor(last_id: str) -> str:
     return urlsafe_b64encode(last_id.encode()).decode().rstrip("=")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from service.answers import JSON
+from service.answers import JSON, media_type
 from service.problems import MalformedRequest, PayloadTooLarge, UnsupportedMediaType
 
 DEEPEST = 32
@@ -19,7 +19,7 @@ LARGEST = 2**63
 async def json_bytes(request: Request, limit: int) -> bytes:
     """Raises ``UnsupportedMediaType`` and ``PayloadTooLarge``."""
     content_type = request.headers.get("content-type", "")
-    if content_type.split(";")[0].strip().lower() != JSON:
+    if media_type(content_type) != JSON:
         raise UnsupportedMediaType(content_type, (JSON,))
     body = bytearray()
     async for chunk in request.stream():

@@ -15,6 +15,7 @@ from uuid import uuid4
 from anyio import to_thread
 from starlette.requests import Request
 
+from service.answers import media_type
 from service.leftovers import reading_folder
 from service.multipart import FilePart
 from service.parts import parts_of
@@ -70,7 +71,7 @@ async def received(request: Request, max_bytes: int, look: Look) -> AsyncIterato
 
 async def _receive(request: Request, max_bytes: int, look: Look, room: Reservation, hold: Hold) -> Upload:
     content_type = request.headers.get("content-type", RAW)
-    kind = content_type.split(";")[0].strip().lower()
+    kind = media_type(content_type)
     if kind not in (RAW, FORM):
         raise UnsupportedMediaType(content_type, (RAW, FORM))
     if announced_size(request) > max_bytes + (FORM_OVERHEAD if kind == FORM else 0):

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from fewbit.problems import FieldError, JobProblem
 from fewbit.resources import Model
-from service.answers import JSON, LONGEST_PAGE, decode_cursor, json_answer, nothing, page_answer
+from service.answers import JSON, LONGEST_PAGE, decode_cursor, json_answer, media_type, nothing, page_answer
 from service.delivery import deliver
 from service.documents import UPLOAD, ModelPage, documents
 from service.idempotency import once
@@ -45,7 +45,7 @@ async def upload_model(request: Request, name: str | None = None) -> Response:  
     known model if these bytes are already here. The model is usable once its inspection has ended: `status` is then
     `ready`, or `rejected` with the reason in `error`."""
     parts = parts_of(request)
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == JSON:
+    if media_type(request.headers.get("content-type", "")) == JSON:
         raise NotByReference((RAW, FORM))
 
     async def answer() -> Response:

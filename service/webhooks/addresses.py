@@ -11,8 +11,9 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 import httpx2
 
+from fewbit.address import LARGEST_PORT
+
 LONGEST_URL = 2048
-LARGEST_PORT = 65535
 RESOLVE_S = 5.0
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _IPV4_INSIDE = (IPv6Network("2002::/16"), IPv6Network("2001::/23"))  # 6to4, Teredo and other assignments of IANA's
