@@ -68,7 +68,7 @@ clean: down  ## stop the stack; forget its data, caches and .venv
 .venv/installed: pyproject.toml requirements/torch.lock requirements/dev.lock
 	@echo "Installing into .venv (torch is large: a minute or two) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(PIP_LOCKED) $(TORCH_PIP) -r requirements/torch.lock
+	@$(PIP_LOCKED) $(TORCH_PIP) -r requirements/torch.lock || { echo "No CPU build of torch where pip looks: only those are installed (requirements/torch.lock). Name the index that has them: make TORCH_PIP=\"--extra-index-url <address>\""; exit 1; }
 	@$(PIP_LOCKED) -r requirements/dev.lock
 	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
 	@$(BIN)/python -m pip check
