@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.result import Result
-from workers import fence
-from workers.forks import ForkServer
-from workers.limits import Limits
-from workers.watch import run_child
+from workers.sandbox import fence
+from workers.sandbox.child import run_child
+from workers.sandbox.fork_server import ForkServer
+from workers.sandbox.limits import Limits
 
 ROUNDS = 30
 LIMIT_MS = 50.0
@@ -28,7 +28,7 @@ def child(request: dict[str, Any], messages: int) -> None:
 
 
 def run() -> Iterator[Result]:
-    server = ForkServer("benchmarks.fence:child", "workers.runner:preload")
+    server = ForkServer("benchmarks.fence:child", "workers.sandbox.runner:preload")
     server.start()
     with tempfile.TemporaryDirectory() as folder:
         fenced = [_fork_ms(server, folder, fenced=True) for _ in range(ROUNDS)]

@@ -19,11 +19,11 @@ from store.blobs import Blobs
 from store.models import InspectedModels
 from store.records import BlobRef
 from workers.engine.task import Inspection
-from workers.forks import ForkServer
+from workers.sandbox.child import run_child
+from workers.sandbox.fork_server import ForkServer
 from workers.scratch import scratch_folder
 from workers.settings import WorkerSettings
 from workers.supervisor import StageFailed, Stopping, order_of, problem_of
-from workers.watch import run_child
 
 log = structlog.get_logger()
 

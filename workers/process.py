@@ -16,10 +16,11 @@ from store.models import InspectedModels
 from store.queue import Queue
 from store.references import References
 from store.settings import StoreSettings
-from workers import fence, machine
-from workers.forks import ForkServer, ForkServerLost
+from workers import machine
 from workers.inspection import Inspector
 from workers.reaper import Reaper
+from workers.sandbox import fence
+from workers.sandbox.fork_server import ForkServer, ForkServerLost
 from workers.scratch import tidy
 from workers.settings import WorkerSettings
 from workers.supervisor import Supervisor

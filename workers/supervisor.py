@@ -26,12 +26,12 @@ from store.records import ArtifactRecord, BlobRef
 from store.references import References
 from store.tenants import Tenant
 from workers.engine.task import Task
-from workers.forks import ForkServer, ForkServerLost, Request
 from workers.heartbeat import Canceled, Heartbeat
-from workers.limits import Limits
+from workers.sandbox.child import DeadlinePassed, TooMuch, run_child
+from workers.sandbox.fork_server import ForkServer, ForkServerLost, Request
+from workers.sandbox.limits import Limits
 from workers.scratch import NotAFile, plain_file, read_report, scratch_folder
 from workers.settings import WorkerSettings
-from workers.watch import DeadlinePassed, TooMuch, run_child
 
 log = structlog.get_logger()
 

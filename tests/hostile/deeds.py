@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from workers import fence, runner
-from workers.limits import Limits
+from workers.sandbox import fence, runner
+from workers.sandbox.limits import Limits
 
 
 def preload() -> None:
@@ -69,7 +69,7 @@ def _call(name: str, *arguments: int) -> Callable[[dict[str, Any]], int]:
     """A system call by its number on this machine, as machine code of a model's would make it."""
 
     def make(_: dict[str, Any]) -> int:
-        from workers import seccomp
+        from workers.sandbox import seccomp
 
         known = {called: number for number, called in seccomp.refused().items()}
         return int(ctypes.CDLL(None, use_errno=True).syscall(known[name], *arguments))

@@ -16,10 +16,10 @@ from typing import Any
 
 from tests.hostile.case import Case
 from tests.workers.orders import order
-from workers.forks import ForkServer, Request
+from workers.sandbox.child import DeadlinePassed, TooMuch, run_child
+from workers.sandbox.fork_server import ForkServer, Request
 from workers.scratch import scratch_folder
 from workers.supervisor import problem_of
-from workers.watch import DeadlinePassed, TooMuch, run_child
 
 SECRET = f"the weights of another tenant, {uuid.uuid4().hex}".encode()
 KILLED_WITHIN_S = 3.0  # of its deadline: the watcher looks ten times a second

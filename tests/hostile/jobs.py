@@ -11,8 +11,8 @@ from fewbit.report import Report, ReportModel
 from fewbit.spec import JobSpec
 from tests.workers.orders import order
 from workers.engine.task import Task
-from workers.forks import ForkServer
-from workers.watch import run_child
+from workers.sandbox.child import run_child
+from workers.sandbox.fork_server import ForkServer
 
 
 def report_of(forks: ForkServer, folder: Path, **spec: Any) -> Report:

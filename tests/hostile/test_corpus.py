@@ -18,7 +18,7 @@ from tests.hostile.pickles import ACTS
 from tests.hostile.programs import RUNNING
 from tests.workers import uploads
 from tests.workers.orders import order
-from workers.watch import run_child
+from workers.sandbox.child import run_child
 
 AT_ONCE_S = 10.0  # an honest inspection takes half a second on an idle machine
 

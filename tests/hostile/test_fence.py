@@ -15,12 +15,13 @@ import pytest
 
 from fewbit.problems import JobProblem
 from tests.hostile.evidence import Remembering, processes_of, state_of
-from workers import fence, process
-from workers.forks import ForkServer
-from workers.limits import Limits
+from workers import process
+from workers.sandbox import fence
+from workers.sandbox.child import DeadlinePassed, Ended, TooMuch, run_child
+from workers.sandbox.fork_server import ForkServer
+from workers.sandbox.limits import Limits
 from workers.scratch import scratch_folder
 from workers.settings import WorkerSettings
-from workers.watch import DeadlinePassed, Ended, TooMuch, run_child
 
 SMALL = Limits(memory=600 << 20, disk=32 << 20, cpu=60, files=2000).request()
 SECRET = "the weights of another tenant"

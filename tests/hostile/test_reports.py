@@ -19,7 +19,7 @@ from fewbit.faces.report_page import report_page
 from fewbit.show import show
 from tests.hostile.jobs import report_of
 from tests.hostile.programs import named
-from workers.forks import ForkServer
+from workers.sandbox.fork_server import ForkServer
 
 HUGE = torch.finfo(torch.float32).max
 VALUES = {

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from workers import fence, runner
+from workers.sandbox import fence, runner
 
 preload = runner.preload
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from workers.limits import Limits
+from workers.sandbox.limits import Limits
 
 FENCED: dict[str, Any] = {"limits": Limits.of(0, 1, 60).request(), "sandbox": "required"}
 

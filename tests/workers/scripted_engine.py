@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fewbit.report import Coverage, LayerCount, Provenance, Report, ReportArtifact, Size
 from workers.engine.task import Task
-from workers.runner import Order
+from workers.sandbox.runner import Order
 
 ARTIFACT = b"an artifact of eight layers"
 

@@ -17,7 +17,7 @@ from store.embedded import EmbeddedRedis
 from store.queue import Queue
 from tests.workers import uploads
 from tests.workers.world import World, wait_until
-from workers.forks import ForkServer
+from workers.sandbox.fork_server import ForkServer
 
 ROOT = Path(__file__).parents[2]
 START_S = 90.0

@@ -27,10 +27,10 @@ from workers.engine.errors import EngineError
 from workers.engine.formats import inspect_upload
 from workers.engine.formats.stock import open_stock
 from workers.engine.task import Inspection, Task
-from workers.forks import ForkServer
+from workers.sandbox.child import run_child
+from workers.sandbox.fork_server import ForkServer
 from workers.scan import scan
 from workers.stock_names import ACTIVATIONS, MODULES
-from workers.watch import run_child
 
 
 @pytest.fixture(scope="module")

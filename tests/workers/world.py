@@ -25,8 +25,8 @@ from store.references import References
 from store.settings import StoreSettings
 from store.stored_bytes import stored_bytes
 from store.tenants import Tenant
-from workers.forks import ForkServer
 from workers.inspection import Inspector
+from workers.sandbox.fork_server import ForkServer
 from workers.settings import WorkerSettings
 from workers.supervisor import Supervisor
 

@@ -37,7 +37,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from workers import seccomp
+from workers.sandbox import seccomp
 
 Request = dict[str, Any]
 
@@ -103,8 +103,10 @@ class Child:
 class ForkServer:
     """The Celery process's side. Thread-safe. ``entry`` and ``preload`` are ``module:function`` names."""
 
-    def __init__(self, entry: str = "workers.runner:main", preload: str = "workers.runner:preload") -> None:
-        self._command = [sys.executable, "-m", "workers.forks", entry, preload]
+    def __init__(
+        self, entry: str = "workers.sandbox.runner:main", preload: str = "workers.sandbox.runner:preload"
+    ) -> None:
+        self._command = [sys.executable, "-m", "workers.sandbox.fork_server", entry, preload]
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None

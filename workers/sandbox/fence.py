@@ -3,7 +3,7 @@
     limits          address space, processor time, file size, open files, processes, no core file
     no_new_privs    no program can give it more rights
     Landlock        reads the interpreter, its libraries and its own inputs; writes its own folder; no TCP
-    seccomp         no sockets, programs, other processes, keys, mounts, io_uring (workers/seccomp.py has the list)
+    seccomp         no sockets, programs, other processes, keys, mounts, io_uring (seccomp.py has the list)
     environment     none of the worker's, and no descriptors but output and messages
 
 The fork server has made it a session of its own before. The order matters: each step needs what the next takes away.
@@ -27,8 +27,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from workers import landlock, seccomp
-from workers.limits import Limits
+from workers.sandbox import landlock, seccomp
+from workers.sandbox.limits import Limits
 
 Sandbox = Literal["required", "best-effort"]
 

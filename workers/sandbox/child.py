@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.problems import JOB_PROBLEMS, JobProblem
-from workers import fence
-from workers.forks import Child, ForkServer, ForkServerLost, Request
-from workers.limits import Limits
+from workers.sandbox import fence
+from workers.sandbox.fork_server import Child, ForkServer, ForkServerLost, Request
+from workers.sandbox.limits import Limits
 
 _TICK_S = 0.1  # how long a cancel or a shutdown may go unseen
 _CHUNK = 1 << 16

@@ -18,10 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from workers import fence
 from workers.engine.errors import EngineError
 from workers.engine.task import Task
-from workers.limits import Limits
+from workers.sandbox import fence
+from workers.sandbox.limits import Limits
 from workers.scan import scan
 
 Stage = Literal["inspect", "convert", "verify"]
@@ -159,4 +159,4 @@ def _one_line(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit("workers.runner is run by the fork server")
+    sys.exit("workers.sandbox.runner is run by the fork server")

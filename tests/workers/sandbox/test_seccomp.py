@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from workers import seccomp
+from workers.sandbox import seccomp
 
 HEADERS = {
     "x86_64": (Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"), Path("/usr/include/asm/unistd_64.h")),

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.workers.world import wait_until
-from workers.forks import ForkServer, ForkServerLost
-from workers.watch import DeadlinePassed, Ended, run_child, watch
+from workers.sandbox.child import DeadlinePassed, Ended, run_child, watch
+from workers.sandbox.fork_server import ForkServer, ForkServerLost
 
 ENTRY = "tests.workers.children:main"
 
@@ -190,7 +190,7 @@ def test_a_server_that_cannot_import_says_so_at_once() -> None:
 
 OWNER = """
 import sys, time
-from workers.forks import ForkServer
+from workers.sandbox.fork_server import ForkServer
 server = ForkServer("tests.workers.children:main", "tests.workers.children:preload")
 child = server.fork({"deed": "family", "file": sys.argv[1]})
 print(server._process.pid, flush=True)

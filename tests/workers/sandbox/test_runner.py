@@ -15,11 +15,11 @@ from fewbit.report import Report, ReportModel
 from fewbit.spec import JobSpec
 from tests.workers import uploads
 from tests.workers.orders import order
-from workers import runner
 from workers.engine.errors import EngineError
 from workers.engine.task import Task
-from workers.forks import ForkServer
-from workers.watch import Ended, run_child
+from workers.sandbox import runner
+from workers.sandbox.child import Ended, run_child
+from workers.sandbox.fork_server import ForkServer
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pytest
 from fewbit.report import ReportModel
 from fewbit.spec import JobSpec
 from workers.engine.task import Task
-from workers.forks import ForkServer
-from workers.watch import DeadlinePassed, Ended, run_child
+from workers.sandbox.child import DeadlinePassed, Ended, run_child
+from workers.sandbox.fork_server import ForkServer
 
 
 @pytest.fixture
