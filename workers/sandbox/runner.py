@@ -20,9 +20,9 @@ from typing import Any, Literal, TypedDict
 
 from workers.engine.errors import EngineError
 from workers.engine.task import Task
+from workers.intake.scan import scan
 from workers.sandbox import fence
 from workers.sandbox.limits import Limits
-from workers.scan import scan
 
 Stage = Literal["inspect", "convert", "verify"]
 Say = Callable[[str, Any], None]

@@ -19,7 +19,7 @@ from workers.engine.errors import EngineError
 from workers.engine.formats import inspect_upload, open_module, open_program
 from workers.engine.layers import find_layers
 from workers.engine.program import Program, signature
-from workers.scan import scan
+from workers.intake.scan import scan
 
 
 def layer_names(program: Program) -> list[str]:

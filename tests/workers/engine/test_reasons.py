@@ -16,7 +16,7 @@ from tests.workers.engine import models
 from tests.workers.engine.runs import export, run_engine, run_upload
 from workers.engine.errors import EngineError
 from workers.engine.program import load
-from workers.scan import scan
+from workers.intake.scan import scan
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 

@@ -5,7 +5,7 @@
     module         stock.py        torch.save of torch.nn classes; the example is two samples of the dataset
     torchscript    torchscript.py  torch.jit.save; likewise
 
-Whatever is opened here was scanned before (``workers/scan.py``), which also says which kind it is.
+Whatever is opened here was scanned before (``workers/intake/scan.py``), which also says which kind it is.
 """
 
 from __future__ import annotations

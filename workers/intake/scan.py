@@ -26,14 +26,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fewbit.resources import ModelFormat
-from workers import pickles
-from workers.archives import Archive, open_archive
 from workers.engine.errors import EngineError
-from workers.folders import is_folder, scan_folder, zip_entries
-from workers.programs import MAX_JSON_BYTES, check_json
-from workers.scripts import MAX_CODE_BYTES, check_code, forbidden_name
-from workers.stock_names import MODULES, STOCK
-from workers.tars import is_tar, tar_entries
+from workers.intake import pickles
+from workers.intake.exported_programs import MAX_JSON_BYTES, check_json
+from workers.intake.stock_modules import MODULES, STOCK
+from workers.intake.tar_archives import is_tar, tar_entries
+from workers.intake.torchscript_source import MAX_CODE_BYTES, check_code, forbidden_name
+from workers.intake.transformers_folders import is_folder, scan_folder, zip_entries
+from workers.intake.zip_archives import Archive, open_archive
 
 _EXPORT = (
     "Export the model with "

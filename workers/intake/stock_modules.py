@@ -6,7 +6,7 @@ Losses and lazy modules are left out: no model that is ready to run is made of t
 
 from __future__ import annotations
 
-from workers.pickles import ALLOWED, words
+from workers.intake.pickles import ALLOWED, words
 
 _CLASSES = {
     "activation": words(

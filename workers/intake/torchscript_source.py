@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 
 from workers.engine.errors import EngineError
-from workers.pickles import ALLOWED, words
+from workers.intake.pickles import ALLOWED, words
 
 MAX_CODE_BYTES = 64 << 20
 

@@ -27,10 +27,10 @@ from workers.engine.errors import EngineError
 from workers.engine.formats import inspect_upload
 from workers.engine.formats.stock import open_stock
 from workers.engine.task import Inspection, Task
+from workers.intake.scan import scan
+from workers.intake.stock_modules import ACTIVATIONS, MODULES
 from workers.sandbox.child import run_child
 from workers.sandbox.fork_server import ForkServer
-from workers.scan import scan
-from workers.stock_names import ACTIVATIONS, MODULES
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +261,7 @@ def test_long_names_and_other_folders_of_a_tar_pass(files: Files, tmp_path: Path
 
 
 def test_only_what_is_needed_is_ever_written(files: Files, tmp_path: Path) -> None:
-    from workers.folders import extract
+    from workers.intake.transformers_folders import extract
 
     more = files | {"modeling_evil.py": b"1/0", "adapter_config.json": b"{}", "sub/model.safetensors": b"x"}
     target = tmp_path / "target"

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from workers.archives import MAX_ENTRIES
 from workers.engine.errors import EngineError
+from workers.intake.zip_archives import MAX_ENTRIES
 
 BLOCK = tarfile.BLOCKSIZE
 _MOST_EXTENDED = 64 << 10  # a pax or GNU long-name header holds a path and some times

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import re
 
-from workers.pickles import words
+from workers.intake.pickles import words
 
 _SYMPY_FUNCTIONS = words(
     # sympy.srepr of what torch writes, and torch.utils._sympy.functions

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from workers.engine.errors import EngineError
-from workers.expressions import is_guard, is_shape_expression
-from workers.pickles import words
+from workers.intake.expressions import is_guard, is_shape_expression
+from workers.intake.pickles import words
 
 MAX_JSON_BYTES = 256 << 20
 _MAX_DEPTH = 200

@@ -19,7 +19,7 @@ import torch
 from tests.workers import uploads
 from tests.workers.uploads import Hostile
 from workers.engine.errors import EngineError
-from workers.scan import scan
+from workers.intake.scan import scan
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -85,7 +85,7 @@ def test_extra_files_of_text_pass(honest: Path, tmp_path: Path) -> None:
 
 
 def test_scanning_imports_no_torch() -> None:
-    script = "import workers.scan, sys; sys.exit('torch' in sys.modules)"
+    script = "import workers.intake.scan, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from workers.archives import Archive, open_archive
 from workers.engine.errors import EngineError
-from workers.tars import is_tar, tar_entries
+from workers.intake.tar_archives import is_tar, tar_entries
+from workers.intake.zip_archives import Archive, open_archive
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
