@@ -17,7 +17,7 @@ from torch import fx
 from fewbit.runtime.kernels import FULL_LEVELS, FULL_RANGE_MAX_IN_FEATURES, MAX_IN_FEATURES, REDUCED_LEVELS
 from fewbit.runtime.program import dtype_of, rank
 from fewbit.spec import JobSpec
-from workers.engine.layers import Layer
+from workers.engine.graph.layers import Layer
 
 aten = torch.ops.aten
 Mode = Literal["per_token", "static", "per_step", "float"]

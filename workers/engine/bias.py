@@ -22,11 +22,11 @@ from torch import Tensor, fx
 from fewbit.runtime.program import Program, dtype_of, rank
 from workers.engine.calibrate import run_over
 from workers.engine.data import Data
+from workers.engine.graph.editor import Surgery
+from workers.engine.graph.layers import Layer, Use
 from workers.engine.imitation import imitated
-from workers.engine.layers import Layer, Use
 from workers.engine.quantize import QuantizedLayer
 from workers.engine.reference import FixedRange
-from workers.engine.surgery import Surgery
 
 aten = torch.ops.aten
 WITH_BIAS_THIRD = frozenset(

@@ -19,11 +19,11 @@ from workers.engine.diagnosis.activations import InputWatch, watches_of
 from workers.engine.diagnosis.branches import Branches
 from workers.engine.diagnosis.calibration_set import RangeWatch, calibration_report
 from workers.engine.errors import EngineError, first_line
+from workers.engine.graph.run import ProgramRun
 from workers.engine.observers import Observer, QParams, observer_for
 from workers.engine.plan import Planned
 from workers.engine.reference import FixedRange
 from workers.engine.repair import cleaned
-from workers.engine.run import ProgramRun
 
 
 @dataclass(frozen=True)

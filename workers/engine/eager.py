@@ -39,11 +39,11 @@ from workers.engine.eager_rows import Replaced, eager_findings, eager_rows, stil
 from workers.engine.eager_script import Inputs, Owners, Positional, calls_of, scripted
 from workers.engine.errors import EngineError, first_line
 from workers.engine.formats import open_module
-from workers.engine.layers import Layer, find_layers
+from workers.engine.graph.layers import Layer, find_layers
+from workers.engine.graph.program import signature
+from workers.engine.graph.run import primary_output
 from workers.engine.observe import observe, output_rows
 from workers.engine.plan import Planned, plan
-from workers.engine.program import signature
-from workers.engine.run import primary_output
 from workers.engine.stopwatch import Stopwatch
 from workers.engine.table import coverage, product_rows
 from workers.engine.task import Task

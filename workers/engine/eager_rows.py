@@ -13,10 +13,10 @@ from fewbit.runtime.program import Program
 from fewbit.spec import JobSpec
 from workers.engine import findings
 from workers.engine.eager_verdict import eager_verdict
-from workers.engine.layers import Layer
+from workers.engine.graph.layers import Layer
+from workers.engine.graph.program import module_classes
 from workers.engine.observe import Observation
 from workers.engine.plan import Planned
-from workers.engine.program import module_classes
 from workers.engine.table import report_rows
 from workers.engine.weights import QuantizedWeight, weight_stats
 

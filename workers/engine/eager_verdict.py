@@ -19,9 +19,9 @@ from fewbit.report import EagerVerdict
 from fewbit.resources import Reason
 from fewbit.runtime.kernels import MAX_IN_FEATURES
 from fewbit.runtime.program import rank
-from workers.engine.layers import Layer
-from workers.engine.program import layer_path, module_classes
-from workers.engine.sources import Frame, frames
+from workers.engine.graph.layers import Layer
+from workers.engine.graph.program import layer_path, module_classes
+from workers.engine.graph.source_lines import Frame, frames
 
 LINEAR = "torch.nn.Linear"
 RECURRENT = frozenset({"torch.nn.LSTM", "torch.nn.GRU", "torch.nn.LSTMCell", "torch.nn.GRUCell", "torch.nn.RNNCell"})

@@ -12,8 +12,8 @@ from fewbit.report import Finding, Latency, LayerReport
 from fewbit.runtime.program import Program
 from fewbit.spec import JobSpec
 from workers.engine.diagnosis.patches import left_float
-from workers.engine.layers import KNOWN_SPACES
-from workers.engine.program import layer_path
+from workers.engine.graph.layers import KNOWN_SPACES
+from workers.engine.graph.program import layer_path
 from workers.engine.quantize import QuantizedLayer
 
 LEAST_OWN_SQNR_DB = 15.0

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from fewbit.runtime.kernels import TINY
 from fewbit.runtime.record import PerToken
 from workers.engine.arithmetic import Arithmetic
-from workers.engine.layers import Operand, Use
+from workers.engine.graph.layers import Operand, Use
 from workers.engine.observers import fake_quantize
 from workers.engine.quantize import QuantizedLayer
 from workers.engine.reference import FixedRange

@@ -20,12 +20,12 @@ from workers.engine.diagnosis.activations import InputWatch, share_of, watches_o
 from workers.engine.diagnosis.branches import Branches
 from workers.engine.diagnosis.saturation import saturation_of
 from workers.engine.errors import EngineError, first_line
+from workers.engine.graph.layers import Layer, Use
+from workers.engine.graph.run import ProgramRun, primary_output
 from workers.engine.imitation import imitated
-from workers.engine.layers import Layer, Use
 from workers.engine.quantize import QuantizedLayer
 from workers.engine.reference import FixedRange
 from workers.engine.repair import cleaned
-from workers.engine.run import ProgramRun, primary_output
 from workers.engine.weights import sqnr_db
 
 

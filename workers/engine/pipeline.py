@@ -21,19 +21,19 @@ from fewbit.spec import JobSpec
 from workers.engine import eager
 from workers.engine.bias import corrected
 from workers.engine.calibrate import ranges_of
-from workers.engine.canonical import canonical
 from workers.engine.data import read_calibration, read_evaluation
 from workers.engine.diagnosis.defects import Case, defects
 from workers.engine.diagnosis.diagnose import diagnose
 from workers.engine.draft import Draft
 from workers.engine.findings import conversion_findings
 from workers.engine.formats import open_program
-from workers.engine.layers import Layer, find_layers
+from workers.engine.graph.canonicalize import canonical
+from workers.engine.graph.layers import Layer, find_layers
+from workers.engine.graph.program import signature
 from workers.engine.machine import peak_memory_bytes
 from workers.engine.observe import observe
 from workers.engine.package import package
 from workers.engine.plan import full_range, plan, weights_for
-from workers.engine.program import signature
 from workers.engine.quantize import quantize
 from workers.engine.reference import Reference, reference_of
 from workers.engine.repair import non_finite, repaired

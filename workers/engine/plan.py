@@ -15,7 +15,7 @@ from fewbit.spec import Activations, JobSpec, LayerRule, Weights
 from workers.engine import reasons
 from workers.engine.arithmetic import FLOAT, Arithmetic, arithmetic_of
 from workers.engine.errors import EngineError
-from workers.engine.layers import Layer
+from workers.engine.graph.layers import Layer
 
 
 @dataclass(frozen=True)

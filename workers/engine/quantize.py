@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fewbit.report import ActivationScheme, Scheme, WeightScheme, WeightStats
 from fewbit.spec import Weights
 from workers.engine.arithmetic import Arithmetic
-from workers.engine.layers import Layer, Operand
+from workers.engine.graph.layers import Layer, Operand
 from workers.engine.plan import Planned
 from workers.engine.weights import QuantizedWeight, quantize_weight, weight_stats
 

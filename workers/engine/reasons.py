@@ -6,7 +6,7 @@ import torch
 
 from fewbit.resources import Reason
 from fewbit.spec import Weights
-from workers.engine.layers import Layer
+from workers.engine.graph.layers import Layer
 
 # --- Why this service leaves a layer float ----------------------------------------------------------------------------
 

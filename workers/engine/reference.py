@@ -17,10 +17,10 @@ from torch import Tensor, fx
 from fewbit.runtime.kernels import TINY
 from fewbit.runtime.program import Program, dtype_of
 from fewbit.runtime.record import LayerRecord, PerToken, QuantizedValue, Record, WeightRecord
-from workers.engine.layers import EXPANSIONS, Layer, Operand, Use
+from workers.engine.graph.editor import Surgery, after
+from workers.engine.graph.layers import EXPANSIONS, Layer, Operand, Use
 from workers.engine.observers import QParams
 from workers.engine.quantize import QuantizedLayer
-from workers.engine.surgery import Surgery, after
 from workers.engine.weights import QuantizedWeight
 
 aten = torch.ops.aten

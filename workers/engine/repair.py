@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fewbit.runtime.program import Program
-from workers.engine.surgery import Surgery
+from workers.engine.graph.editor import Surgery
 
 
 def non_finite(program: Program) -> dict[str, int]:

@@ -31,11 +31,11 @@ from fewbit.spec import Clip, Smooth
 from workers.engine.calibrate import run_over
 from workers.engine.data import Data
 from workers.engine.diagnosis.activations import InputWatch
+from workers.engine.graph.editor import Surgery, after
+from workers.engine.graph.layers import VIEWS, Layer, find_layers
 from workers.engine.imitation import per_token
-from workers.engine.layers import VIEWS, Layer, find_layers
 from workers.engine.observers import fake_quantize, observer_for
 from workers.engine.plan import Planned
-from workers.engine.surgery import Surgery, after
 from workers.engine.weights import quantize_weight
 
 aten = torch.ops.aten

@@ -16,8 +16,8 @@ from fewbit.report import Finding
 from fewbit.runtime.program import Program, rank
 from fewbit.runtime.regions import REGION
 from workers.engine.eager_verdict import LINEAR
-from workers.engine.layers import Layer, Product
-from workers.engine.program import layer_path
+from workers.engine.graph.layers import Layer, Product
+from workers.engine.graph.program import layer_path
 
 aten = torch.ops.aten
 MOST_NAMED = 50  # layers listed in one finding

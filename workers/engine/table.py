@@ -15,11 +15,11 @@ from fewbit.runtime.program import Program
 from fewbit.spec import Weights
 from workers.engine import reasons
 from workers.engine.eager_verdict import eager_verdict
-from workers.engine.layers import Layer, Product
+from workers.engine.graph.layers import Layer, Product
+from workers.engine.graph.source_lines import source_line
 from workers.engine.observe import LayerObservation, Observation
 from workers.engine.plan import Planned
 from workers.engine.quantize import QuantizedLayer
-from workers.engine.sources import source_line
 from workers.engine.weights import quantize_weight, weight_stats
 
 

@@ -19,10 +19,10 @@ from tests.workers.engine.trained import Residual, Trained, digits, train
 from workers.engine.bias import Corrected, corrected, mean_errors
 from workers.engine.calibrate import ranges_of
 from workers.engine.data import Batch, Data
-from workers.engine.layers import find_layers
+from workers.engine.graph.layers import find_layers
+from workers.engine.graph.program import load
 from workers.engine.observe import outputs_of
 from workers.engine.plan import plan
-from workers.engine.program import load
 from workers.engine.quantize import quantize
 from workers.engine.reference import Reference, reference_of
 

@@ -15,7 +15,7 @@ from tests.workers import packed
 from tests.workers.engine import models
 from tests.workers.engine.runs import export, run_engine, run_upload
 from workers.engine.errors import EngineError
-from workers.engine.program import load
+from workers.engine.graph.program import load
 from workers.intake.scan import scan
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -137,7 +137,7 @@ def test_a_sparse_weight_keeps_its_layout(tmp_path: Path) -> None:
     """torch cannot save such a program; the rule is asked about its layer."""
     from dataclasses import replace
 
-    from workers.engine.layers import find_layers
+    from workers.engine.graph.layers import find_layers
     from workers.engine.reasons import unquantizable
 
     layer = find_layers(load(export(models.mlp(), EXAMPLE, tmp_path / "model.pt2")))[0][0]

@@ -16,10 +16,10 @@ from fewbit.runtime.program import Program
 from tests.workers.engine.models import Attention, CalledTwice, CalledTwiceAlike, Functional, Tied, mlp
 from tests.workers.engine.runs import export, load_exported, run_engine
 from workers.engine.data import Batch, Data
-from workers.engine.layers import find_layers
+from workers.engine.graph.layers import find_layers
+from workers.engine.graph.program import load
 from workers.engine.observe import outputs_of
 from workers.engine.plan import Planned, plan
-from workers.engine.program import load
 from workers.engine.smooth import Smoothed, factors_of, smoothed
 from workers.engine.weights import sqnr_db
 

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from fewbit.runtime.program import Program
-from workers.engine.layers import Layer, layers_inside
+from workers.engine.graph.layers import Layer, layers_inside
 
 COND = torch.ops.higher_order.cond
 

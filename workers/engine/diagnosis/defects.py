@@ -20,7 +20,7 @@ from fewbit.runtime.program import Program
 from fewbit.spec import JobSpec
 from workers.engine.calibrate import Calibrated
 from workers.engine.diagnosis.patches import exact, left_float, rule
-from workers.engine.layers import Layer
+from workers.engine.graph.layers import Layer
 from workers.engine.observe import Observation
 from workers.engine.plan import Planned
 from workers.engine.quantize import QuantizedLayer

@@ -16,12 +16,12 @@ from workers.engine.calibrate import Calibrated
 from workers.engine.data import Batch, Data
 from workers.engine.diagnosis.activations import share_of, stats_of
 from workers.engine.diagnosis.sensitivity import Sensitivity, sensitivity_of
-from workers.engine.layers import Layer
+from workers.engine.graph.layers import Layer
+from workers.engine.graph.run import ProgramRun, primary_output
 from workers.engine.observe import Observation, output_rows
 from workers.engine.quantize import QuantizedLayer
 from workers.engine.reference import Reference
 from workers.engine.repair import cleaned
-from workers.engine.run import ProgramRun, primary_output
 from workers.engine.weights import sqnr_db
 
 

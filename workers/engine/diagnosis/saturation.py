@@ -17,7 +17,7 @@ from fewbit.report import TargetSaturation
 from fewbit.runtime.kernels import TINY
 from fewbit.runtime.record import PerToken
 from workers.engine.arithmetic import Arithmetic
-from workers.engine.layers import Use
+from workers.engine.graph.layers import Use
 from workers.engine.observers import QParams
 from workers.engine.quantize import QuantizedLayer
 from workers.engine.weights import sqnr_db

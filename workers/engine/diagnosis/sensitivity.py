@@ -32,11 +32,11 @@ from fewbit.report import SensitivitySummary
 from fewbit.runtime.program import Program
 from workers.engine.data import Batch, Data
 from workers.engine.errors import EngineError
+from workers.engine.graph.layers import Use
+from workers.engine.graph.run import ProgramRun, primary_output, with_gradient
 from workers.engine.imitation import imitated, operand_value
-from workers.engine.layers import Use
 from workers.engine.quantize import QuantizedLayer
 from workers.engine.reference import FixedRange
-from workers.engine.run import ProgramRun, primary_output, with_gradient
 
 PASSES = 4.0  # of the float model over all samples: what it may cost
 FEWEST_PROBES, MOST_PROBES = 2, 6  # backward passes with random signs

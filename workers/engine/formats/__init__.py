@@ -22,8 +22,8 @@ from workers.engine.errors import EngineError
 from workers.engine.formats.pretrained import inspect_pretrained, open_pretrained, pretrained_program
 from workers.engine.formats.stock import open_stock, stock_layers, stock_program
 from workers.engine.formats.torchscript import script_layers, script_program
-from workers.engine.layers import find_layers
-from workers.engine.program import load, signature
+from workers.engine.graph.layers import find_layers
+from workers.engine.graph.program import load, signature
 from workers.engine.table import model_layers
 from workers.engine.task import Inspection
 

@@ -18,14 +18,14 @@ from fewbit.spec import JobSpec, ReportParts
 from tests.workers.engine.runs import export, run_engine
 from tests.workers.engine.trained import TRAININGS
 from workers.engine.calibrate import ranges_of
-from workers.engine.canonical import canonical
 from workers.engine.data import Data, read_data
 from workers.engine.diagnosis.sensitivity import Sensitivity, sensitivity_of
-from workers.engine.layers import find_layers
+from workers.engine.graph.canonicalize import canonical
+from workers.engine.graph.layers import find_layers
+from workers.engine.graph.program import load, signature
+from workers.engine.graph.run import ProgramRun
 from workers.engine.plan import plan
-from workers.engine.program import load, signature
 from workers.engine.quantize import quantize
-from workers.engine.run import ProgramRun
 
 pytestmark = [  # torch's own, about the models
     pytest.mark.filterwarnings("ignore::UserWarning"),

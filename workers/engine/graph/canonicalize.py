@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, fx
 
 from fewbit.runtime.program import Program, argument, mutates
-from workers.engine.program import WRITTEN_AS
-from workers.engine.surgery import Surgery
+from workers.engine.graph.editor import Surgery
+from workers.engine.graph.program import WRITTEN_AS
 
 aten = torch.ops.aten
 NORMS = frozenset((aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default))

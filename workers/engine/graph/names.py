@@ -7,7 +7,7 @@ from torch import fx
 from torch.export.graph_signature import InputKind
 
 from fewbit.runtime.program import Constant
-from workers.engine.program import WRITTEN_AS
+from workers.engine.graph.program import WRITTEN_AS
 
 _SUFFIXES = (".weight", "_weight", ".weight_orig", ".weight_mask", ".weight_v", ".weight_g")
 

@@ -19,7 +19,7 @@ from torch._export.serde import schema, serialize
 from torch._export.serde.union import _Union, _UnionTag
 from torch.export import ExportedProgram
 
-from workers.engine.fakes import CPU, fake_tensor
+from workers.engine.graph.fake_tensors import CPU, fake_tensor
 
 Build = Callable[[Any], Any]
 

@@ -16,7 +16,7 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, InputS
 from torch.utils._pytree import TreeSpec
 
 from fewbit.runtime.program import Program, dtype_of, program_of
-from workers.engine.fakes import fake_tensor
+from workers.engine.graph.fake_tensors import fake_tensor
 
 aten = torch.ops.aten
 OVERLAPPING = (aten.unfold.default, aten.as_strided.default)  # besides those with a stride of 0

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, fx
 
 from fewbit.runtime.program import Constant, Program, argument, rank
-from workers.engine.names import layer_name, op_name
-from workers.engine.program import layer_path
+from workers.engine.graph.names import layer_name, op_name
+from workers.engine.graph.program import layer_path
 
 aten = torch.ops.aten
 Kind = Literal["linear", "batched", "einsum", "convolution", "embedding", "recurrent", "bilinear", "nested", "opaque"]
