@@ -12,7 +12,7 @@ from fewbit.resources import Reason
 from fewbit.runtime.program import Program
 from fewbit.spec import JobSpec
 from workers.engine import findings
-from workers.engine.eager_verdict import eager_verdict
+from workers.engine.explanation.eager_verdict import eager_verdict
 from workers.engine.graph.layers import Layer
 from workers.engine.graph.program import module_classes
 from workers.engine.observe import Observation

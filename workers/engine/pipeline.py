@@ -25,6 +25,7 @@ from workers.engine.data import read_calibration, read_evaluation
 from workers.engine.diagnosis.defects import Case, defects
 from workers.engine.diagnosis.diagnose import diagnose
 from workers.engine.draft import Draft
+from workers.engine.explanation.other_routes import structure_findings
 from workers.engine.findings import conversion_findings
 from workers.engine.formats import open_program
 from workers.engine.graph.canonicalize import canonical
@@ -39,7 +40,6 @@ from workers.engine.reference import Reference, reference_of
 from workers.engine.repair import non_finite, repaired
 from workers.engine.smooth import smoothed, with_alphas
 from workers.engine.stopwatch import Progress, Stopwatch
-from workers.engine.structure import structure_findings
 from workers.engine.table import coverage, product_rows, report_rows
 from workers.engine.task import FLOAT_PROGRAM, Task
 from workers.engine.verification import Runs, measure_artifacts, measure_latency_of, report_of

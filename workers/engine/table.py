@@ -13,8 +13,8 @@ from fewbit.report import Product as ProductRow
 from fewbit.resources import ModelLayer, Reason
 from fewbit.runtime.program import Program
 from fewbit.spec import Weights
-from workers.engine import reasons
-from workers.engine.eager_verdict import eager_verdict
+from workers.engine.explanation import reasons
+from workers.engine.explanation.eager_verdict import eager_verdict
 from workers.engine.graph.layers import Layer, Product
 from workers.engine.graph.source_lines import source_line
 from workers.engine.observe import LayerObservation, Observation

@@ -8,8 +8,8 @@ from torch import nn
 
 from tests.workers.engine import models
 from tests.workers.engine.runs import load_exported
+from workers.engine.explanation.reasons import unquantizable
 from workers.engine.graph.layers import find_layers
-from workers.engine.reasons import unquantizable
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch.export's own, about the models below
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.workers.engine import models
 from tests.workers.engine.runs import load_exported
-from workers.engine.eager_verdict import eager_verdict
+from workers.engine.explanation.eager_verdict import eager_verdict
 from workers.engine.graph.layers import find_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

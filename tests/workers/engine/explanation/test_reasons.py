@@ -137,8 +137,8 @@ def test_a_sparse_weight_keeps_its_layout(tmp_path: Path) -> None:
     """torch cannot save such a program; the rule is asked about its layer."""
     from dataclasses import replace
 
+    from workers.engine.explanation.reasons import unquantizable
     from workers.engine.graph.layers import find_layers
-    from workers.engine.reasons import unquantizable
 
     layer = find_layers(load(export(models.mlp(), EXAMPLE, tmp_path / "model.pt2")))[0][0]
     operand = replace(layer.operands[0], value=torch.eye(8).to_sparse())
