@@ -16,7 +16,7 @@ from fewbit.runtime.script import Call
 from workers.engine.graph.pt2_reader import read_exported
 from workers.engine.onnx import load_onnx, save_onnx
 from workers.engine.portable import save_pt2
-from workers.engine.reference import Reference
+from workers.engine.quantization.reference import Reference
 from workers.engine.tensors import check_safetensors, save_safetensors
 from workers.engine.torchscript import save_torchscript
 

@@ -24,9 +24,9 @@ from workers.engine.calibrate import run_over
 from workers.engine.data import Data
 from workers.engine.graph.editor import Surgery
 from workers.engine.graph.layers import Layer, Use
-from workers.engine.imitation import imitated
-from workers.engine.quantize import QuantizedLayer
-from workers.engine.reference import FixedRange
+from workers.engine.quantization.quantize import QuantizedLayer
+from workers.engine.quantization.reference import FixedRange
+from workers.engine.quantization.simulation import imitated
 
 aten = torch.ops.aten
 WITH_BIAS_THIRD = frozenset(

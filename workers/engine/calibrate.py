@@ -12,18 +12,18 @@ from torch import Tensor, fx
 from fewbit.report import CalibrationReport
 from fewbit.runtime.program import Program
 from fewbit.spec import ReportParts
-from workers.engine.arithmetic import FLOAT
-from workers.engine.chains import FixedValue, fixed_values
 from workers.engine.data import Data
 from workers.engine.diagnosis.activations import InputWatch, watches_of
 from workers.engine.diagnosis.branches import Branches
 from workers.engine.diagnosis.calibration_set import RangeWatch, calibration_report
 from workers.engine.errors import EngineError, first_line
 from workers.engine.graph.run import ProgramRun
-from workers.engine.observers import Observer, QParams, observer_for
-from workers.engine.plan import Planned
-from workers.engine.reference import FixedRange
-from workers.engine.repair import cleaned
+from workers.engine.quantization.arithmetic import FLOAT
+from workers.engine.quantization.integer_chains import FixedValue, fixed_values
+from workers.engine.quantization.observers import Observer, QParams, observer_for
+from workers.engine.quantization.plan import Planned
+from workers.engine.quantization.reference import FixedRange
+from workers.engine.quantization.repair import cleaned
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,11 @@ from workers.engine.graph.layers import Layer, find_layers
 from workers.engine.graph.program import signature
 from workers.engine.graph.run import primary_output
 from workers.engine.observe import observe, output_rows
-from workers.engine.plan import Planned, plan
+from workers.engine.quantization.plan import Planned, plan
+from workers.engine.quantization.weights import QuantizedWeight, sqnr_db
 from workers.engine.stopwatch import Stopwatch
 from workers.engine.table import coverage, product_rows
 from workers.engine.task import Task
-from workers.engine.weights import QuantizedWeight, sqnr_db
 
 DYNAMIC_TYPES = (nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.RNNCell, nn.GRUCell)  # quantize_dynamic's own default
 PACKED_ROOT = "_packed_weight_0"  # where FX keeps the weight of a model that is a single layer itself

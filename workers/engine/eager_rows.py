@@ -16,9 +16,9 @@ from workers.engine.explanation.eager_verdict import eager_verdict
 from workers.engine.graph.layers import Layer
 from workers.engine.graph.program import module_classes
 from workers.engine.observe import Observation
-from workers.engine.plan import Planned
+from workers.engine.quantization.plan import Planned
+from workers.engine.quantization.weights import QuantizedWeight, weight_stats
 from workers.engine.table import report_rows
-from workers.engine.weights import QuantizedWeight, weight_stats
 
 # FX follows no module of torch.nn that is not a mere container: what is inside stays as it is.
 LEAVES = frozenset(

@@ -22,11 +22,11 @@ from workers.engine.diagnosis.saturation import saturation_of
 from workers.engine.errors import EngineError, first_line
 from workers.engine.graph.layers import Layer, Use
 from workers.engine.graph.run import ProgramRun, primary_output
-from workers.engine.imitation import imitated
-from workers.engine.quantize import QuantizedLayer
-from workers.engine.reference import FixedRange
-from workers.engine.repair import cleaned
-from workers.engine.weights import sqnr_db
+from workers.engine.quantization.quantize import QuantizedLayer
+from workers.engine.quantization.reference import FixedRange
+from workers.engine.quantization.repair import cleaned
+from workers.engine.quantization.simulation import imitated
+from workers.engine.quantization.weights import sqnr_db
 
 
 @dataclass

@@ -32,7 +32,7 @@ from fewbit.runtime.source import NotExpressible, user_outputs
 from workers.engine.errors import first_line
 from workers.engine.graph.editor import Surgery, after
 from workers.engine.qdq import dequantize, high_nibbles, quantize_dequantize, translations
-from workers.engine.reference import Reference
+from workers.engine.quantization.reference import Reference
 
 aten = torch.ops.aten
 OPSET = 21

@@ -12,7 +12,7 @@ from fewbit.spec import JobSpec
 from workers.engine.artifacts import KINDS
 from workers.engine.errors import EngineError
 from workers.engine.findings import not_written
-from workers.engine.reference import Reference
+from workers.engine.quantization.reference import Reference
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,10 @@ from workers.engine.graph.program import signature
 from workers.engine.machine import peak_memory_bytes
 from workers.engine.observe import observe
 from workers.engine.package import package
-from workers.engine.plan import full_range, plan, weights_for
-from workers.engine.quantize import quantize
-from workers.engine.reference import Reference, reference_of
-from workers.engine.repair import non_finite, repaired
+from workers.engine.quantization.plan import full_range, plan, weights_for
+from workers.engine.quantization.quantize import quantize
+from workers.engine.quantization.reference import Reference, reference_of
+from workers.engine.quantization.repair import non_finite, repaired
 from workers.engine.smooth import smoothed, with_alphas
 from workers.engine.stopwatch import Progress, Stopwatch
 from workers.engine.table import coverage, product_rows, report_rows

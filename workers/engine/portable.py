@@ -14,7 +14,7 @@ from fewbit.runtime.lowering import Lowering, operator_of
 from fewbit.runtime.record import FILE
 from fewbit.runtime.script import Call, of_layers
 from workers.engine.archive import shrink
-from workers.engine.reference import Reference
+from workers.engine.quantization.reference import Reference
 
 
 def save_pt2(reference: Reference, path: Path) -> tuple[Call, ...]:

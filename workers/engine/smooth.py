@@ -33,10 +33,10 @@ from workers.engine.data import Data
 from workers.engine.diagnosis.activations import InputWatch
 from workers.engine.graph.editor import Surgery, after
 from workers.engine.graph.layers import VIEWS, Layer, find_layers
-from workers.engine.imitation import per_token
-from workers.engine.observers import fake_quantize, observer_for
-from workers.engine.plan import Planned
-from workers.engine.weights import quantize_weight
+from workers.engine.quantization.observers import fake_quantize, observer_for
+from workers.engine.quantization.plan import Planned
+from workers.engine.quantization.simulation import per_token
+from workers.engine.quantization.weights import quantize_weight
 
 aten = torch.ops.aten
 

@@ -18,9 +18,9 @@ from workers.engine.explanation.eager_verdict import eager_verdict
 from workers.engine.graph.layers import Layer, Product
 from workers.engine.graph.source_lines import source_line
 from workers.engine.observe import LayerObservation, Observation
-from workers.engine.plan import Planned
-from workers.engine.quantize import QuantizedLayer
-from workers.engine.weights import quantize_weight, weight_stats
+from workers.engine.quantization.plan import Planned
+from workers.engine.quantization.quantize import QuantizedLayer
+from workers.engine.quantization.weights import quantize_weight, weight_stats
 
 
 def model_layers(layers: Iterable[Layer]) -> tuple[ModelLayer, ...]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from fewbit.runtime.program import Program
 from fewbit.runtime.record import LayerRecord, WeightRecord
 from fewbit.runtime.script import Call
-from workers.engine.reference import Reference
+from workers.engine.quantization.reference import Reference
 
 METADATA = "fewbit"
 

@@ -8,7 +8,7 @@ import torch
 
 from fewbit.runtime.script import Call, script
 from workers.engine.archive import shrink
-from workers.engine.reference import Reference
+from workers.engine.quantization.reference import Reference
 
 
 def save_torchscript(reference: Reference, path: Path) -> tuple[Call, ...]:

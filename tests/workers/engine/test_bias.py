@@ -22,9 +22,9 @@ from workers.engine.data import Batch, Data
 from workers.engine.graph.layers import find_layers
 from workers.engine.graph.program import load
 from workers.engine.observe import outputs_of
-from workers.engine.plan import plan
-from workers.engine.quantize import quantize
-from workers.engine.reference import Reference, reference_of
+from workers.engine.quantization.plan import plan
+from workers.engine.quantization.quantize import quantize
+from workers.engine.quantization.reference import Reference, reference_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch.export's own
 aten = torch.ops.aten

@@ -11,8 +11,8 @@ from tests.workers.engine.metrics.outputs import FORMS, Outputs, regression, ret
 from workers.engine.artifacts import KINDS
 from workers.engine.metrics.fitting import NotApplicable, fitted
 from workers.engine.metrics.registry import drawn
-from workers.engine.observers import observer_for
-from workers.engine.weights import clip_bound, quantize_weight
+from workers.engine.quantization.observers import observer_for
+from workers.engine.quantization.weights import clip_bound, quantize_weight
 
 
 def test_every_artifact_kind_has_its_writer_and_no_other_has() -> None:

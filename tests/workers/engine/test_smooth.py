@@ -19,9 +19,9 @@ from workers.engine.data import Batch, Data
 from workers.engine.graph.layers import find_layers
 from workers.engine.graph.program import load
 from workers.engine.observe import outputs_of
-from workers.engine.plan import Planned, plan
+from workers.engine.quantization.plan import Planned, plan
+from workers.engine.quantization.weights import sqnr_db
 from workers.engine.smooth import Smoothed, factors_of, smoothed
-from workers.engine.weights import sqnr_db
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch's own
 aten = torch.ops.aten

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from fewbit.report import ActivationStats, OutlierChannel
 from fewbit.report import Histogram as Bars
 from workers.engine.graph.layers import Layer
-from workers.engine.observers import Histogram, QParams
+from workers.engine.quantization.observers import Histogram, QParams
 
 Floats = NDArray[np.float64]
 

@@ -22,9 +22,9 @@ from workers.engine.calibrate import Calibrated
 from workers.engine.diagnosis.patches import exact, left_float, rule
 from workers.engine.graph.layers import Layer
 from workers.engine.observe import Observation
-from workers.engine.plan import Planned
-from workers.engine.quantize import QuantizedLayer
-from workers.engine.repair import non_finite
+from workers.engine.quantization.plan import Planned
+from workers.engine.quantization.quantize import QuantizedLayer
+from workers.engine.quantization.repair import non_finite
 from workers.engine.smooth import possible_gain_db
 
 LOST = 0.5  # of a row's weights rounded to zero

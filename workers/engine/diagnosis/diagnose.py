@@ -19,10 +19,10 @@ from workers.engine.diagnosis.sensitivity import Sensitivity, sensitivity_of
 from workers.engine.graph.layers import Layer
 from workers.engine.graph.run import ProgramRun, primary_output
 from workers.engine.observe import Observation, output_rows
-from workers.engine.quantize import QuantizedLayer
-from workers.engine.reference import Reference
-from workers.engine.repair import cleaned
-from workers.engine.weights import sqnr_db
+from workers.engine.quantization.quantize import QuantizedLayer
+from workers.engine.quantization.reference import Reference
+from workers.engine.quantization.repair import cleaned
+from workers.engine.quantization.weights import sqnr_db
 
 
 @dataclass(frozen=True)

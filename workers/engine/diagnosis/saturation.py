@@ -16,11 +16,11 @@ from torch import Tensor
 from fewbit.report import TargetSaturation
 from fewbit.runtime.kernels import TINY
 from fewbit.runtime.record import PerToken
-from workers.engine.arithmetic import Arithmetic
 from workers.engine.graph.layers import Use
-from workers.engine.observers import QParams
-from workers.engine.quantize import QuantizedLayer
-from workers.engine.weights import sqnr_db
+from workers.engine.quantization.arithmetic import Arithmetic
+from workers.engine.quantization.observers import QParams
+from workers.engine.quantization.quantize import QuantizedLayer
+from workers.engine.quantization.weights import sqnr_db
 
 aten = torch.ops.aten
 

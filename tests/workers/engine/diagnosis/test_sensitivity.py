@@ -24,8 +24,8 @@ from workers.engine.graph.canonicalize import canonical
 from workers.engine.graph.layers import find_layers
 from workers.engine.graph.program import load, signature
 from workers.engine.graph.run import ProgramRun
-from workers.engine.plan import plan
-from workers.engine.quantize import quantize
+from workers.engine.quantization.plan import plan
+from workers.engine.quantization.quantize import quantize
 
 pytestmark = [  # torch's own, about the models
     pytest.mark.filterwarnings("ignore::UserWarning"),

@@ -10,12 +10,12 @@ from torch import Tensor, fx
 
 from fewbit.runtime.kernels import TINY
 from fewbit.runtime.record import PerToken
-from workers.engine.arithmetic import Arithmetic
 from workers.engine.graph.layers import Operand, Use
-from workers.engine.observers import fake_quantize
-from workers.engine.quantize import QuantizedLayer
-from workers.engine.reference import FixedRange
-from workers.engine.weights import QuantizedWeight
+from workers.engine.quantization.arithmetic import Arithmetic
+from workers.engine.quantization.observers import fake_quantize
+from workers.engine.quantization.quantize import QuantizedLayer
+from workers.engine.quantization.reference import FixedRange
+from workers.engine.quantization.weights import QuantizedWeight
 
 LARGEST_TABLE = 1 << 28  # elements: an embedding bag's table beyond this is not dequantized just to be measured
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fewbit.spec import Activations
 from workers.engine.errors import EngineError
-from workers.engine.observers import (
+from workers.engine.quantization.observers import (
     HistogramObserver,
     Observer,
     QParams,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from fewbit.report import ActivationScheme, Scheme, WeightScheme, WeightStats
 from fewbit.spec import Weights
-from workers.engine.arithmetic import Arithmetic
 from workers.engine.graph.layers import Layer, Operand
-from workers.engine.plan import Planned
-from workers.engine.weights import QuantizedWeight, quantize_weight, weight_stats
+from workers.engine.quantization.arithmetic import Arithmetic
+from workers.engine.quantization.plan import Planned
+from workers.engine.quantization.weights import QuantizedWeight, quantize_weight, weight_stats
 
 
 @dataclass(frozen=True)

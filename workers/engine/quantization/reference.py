@@ -19,9 +19,9 @@ from fewbit.runtime.program import Program, dtype_of
 from fewbit.runtime.record import LayerRecord, PerToken, QuantizedValue, Record, WeightRecord
 from workers.engine.graph.editor import Surgery, after
 from workers.engine.graph.layers import EXPANSIONS, Layer, Operand, Use
-from workers.engine.observers import QParams
-from workers.engine.quantize import QuantizedLayer
-from workers.engine.weights import QuantizedWeight
+from workers.engine.quantization.observers import QParams
+from workers.engine.quantization.quantize import QuantizedLayer
+from workers.engine.quantization.weights import QuantizedWeight
 
 aten = torch.ops.aten
 BAGS = (

@@ -19,7 +19,7 @@ from torch import fx
 from fewbit.runtime.lowering import CLAMPS, KEEPS_VALUES, RELUS
 from fewbit.runtime.program import Program, dtype_of
 from fewbit.spec import Activations
-from workers.engine.plan import Planned
+from workers.engine.quantization.plan import Planned
 
 aten = torch.ops.aten
 ADDS = frozenset((aten.add.Tensor,))

@@ -12,10 +12,10 @@ from fewbit.report import Requested, WeightScheme
 from fewbit.resources import Reason
 from fewbit.runtime.kernels import has_vnni
 from fewbit.spec import Activations, JobSpec, LayerRule, Weights
-from workers.engine.arithmetic import FLOAT, Arithmetic, arithmetic_of
 from workers.engine.errors import EngineError
 from workers.engine.explanation import reasons
 from workers.engine.graph.layers import Layer
+from workers.engine.quantization.arithmetic import FLOAT, Arithmetic, arithmetic_of
 
 
 @dataclass(frozen=True)
