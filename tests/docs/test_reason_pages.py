@@ -41,7 +41,7 @@ REPRODUCED_ELSEWHERE = {  # code: the test that makes it
     **dict.fromkeys(("saturation", "low-sqnr", "slower-than-float"), "tests/workers/engine/diagnosis/test_measured.py"),
     **dict.fromkeys(
         ("calibration-drift", "calibration-too-small", "duplicate-samples", "constant-input", "non-finite-input"),
-        "tests/workers/engine/diagnosis/test_statistics.py",
+        "tests/workers/engine/calibration/test_activation_statistics.py",
     ),
 }
 

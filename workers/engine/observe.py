@@ -15,9 +15,9 @@ from torch import Tensor, fx
 from fewbit.report import TargetSaturation
 from fewbit.runtime.program import Program
 from fewbit.spec import ReportParts
+from workers.engine.calibration.activation_statistics import InputWatch, share_of, watches_of
+from workers.engine.calibration.unreached_branches import Branches
 from workers.engine.data import Batch, Data
-from workers.engine.diagnosis.activations import InputWatch, share_of, watches_of
-from workers.engine.diagnosis.branches import Branches
 from workers.engine.diagnosis.saturation import saturation_of
 from workers.engine.errors import EngineError, first_line
 from workers.engine.graph.layers import Layer, Use

@@ -19,8 +19,9 @@ import torch
 from fewbit.runtime.program import Program
 from fewbit.spec import JobSpec
 from workers.engine import eager
-from workers.engine.bias import corrected
-from workers.engine.calibrate import ranges_of
+from workers.engine.calibration.bias import corrected
+from workers.engine.calibration.calibrate import ranges_of
+from workers.engine.calibration.smooth import smoothed, with_alphas
 from workers.engine.data import read_calibration, read_evaluation
 from workers.engine.diagnosis.defects import Case, defects
 from workers.engine.diagnosis.diagnose import diagnose
@@ -38,7 +39,6 @@ from workers.engine.quantization.plan import full_range, plan, weights_for
 from workers.engine.quantization.quantize import quantize
 from workers.engine.quantization.reference import Reference, reference_of
 from workers.engine.quantization.repair import non_finite, repaired
-from workers.engine.smooth import smoothed, with_alphas
 from workers.engine.stopwatch import Progress, Stopwatch
 from workers.engine.table import coverage, product_rows, report_rows
 from workers.engine.task import FLOAT_PROGRAM, Task

@@ -12,9 +12,9 @@ from torch import Tensor, fx
 from fewbit.report import SQNR_CAP_DB, CalibrationReport, LayerError, LayerReport, SensitivitySummary
 from fewbit.runtime.program import Program
 from fewbit.spec import ReportParts
-from workers.engine.calibrate import Calibrated
+from workers.engine.calibration.activation_statistics import share_of, stats_of
+from workers.engine.calibration.calibrate import Calibrated
 from workers.engine.data import Batch, Data
-from workers.engine.diagnosis.activations import share_of, stats_of
 from workers.engine.diagnosis.sensitivity import Sensitivity, sensitivity_of
 from workers.engine.graph.layers import Layer
 from workers.engine.graph.run import ProgramRun, primary_output

@@ -17,7 +17,7 @@ from fewbit.runtime.program import Program
 from fewbit.spec import JobSpec, ReportParts
 from tests.workers.engine.runs import export, run_engine
 from tests.workers.engine.trained import TRAININGS
-from workers.engine.calibrate import ranges_of
+from workers.engine.calibration.calibrate import ranges_of
 from workers.engine.data import Data, read_data
 from workers.engine.diagnosis.sensitivity import Sensitivity, sensitivity_of
 from workers.engine.graph.canonicalize import canonical

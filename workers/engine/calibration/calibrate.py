@@ -12,10 +12,10 @@ from torch import Tensor, fx
 from fewbit.report import CalibrationReport
 from fewbit.runtime.program import Program
 from fewbit.spec import ReportParts
+from workers.engine.calibration.activation_statistics import InputWatch, watches_of
+from workers.engine.calibration.calibration_set import RangeWatch, calibration_report
+from workers.engine.calibration.unreached_branches import Branches
 from workers.engine.data import Data
-from workers.engine.diagnosis.activations import InputWatch, watches_of
-from workers.engine.diagnosis.branches import Branches
-from workers.engine.diagnosis.calibration_set import RangeWatch, calibration_report
 from workers.engine.errors import EngineError, first_line
 from workers.engine.graph.run import ProgramRun
 from workers.engine.quantization.arithmetic import FLOAT

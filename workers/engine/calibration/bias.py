@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx
 
 from fewbit.runtime.program import Program, dtype_of, rank
-from workers.engine.calibrate import run_over
+from workers.engine.calibration.calibrate import run_over
 from workers.engine.data import Data
 from workers.engine.graph.editor import Surgery
 from workers.engine.graph.layers import Layer, Use

@@ -28,9 +28,9 @@ from torch import Tensor, fx
 from fewbit.report import LayerReport
 from fewbit.runtime.program import Program, dtype_of, rank
 from fewbit.spec import Clip, Smooth
-from workers.engine.calibrate import run_over
+from workers.engine.calibration.activation_statistics import InputWatch
+from workers.engine.calibration.calibrate import run_over
 from workers.engine.data import Data
-from workers.engine.diagnosis.activations import InputWatch
 from workers.engine.graph.editor import Surgery, after
 from workers.engine.graph.layers import VIEWS, Layer, find_layers
 from workers.engine.quantization.observers import fake_quantize, observer_for

@@ -15,13 +15,13 @@ from fewbit import JobSpec
 from fewbit.runtime.program import Program
 from tests.workers.engine.models import Attention, CalledTwice, CalledTwiceAlike, Functional, Tied, mlp
 from tests.workers.engine.runs import export, load_exported, run_engine
+from workers.engine.calibration.smooth import Smoothed, factors_of, smoothed
 from workers.engine.data import Batch, Data
 from workers.engine.graph.layers import find_layers
 from workers.engine.graph.program import load
 from workers.engine.observe import outputs_of
 from workers.engine.quantization.plan import Planned, plan
 from workers.engine.quantization.weights import sqnr_db
-from workers.engine.smooth import Smoothed, factors_of, smoothed
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch's own
 aten = torch.ops.aten

@@ -16,8 +16,8 @@ from fewbit.spec import ReportParts
 from tests.workers.engine.models import CalledTwice, Functional, Mixed, Structured, mlp
 from tests.workers.engine.runs import EngineRun, export, load_exported, run_engine
 from tests.workers.engine.trained import Residual, Trained, digits, train
-from workers.engine.bias import Corrected, corrected, mean_errors
-from workers.engine.calibrate import ranges_of
+from workers.engine.calibration.bias import Corrected, corrected, mean_errors
+from workers.engine.calibration.calibrate import ranges_of
 from workers.engine.data import Batch, Data
 from workers.engine.graph.layers import find_layers
 from workers.engine.graph.program import load
