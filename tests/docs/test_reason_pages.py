@@ -34,7 +34,7 @@ REPRODUCED_ELSEWHERE = {  # code: the test that makes it
     "fx-no-pattern": "tests/workers/engine/explanation/test_reasons.py",
     "not-swapped": "tests/workers/engine/explanation/test_reasons.py",
     "shared-module": "tests/workers/engine/test_eager_backend.py",
-    "artifact-not-written": "tests/workers/engine/test_onnx.py",
+    "artifact-not-written": "tests/workers/engine/artifacts/test_onnx.py",
     "not-calibrated": "tests/workers/engine/diagnosis/test_defects.py",
     "activation-outlier": "tests/workers/engine/diagnosis/test_defects.py",
     "metric-not-applicable": "tests/workers/engine/test_pipeline.py",

@@ -31,8 +31,8 @@ from torch.ao.quantization.quantize_fx import convert_fx, fuse_fx, prepare_fx
 from torch.utils import _pytree as pytree
 
 from fewbit.runtime.program import Program
-from workers.engine.archive import shrink
-from workers.engine.artifacts import KINDS
+from workers.engine.artifacts.compression import shrink
+from workers.engine.artifacts.kinds import KINDS
 from workers.engine.data import Data, read_calibration, read_evaluation
 from workers.engine.draft import Draft
 from workers.engine.eager_rows import Replaced, eager_findings, eager_rows, still_float

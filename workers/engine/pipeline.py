@@ -19,6 +19,7 @@ import torch
 from fewbit.runtime.program import Program
 from fewbit.spec import JobSpec
 from workers.engine import eager
+from workers.engine.artifacts.write import package
 from workers.engine.calibration.bias import corrected
 from workers.engine.calibration.calibrate import ranges_of
 from workers.engine.calibration.smooth import smoothed, with_alphas
@@ -34,7 +35,6 @@ from workers.engine.graph.layers import Layer, find_layers
 from workers.engine.graph.program import signature
 from workers.engine.machine import peak_memory_bytes
 from workers.engine.observe import observe
-from workers.engine.package import package
 from workers.engine.quantization.plan import full_range, plan, weights_for
 from workers.engine.quantization.quantize import quantize
 from workers.engine.quantization.reference import Reference, reference_of

@@ -25,7 +25,7 @@ from fewbit.report import (
     Size,
 )
 from workers.engine import findings
-from workers.engine.artifacts import KINDS, Run, load_pt2
+from workers.engine.artifacts.kinds import KINDS, Run, load_pt2
 from workers.engine.data import Batch, Data
 from workers.engine.diagnosis.patches import all_in_one
 from workers.engine.draft import Draft

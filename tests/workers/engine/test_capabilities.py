@@ -8,7 +8,7 @@ import torch
 from fewbit import capabilities, spec
 from fewbit.metrics import family
 from tests.workers.engine.metrics.outputs import FORMS, Outputs, regression, retrieval
-from workers.engine.artifacts import KINDS
+from workers.engine.artifacts.kinds import KINDS
 from workers.engine.metrics.fitting import NotApplicable, fitted
 from workers.engine.metrics.registry import drawn
 from workers.engine.quantization.observers import observer_for

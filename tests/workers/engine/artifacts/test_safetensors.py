@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tests.workers.engine import models
 from tests.workers.engine.runs import EngineRun, run_engine
-from workers.engine.tensors import Manifest, check_safetensors
+from workers.engine.artifacts.safetensors import Manifest, check_safetensors
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch.export's own, about the models below
 

@@ -13,7 +13,7 @@ import torch
 from fewbit.runtime.lowering import Lowering, operator_of
 from fewbit.runtime.record import FILE
 from fewbit.runtime.script import Call, of_layers
-from workers.engine.archive import shrink
+from workers.engine.artifacts.compression import shrink
 from workers.engine.quantization.reference import Reference
 
 

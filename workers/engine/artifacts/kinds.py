@@ -13,12 +13,12 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
 from fewbit.runtime.script import Call
+from workers.engine.artifacts.onnx import load_onnx, save_onnx
+from workers.engine.artifacts.pt2 import save_pt2
+from workers.engine.artifacts.safetensors import check_safetensors, save_safetensors
+from workers.engine.artifacts.torchscript import save_torchscript
 from workers.engine.graph.pt2_reader import read_exported
-from workers.engine.onnx import load_onnx, save_onnx
-from workers.engine.portable import save_pt2
 from workers.engine.quantization.reference import Reference
-from workers.engine.tensors import check_safetensors, save_safetensors
-from workers.engine.torchscript import save_torchscript
 
 Run = Callable[[Sequence[Tensor]], list[Any]]
 """Flat inputs to flat outputs."""

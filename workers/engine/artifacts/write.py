@@ -9,7 +9,7 @@ from fewbit.report import Finding
 from fewbit.runtime.script import Call
 from fewbit.runtime.source import NotExpressible
 from fewbit.spec import JobSpec
-from workers.engine.artifacts import KINDS
+from workers.engine.artifacts.kinds import KINDS
 from workers.engine.errors import EngineError
 from workers.engine.findings import not_written
 from workers.engine.quantization.reference import Reference

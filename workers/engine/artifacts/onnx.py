@@ -29,9 +29,9 @@ from fewbit.runtime.program import Program, dtype_of, mutates, rank
 from fewbit.runtime.record import LayerRecord, PerToken, QuantizedValue, WeightRecord
 from fewbit.runtime.script import Call
 from fewbit.runtime.source import NotExpressible, user_outputs
+from workers.engine.artifacts.onnx_operators import dequantize, high_nibbles, quantize_dequantize, translations
 from workers.engine.errors import first_line
 from workers.engine.graph.editor import Surgery, after
-from workers.engine.qdq import dequantize, high_nibbles, quantize_dequantize, translations
 from workers.engine.quantization.reference import Reference
 
 aten = torch.ops.aten

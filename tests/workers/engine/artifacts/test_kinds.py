@@ -14,7 +14,7 @@ from torch import nn
 from fewbit.runtime.kernels import LINEAR as KERNEL
 from tests.workers.engine import models
 from tests.workers.engine.runs import EngineRun, run_engine
-from workers.engine.artifacts import load_pt2, load_torchscript
+from workers.engine.artifacts.kinds import load_pt2, load_torchscript
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch.export's own, about the models below
 

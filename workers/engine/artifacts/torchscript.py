@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from fewbit.runtime.script import Call, script
-from workers.engine.archive import shrink
+from workers.engine.artifacts.compression import shrink
 from workers.engine.quantization.reference import Reference
 
 
