@@ -42,7 +42,7 @@ from workers.engine.formats import open_module
 from workers.engine.graph.layers import Layer, find_layers
 from workers.engine.graph.program import signature
 from workers.engine.graph.run import primary_output
-from workers.engine.observe import observe, output_rows
+from workers.engine.measurement.float_pass import observe, output_rows
 from workers.engine.quantization.plan import Planned, plan
 from workers.engine.quantization.weights import QuantizedWeight, sqnr_db
 from workers.engine.stopwatch import Stopwatch

@@ -15,7 +15,7 @@ from workers.engine import findings
 from workers.engine.explanation.eager_verdict import eager_verdict
 from workers.engine.graph.layers import Layer
 from workers.engine.graph.program import module_classes
-from workers.engine.observe import Observation
+from workers.engine.measurement.float_pass import Observation
 from workers.engine.quantization.plan import Planned
 from workers.engine.quantization.weights import QuantizedWeight, weight_stats
 from workers.engine.table import report_rows

@@ -33,8 +33,9 @@ from workers.engine.formats import open_program
 from workers.engine.graph.canonicalize import canonical
 from workers.engine.graph.layers import Layer, find_layers
 from workers.engine.graph.program import signature
-from workers.engine.machine import peak_memory_bytes
-from workers.engine.observe import observe
+from workers.engine.measurement.float_pass import observe
+from workers.engine.measurement.machine import peak_memory_bytes
+from workers.engine.measurement.verification import Runs, measure_artifacts, measure_latency_of, report_of
 from workers.engine.quantization.plan import full_range, plan, weights_for
 from workers.engine.quantization.quantize import quantize
 from workers.engine.quantization.reference import Reference, reference_of
@@ -42,7 +43,6 @@ from workers.engine.quantization.repair import non_finite, repaired
 from workers.engine.stopwatch import Progress, Stopwatch
 from workers.engine.table import coverage, product_rows, report_rows
 from workers.engine.task import FLOAT_PROGRAM, Task
-from workers.engine.verification import Runs, measure_artifacts, measure_latency_of, report_of
 
 __all__ = ["Progress", "convert", "verify"]
 

@@ -17,7 +17,7 @@ from workers.engine.explanation import reasons
 from workers.engine.explanation.eager_verdict import eager_verdict
 from workers.engine.graph.layers import Layer, Product
 from workers.engine.graph.source_lines import source_line
-from workers.engine.observe import LayerObservation, Observation
+from workers.engine.measurement.float_pass import LayerObservation, Observation
 from workers.engine.quantization.plan import Planned
 from workers.engine.quantization.quantize import QuantizedLayer
 from workers.engine.quantization.weights import quantize_weight, weight_stats

@@ -22,7 +22,7 @@ from workers.engine.calibration.calibrate import Calibrated
 from workers.engine.calibration.smooth import possible_gain_db
 from workers.engine.diagnosis.patches import exact, left_float, rule
 from workers.engine.graph.layers import Layer
-from workers.engine.observe import Observation
+from workers.engine.measurement.float_pass import Observation
 from workers.engine.quantization.plan import Planned
 from workers.engine.quantization.quantize import QuantizedLayer
 from workers.engine.quantization.repair import non_finite

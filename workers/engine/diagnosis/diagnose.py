@@ -15,10 +15,10 @@ from fewbit.spec import ReportParts
 from workers.engine.calibration.activation_statistics import share_of, stats_of
 from workers.engine.calibration.calibrate import Calibrated
 from workers.engine.data import Batch, Data
-from workers.engine.diagnosis.sensitivity import Sensitivity, sensitivity_of
 from workers.engine.graph.layers import Layer
 from workers.engine.graph.run import ProgramRun, primary_output
-from workers.engine.observe import Observation, output_rows
+from workers.engine.measurement.float_pass import Observation, output_rows
+from workers.engine.measurement.sensitivity import Sensitivity, sensitivity_of
 from workers.engine.quantization.quantize import QuantizedLayer
 from workers.engine.quantization.reference import Reference
 from workers.engine.quantization.repair import cleaned

@@ -21,7 +21,7 @@ from workers.engine.calibration.calibrate import ranges_of
 from workers.engine.data import Batch, Data
 from workers.engine.graph.layers import find_layers
 from workers.engine.graph.program import load
-from workers.engine.observe import outputs_of
+from workers.engine.measurement.float_pass import outputs_of
 from workers.engine.quantization.plan import plan
 from workers.engine.quantization.quantize import quantize
 from workers.engine.quantization.reference import Reference, reference_of

@@ -19,7 +19,7 @@ from workers.engine.calibration.smooth import Smoothed, factors_of, smoothed
 from workers.engine.data import Batch, Data
 from workers.engine.graph.layers import find_layers
 from workers.engine.graph.program import load
-from workers.engine.observe import outputs_of
+from workers.engine.measurement.float_pass import outputs_of
 from workers.engine.quantization.plan import Planned, plan
 from workers.engine.quantization.weights import sqnr_db
 

@@ -18,10 +18,10 @@ from fewbit.spec import ReportParts
 from workers.engine.calibration.activation_statistics import InputWatch, share_of, watches_of
 from workers.engine.calibration.unreached_branches import Branches
 from workers.engine.data import Batch, Data
-from workers.engine.diagnosis.saturation import saturation_of
 from workers.engine.errors import EngineError, first_line
 from workers.engine.graph.layers import Layer, Use
 from workers.engine.graph.run import ProgramRun, primary_output
+from workers.engine.measurement.saturation import saturation_of
 from workers.engine.quantization.quantize import QuantizedLayer
 from workers.engine.quantization.reference import FixedRange
 from workers.engine.quantization.repair import cleaned

@@ -6,7 +6,7 @@ import pytest
 from workers.engine.metrics.fitting import NotApplicable
 from workers.engine.metrics.paired import mcnemar, paired_interval
 from workers.engine.metrics.registry import measured
-from workers.engine.similarity import Comparison, flips_between
+from workers.engine.metrics.similarity import Comparison, flips_between
 
 
 def compared(before: np.ndarray, after: np.ndarray) -> Comparison:

@@ -23,7 +23,7 @@ STAGE = """
 import sys, json
 from pathlib import Path
 from workers.engine import pipeline
-from workers.engine.machine import peak_memory_bytes
+from workers.engine.measurement.machine import peak_memory_bytes
 from workers.engine.preload import preload
 preload()
 before = peak_memory_bytes()

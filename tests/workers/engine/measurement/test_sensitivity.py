@@ -19,11 +19,11 @@ from tests.workers.engine.runs import export, run_engine
 from tests.workers.engine.trained import TRAININGS
 from workers.engine.calibration.calibrate import ranges_of
 from workers.engine.data import Data, read_data
-from workers.engine.diagnosis.sensitivity import Sensitivity, sensitivity_of
 from workers.engine.graph.canonicalize import canonical
 from workers.engine.graph.layers import find_layers
 from workers.engine.graph.program import load, signature
 from workers.engine.graph.run import ProgramRun
+from workers.engine.measurement.sensitivity import Sensitivity, sensitivity_of
 from workers.engine.quantization.plan import plan
 from workers.engine.quantization.quantize import quantize
 

@@ -32,13 +32,13 @@ from workers.engine.draft import Draft
 from workers.engine.errors import EngineError, first_line
 from workers.engine.gates import check_gates, verdict
 from workers.engine.graph.run import primary_output
-from workers.engine.kernels import Executed, executed_kernels
-from workers.engine.latency import Race, latency_of, race
-from workers.engine.machine import peak_memory_bytes, provenance
+from workers.engine.measurement.float_pass import output_rows
+from workers.engine.measurement.kernels import Executed, executed_kernels
+from workers.engine.measurement.latency import Race, latency_of, race
+from workers.engine.measurement.machine import peak_memory_bytes, provenance
 from workers.engine.metrics.accuracy import labelled
 from workers.engine.metrics.conclusion import conclusion
-from workers.engine.observe import output_rows
-from workers.engine.similarity import Comparison
+from workers.engine.metrics.similarity import Comparison
 from workers.engine.task import Task
 
 AGREEMENT_DB = 35.0  # nearer than this to the reference is rounding
