@@ -35,10 +35,10 @@ REPRODUCED_ELSEWHERE = {  # code: the test that makes it
     "not-swapped": "tests/workers/engine/explanation/test_reasons.py",
     "shared-module": "tests/workers/engine/test_eager_backend.py",
     "artifact-not-written": "tests/workers/engine/artifacts/test_onnx.py",
-    "not-calibrated": "tests/workers/engine/diagnosis/test_defects.py",
-    "activation-outlier": "tests/workers/engine/diagnosis/test_defects.py",
+    "not-calibrated": "tests/workers/engine/reporting/test_defects.py",
+    "activation-outlier": "tests/workers/engine/reporting/test_defects.py",
     "metric-not-applicable": "tests/workers/engine/test_pipeline.py",
-    **dict.fromkeys(("saturation", "low-sqnr", "slower-than-float"), "tests/workers/engine/diagnosis/test_measured.py"),
+    **dict.fromkeys(("saturation", "low-sqnr", "slower-than-float"), "tests/workers/engine/reporting/test_measured.py"),
     **dict.fromkeys(
         ("calibration-drift", "calibration-too-small", "duplicate-samples", "constant-input", "non-finite-input"),
         "tests/workers/engine/calibration/test_activation_statistics.py",

@@ -45,8 +45,8 @@ from workers.engine.graph.run import primary_output
 from workers.engine.measurement.float_pass import observe, output_rows
 from workers.engine.quantization.plan import Planned, plan
 from workers.engine.quantization.weights import QuantizedWeight, sqnr_db
+from workers.engine.reporting.layer_rows import coverage, product_rows
 from workers.engine.stopwatch import Stopwatch
-from workers.engine.table import coverage, product_rows
 from workers.engine.task import Task
 
 DYNAMIC_TYPES = (nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.RNNCell, nn.GRUCell)  # quantize_dynamic's own default

@@ -11,14 +11,14 @@ from fewbit.report import ActivationScheme, EagerVerdict, Finding, LayerError, L
 from fewbit.resources import Reason
 from fewbit.runtime.program import Program
 from fewbit.spec import JobSpec
-from workers.engine import findings
 from workers.engine.explanation.eager_verdict import eager_verdict
 from workers.engine.graph.layers import Layer
 from workers.engine.graph.program import module_classes
 from workers.engine.measurement.float_pass import Observation
 from workers.engine.quantization.plan import Planned
 from workers.engine.quantization.weights import QuantizedWeight, weight_stats
-from workers.engine.table import report_rows
+from workers.engine.reporting import findings
+from workers.engine.reporting.layer_rows import report_rows
 
 # FX follows no module of torch.nn that is not a mere container: what is inside stays as it is.
 LEAVES = frozenset(

@@ -24,11 +24,8 @@ from workers.engine.calibration.bias import corrected
 from workers.engine.calibration.calibrate import ranges_of
 from workers.engine.calibration.smooth import smoothed, with_alphas
 from workers.engine.data import read_calibration, read_evaluation
-from workers.engine.diagnosis.defects import Case, defects
-from workers.engine.diagnosis.diagnose import diagnose
 from workers.engine.draft import Draft
 from workers.engine.explanation.other_routes import structure_findings
-from workers.engine.findings import conversion_findings
 from workers.engine.formats import open_program
 from workers.engine.graph.canonicalize import canonical
 from workers.engine.graph.layers import Layer, find_layers
@@ -40,8 +37,11 @@ from workers.engine.quantization.plan import full_range, plan, weights_for
 from workers.engine.quantization.quantize import quantize
 from workers.engine.quantization.reference import Reference, reference_of
 from workers.engine.quantization.repair import non_finite, repaired
+from workers.engine.reporting.defects import Case, defects
+from workers.engine.reporting.diagnose import diagnose
+from workers.engine.reporting.findings import conversion_findings
+from workers.engine.reporting.layer_rows import coverage, product_rows, report_rows
 from workers.engine.stopwatch import Progress, Stopwatch
-from workers.engine.table import coverage, product_rows, report_rows
 from workers.engine.task import FLOAT_PROGRAM, Task
 
 __all__ = ["Progress", "convert", "verify"]

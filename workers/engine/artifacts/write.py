@@ -11,8 +11,8 @@ from fewbit.runtime.source import NotExpressible
 from fewbit.spec import JobSpec
 from workers.engine.artifacts.kinds import KINDS
 from workers.engine.errors import EngineError
-from workers.engine.findings import not_written
 from workers.engine.quantization.reference import Reference
+from workers.engine.reporting.findings import not_written
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from workers.engine.formats.stock import open_stock, stock_layers, stock_program
 from workers.engine.formats.torchscript import script_layers, script_program
 from workers.engine.graph.layers import find_layers
 from workers.engine.graph.program import load, signature
-from workers.engine.table import model_layers
+from workers.engine.reporting.layer_rows import model_layers
 from workers.engine.task import Inspection
 
 __all__ = ["inspect_upload", "open_module", "open_program"]

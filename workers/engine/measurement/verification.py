@@ -24,13 +24,10 @@ from fewbit.report import (
     ReportArtifact,
     Size,
 )
-from workers.engine import findings
 from workers.engine.artifacts.kinds import KINDS, Run, load_pt2
 from workers.engine.data import Batch, Data
-from workers.engine.diagnosis.patches import all_in_one
 from workers.engine.draft import Draft
 from workers.engine.errors import EngineError, first_line
-from workers.engine.gates import check_gates, verdict
 from workers.engine.graph.run import primary_output
 from workers.engine.measurement.float_pass import output_rows
 from workers.engine.measurement.kernels import Executed, executed_kernels
@@ -39,6 +36,9 @@ from workers.engine.measurement.machine import peak_memory_bytes, provenance
 from workers.engine.metrics.accuracy import labelled
 from workers.engine.metrics.conclusion import conclusion
 from workers.engine.metrics.similarity import Comparison
+from workers.engine.reporting import findings
+from workers.engine.reporting.gates import check_gates, verdict
+from workers.engine.reporting.patches import all_in_one
 from workers.engine.task import Task
 
 AGREEMENT_DB = 35.0  # nearer than this to the reference is rounding

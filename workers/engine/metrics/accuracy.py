@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from fewbit.report import ClassAccuracy, Finding, Flip, Metric
-from workers.engine.findings import metric_not_applicable
 from workers.engine.metrics.fitting import Array, Fitted, NotApplicable, fitted
 from workers.engine.metrics.means import right_rows
 from workers.engine.metrics.registry import measured
 from workers.engine.metrics.similarity import flips_between
+from workers.engine.reporting.findings import metric_not_applicable
 
 MOST_CLASSES = 1000  # rows of ``classes``: those that changed least are left out beyond
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from fewbit.report import ArtifactLatency, Finding, Latency, Percentiles, Report
 from tests.workers.engine.runs import EngineRun, run_engine
-from workers.engine.findings import latency_findings
+from workers.engine.reporting.findings import latency_findings
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch.export's own
 

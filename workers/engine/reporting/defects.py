@@ -20,12 +20,12 @@ from fewbit.runtime.program import Program
 from fewbit.spec import JobSpec
 from workers.engine.calibration.calibrate import Calibrated
 from workers.engine.calibration.smooth import possible_gain_db
-from workers.engine.diagnosis.patches import exact, left_float, rule
 from workers.engine.graph.layers import Layer
 from workers.engine.measurement.float_pass import Observation
 from workers.engine.quantization.plan import Planned
 from workers.engine.quantization.quantize import QuantizedLayer
 from workers.engine.quantization.repair import non_finite
+from workers.engine.reporting.patches import exact, left_float, rule
 
 LOST = 0.5  # of a row's weights rounded to zero
 LEAST_ROW = 16  # shorter rows (depthwise filters) have no crowd to lose

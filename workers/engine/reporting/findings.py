@@ -11,10 +11,10 @@ import torch
 from fewbit.report import Finding, Latency, LayerReport
 from fewbit.runtime.program import Program
 from fewbit.spec import JobSpec
-from workers.engine.diagnosis.patches import left_float
 from workers.engine.graph.layers import KNOWN_SPACES
 from workers.engine.graph.program import layer_path
 from workers.engine.quantization.quantize import QuantizedLayer
+from workers.engine.reporting.patches import left_float
 
 LEAST_OWN_SQNR_DB = 15.0
 WORTH_SPEEDING_UP_MS = 10.0  # below this call overhead and a busy machine weigh as much as the arithmetic
