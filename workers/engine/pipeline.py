@@ -18,13 +18,13 @@ import torch
 
 from fewbit.runtime.program import Program
 from fewbit.spec import JobSpec
-from workers.engine import eager
 from workers.engine.artifacts.write import package
 from workers.engine.calibration.bias import corrected
 from workers.engine.calibration.calibrate import ranges_of
 from workers.engine.calibration.smooth import smoothed, with_alphas
 from workers.engine.data import read_calibration, read_evaluation
 from workers.engine.draft import Draft
+from workers.engine.eager import backend
 from workers.engine.explanation.other_routes import structure_findings
 from workers.engine.formats import open_program
 from workers.engine.graph.canonicalize import canonical
@@ -63,7 +63,7 @@ def _by_torch(task: Task, folder: Path, watch: Stopwatch) -> Draft:
     """``torch.ao`` on the module itself; the program says what its layers are, and what they give in float."""
     with watch("load"):
         program = canonical(_opened(task, folder))
-    return eager.convert(task, folder, program, watch)
+    return backend.convert(task, folder, program, watch)
 
 
 def _by_graph(task: Task, folder: Path, watch: Stopwatch) -> Draft:

@@ -18,7 +18,7 @@ from fewbit.resources import InputSignature, ModelFormat
 from service.jobs.support import resolved, unsuited, unsupported
 from tests.workers import packed
 from tests.workers.engine.runs import EngineRun
-from workers.engine.eager_script import Positional, scripted
+from workers.engine.eager.script import Positional, scripted
 from workers.engine.errors import EngineError
 from workers.engine.formats import READERS
 from workers.engine.pipeline import convert, verify

@@ -35,8 +35,8 @@ from workers.engine.artifacts.compression import shrink
 from workers.engine.artifacts.kinds import KINDS
 from workers.engine.data import Data, read_calibration, read_evaluation
 from workers.engine.draft import Draft
-from workers.engine.eager_rows import Replaced, eager_findings, eager_rows, still_float
-from workers.engine.eager_script import Inputs, Owners, Positional, calls_of, scripted
+from workers.engine.eager.rows import Replaced, eager_findings, eager_rows, still_float
+from workers.engine.eager.script import Inputs, Owners, Positional, calls_of, scripted
 from workers.engine.errors import EngineError, first_line
 from workers.engine.formats import open_module
 from workers.engine.graph.layers import Layer, find_layers
