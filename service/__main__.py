@@ -10,7 +10,7 @@ import resource
 
 import uvicorn
 
-from service.protocol import guarded
+from service.http.protocol import guarded
 from service.settings import ServiceSettings
 
 FILES_OF_A_CONNECTION, FILES_BESIDE = 2, 512

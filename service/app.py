@@ -12,20 +12,20 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
 from fewbit.version import VERSION
-from service import capabilities, compare, front_page, health, ids, metrics, problem_pages, reason_pages  # noqa: F401  # ids: registers {…:id} before routes need it
+from service import capabilities, compare, front_page, health, metrics, problem_pages, reason_pages
 from service.artifacts import endpoints as artifacts
 from service.audit import endpoints as audit
-from service.auth import KeyAuth
-from service.bounds import Bounds
 from service.datasets import endpoints as datasets
-from service.description import ABOUT, TAGS, openapi_of
-from service.envelope import Envelope, refuse
+from service.http.authentication import KeyAuth
+from service.http.bounds import Bounds
+from service.http.envelope import Envelope, refuse
+from service.http.openapi_document import ABOUT, TAGS, openapi_of
+from service.http.shutdown import stopped
 from service.jobs import endpoints as jobs
 from service.leftovers import tidied
 from service.models import endpoints as models
 from service.parts import Parts, by_tenant
 from service.settings import ServiceSettings
-from service.stopping import stopped
 from service.webhooks import endpoints as webhooks
 from service.webhooks.courier import Courier
 from service.webhooks.posting import Posting

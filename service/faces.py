@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from fastapi import Query, Request, Response
 
 from fewbit.faces.document import policy
-from service.answers import JSON, chosen_type
-from service.documents import TEXT
+from service.http.answers import JSON, chosen_type
+from service.http.openapi_operations import TEXT
 
 HTML, MARKDOWN = "text/html", "text/markdown"
 Format = Annotated[

@@ -9,9 +9,9 @@ from pydantic import BaseModel
 from starlette.responses import HTMLResponse
 
 from fewbit.problems import PROBLEMS, ProblemKind
-from service.answers import JSON, chosen_type, json_answer
-from service.documents import TEXT, documents
-from service.problems import NotFound
+from service.http.answers import JSON, chosen_type, json_answer
+from service.http.openapi_operations import TEXT, documents
+from service.http.problems import NotFound
 
 router = APIRouter(tags=["service"])
 HTML = "text/html"

@@ -20,7 +20,7 @@ LONGEST_OBJECT = 200
 
 
 class Named(Protocol):
-    """What is known of the caller (``service.auth.Caller``)."""
+    """What is known of the caller (``service.http.authentication.Caller``)."""
 
     @property
     def tenant(self) -> str: ...

@@ -9,13 +9,13 @@ from fastapi import APIRouter, Query, Request, Response
 
 from fewbit.problems import FieldError
 from fewbit.resources import Dataset
-from service.answers import LONGEST_PAGE, decode_cursor, json_answer, nothing, page_answer
 from service.datasets.declared import Unreadable
 from service.datasets.reading import Contents, read
-from service.documents import UPLOAD, DatasetPage, documents
-from service.idempotency import once
+from service.http.answers import LONGEST_PAGE, decode_cursor, json_answer, nothing, page_answer
+from service.http.idempotency import once
+from service.http.openapi_operations import UPLOAD, DatasetPage, documents
+from service.http.problems import InUse, InvalidDataset, NotFound
 from service.parts import parts_of
-from service.problems import InUse, InvalidDataset, NotFound
 from service.uploads import Upload, at_hand, received
 
 router = APIRouter(tags=["datasets"])

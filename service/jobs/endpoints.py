@@ -15,18 +15,18 @@ from fewbit.faces.report_page import report_page
 from fewbit.problems import FieldError
 from fewbit.report import Report
 from fewbit.resources import Job, JobStatus
-from service.answers import JSON, LONGEST_PAGE, chosen_type, decode_cursor, json_answer, nothing, page_answer
 from service.delivery import deliver
-from service.documents import EVENT_STREAM, EventPage, JobPage, Unfinished, documents
-from service.entries import is_entry_id
 from service.faces import HTML, Format, base_of, chosen_face, face_answer, faces_of
-from service.idempotency import once
+from service.http.answers import JSON, LONGEST_PAGE, chosen_type, decode_cursor, json_answer, nothing, page_answer
+from service.http.idempotency import once
+from service.http.openapi_operations import EVENT_STREAM, EventPage, JobPage, Unfinished, documents
+from service.http.preferences import preferred_wait
+from service.http.problems import InvalidRequest, JobFinal, JobNotFinal, NoReport, NotFound, QuotaExceeded
+from service.http.stream_ids import is_entry_id
 from service.jobs.events import SSE, event_page, event_stream
 from service.jobs.spec import read_spec, spec_body
 from service.jobs.validation import unknown_upload, validated
 from service.parts import Parts, parts_of
-from service.preferences import preferred_wait
-from service.problems import InvalidRequest, JobFinal, JobNotFinal, NoReport, NotFound, QuotaExceeded
 from store.jobs import Missing, QueueFull
 from store.records import JobRecord, NewJob
 

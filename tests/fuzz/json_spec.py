@@ -6,8 +6,8 @@ import json
 
 from hypothesis import strategies as st
 
+from service.http.problems import Refusal
 from service.jobs.spec import read_spec
-from service.problems import Refusal
 from tests.fuzz import Target
 
 _NAMES = st.sampled_from(

@@ -1,6 +1,6 @@
 """A module of ``torch.nn`` classes only, as ``torch.save(model)`` writes it: loaded without running code of its own.
 
-The scan has read the pickle and let it through because every name in it is in ``workers/intake/stock_modules.py``. Here torch's
+The scan has read the pickle and let it through because every name in it is in ``workers.intake``. Here torch's
 restricted unpickler is given the same names and no other, so that both would have to be wrong at once.
 """
 

@@ -16,10 +16,10 @@ from typing import cast
 import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.outflow import Outflow
-from service.problems import HeadersTooLarge, MalformedRequest, Refusal, ServiceUnavailable, TooSlow, UriTooLong
-from service.room import Room
-from service.security import HEADERS
+from service.http.connections import Room
+from service.http.problems import HeadersTooLarge, MalformedRequest, Refusal, ServiceUnavailable, TooSlow, UriTooLong
+from service.http.security_headers import HEADERS
+from service.http.slow_readers import Outflow
 
 log = structlog.get_logger("fewbit.gateway")
 MOST_HEADERS, MOST_HEADER_BYTES, LONGEST_TARGET = 100, 32 * 1024, 8 * 1024
@@ -58,7 +58,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     @property
     def is_served(self) -> bool:
-        """The key was good (``service.auth``), and the answer is not complete."""
+        """The key was good (``service.http.authentication``), and the answer is not complete."""
         return self.cycle is not None and not self.cycle.response_complete and "let_in" in self.cycle.scope
 
     def cut(self) -> None:

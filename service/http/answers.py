@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fewbit.problems import FieldError
-from service.ids import is_id
-from service.problems import InvalidRequest, NotAcceptable
+from service.http.ids import is_id
+from service.http.problems import InvalidRequest, NotAcceptable
 from store.ids import Kind
 
 JSON = "application/json"

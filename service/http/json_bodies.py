@@ -9,8 +9,8 @@ from typing import Any
 
 from starlette.requests import Request
 
-from service.answers import JSON, media_type
-from service.problems import MalformedRequest, PayloadTooLarge, UnsupportedMediaType
+from service.http.answers import JSON, media_type
+from service.http.problems import MalformedRequest, PayloadTooLarge, UnsupportedMediaType
 
 DEEPEST = 32
 LARGEST = 2**63

@@ -12,7 +12,7 @@ import struct
 from contextlib import suppress
 from typing import Any
 
-from service.bounds import SLOWEST_BYTES_PER_S
+from service.http.bounds import SLOWEST_BYTES_PER_S
 
 LOOKS = 4
 MOST_UNSENT = 64 * 1024

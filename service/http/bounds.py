@@ -1,7 +1,7 @@
 """What a request may be, before anyone looks at who sends it: its target, its Host, and the pace of its body.
 
 Number and size of headers, how long they may take, and readers that do not read are the protocol's part
-(``service.protocol``).
+(``service.http.protocol``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.problems import MalformedRequest, Misdirected, TooSlow, UriTooLong
+from service.http.problems import MalformedRequest, Misdirected, TooSlow, UriTooLong
 
 LONGEST_PATH, LONGEST_QUERY = 1024, 4096
 IDLE_S = 30.0

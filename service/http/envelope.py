@@ -18,7 +18,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fewbit.problems import FieldError
-from service.problems import (
+from service.http.problems import (
     InvalidRequest,
     MalformedRequest,
     MethodNotAllowed,
@@ -29,7 +29,7 @@ from service.problems import (
     ServiceUnavailable,
     UploadInterrupted,
 )
-from service.security import secure
+from service.http.security_headers import secure
 
 log = structlog.get_logger("fewbit.gateway")
 STORE_IS_AWAY = (ConnectionError, TimeoutError, BusyLoadingError, OutOfMemoryError, OperationalError)

@@ -11,7 +11,7 @@ from pydantic.json_schema import models_json_schema
 from fewbit.problems import Problem
 from fewbit.resources import Event, NewWebhook
 from fewbit.spec import JobSpec
-from service.documents import EventPage, JobEndedProblem
+from service.http.openapi_operations import EventPage, JobEndedProblem
 
 ABOUT = """Post a trained PyTorch model, get an int8 artifact that is proved to still give the right answers, and the
 cause for every layer that stayed float.

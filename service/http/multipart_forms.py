@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from service.problems import MalformedRequest, UploadInterrupted
+from service.http.problems import MalformedRequest, UploadInterrupted
 
 
 class FilePart:

@@ -18,9 +18,9 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.audit import Tally, Trail
-from service.envelope import answered
+from service.http.envelope import answered
+from service.http.problems import Forbidden, RateLimited, TooManyOpen, Unauthorized
 from service.parts import Parts
-from service.problems import Forbidden, RateLimited, TooManyOpen, Unauthorized
 from store.keys import SCOPES, KeyRecord, key_id
 from store.keys import Scope as KeyScope
 from store.rates import WINDOW_S, Allowance
@@ -100,7 +100,7 @@ class KeyAuth:
             await self._tell(refusal.kind.status, scope, parts)
             raise
         watched = Trail(parts, scope, caller).watch(_with_rate(send, parts.rates.limit, allowance))
-        scope["let_in"] = True  # for `service.protocol`
+        scope["let_in"] = True  # for `service.http.protocol`
         with self._counted(caller.tenant):
             await answered(self._permitted, scope, receive, watched)
 
