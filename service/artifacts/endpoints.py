@@ -10,10 +10,10 @@ from starlette.responses import JSONResponse, StreamingResponse
 
 from fewbit.resources import Artifact
 from service.artifacts.ranges import requested_range
+from service.dependencies import parts_of
 from service.http.openapi_operations import DOWNLOAD, ArtifactList, documents
 from service.http.problems import NotFound
 from service.jobs.endpoints import known_job, not_modified
-from service.parts import parts_of
 from store.records import ArtifactRecord, JobRecord
 
 router = APIRouter(tags=["artifacts"])

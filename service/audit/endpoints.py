@@ -9,11 +9,11 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from fewbit.problems import FieldError
+from service.dependencies import parts_of
 from service.http.answers import LONGEST_PAGE
 from service.http.openapi_operations import documents
 from service.http.problems import InvalidRequest
 from service.http.stream_ids import is_entry_id
-from service.parts import parts_of
 from store.audit import page
 
 router = APIRouter(tags=["service"])

@@ -10,7 +10,7 @@ import structlog
 from redis.exceptions import RedisError
 from starlette.types import Message, Scope, Send
 
-from service.parts import Parts
+from service.dependencies import Parts
 from store.audit import appended
 from store.records import now_iso
 

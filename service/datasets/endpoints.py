@@ -11,12 +11,12 @@ from fewbit.problems import FieldError
 from fewbit.resources import Dataset
 from service.datasets.declared import Unreadable
 from service.datasets.reading import Contents, read
+from service.dependencies import parts_of
 from service.http.answers import LONGEST_PAGE, decode_cursor, json_answer, nothing, page_answer
 from service.http.idempotency import once
 from service.http.openapi_operations import UPLOAD, DatasetPage, documents
 from service.http.problems import InUse, InvalidDataset, NotFound
-from service.parts import parts_of
-from service.uploads import Upload, at_hand, received
+from service.uploads.receive import Upload, at_hand, received
 
 router = APIRouter(tags=["datasets"])
 

@@ -18,9 +18,9 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.audit import Tally, Trail
+from service.dependencies import Parts
 from service.http.envelope import answered
 from service.http.problems import Forbidden, RateLimited, TooManyOpen, Unauthorized
-from service.parts import Parts
 from store.keys import SCOPES, KeyRecord, key_id
 from store.keys import Scope as KeyScope
 from store.rates import WINDOW_S, Allowance

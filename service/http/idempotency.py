@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fewbit.problems import FieldError
+from service.dependencies import parts_of
 from service.http.envelope import refusal_of
 from service.http.problems import IdempotencyInProgress, IdempotencyKeyReused, InvalidRequest, Refusal
-from service.parts import parts_of
 from store.idempotency import InProgress, Reused
 
 LONGEST_KEY = 255

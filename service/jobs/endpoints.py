@@ -16,7 +16,7 @@ from fewbit.problems import FieldError
 from fewbit.report import Report
 from fewbit.resources import Job, JobStatus
 from service.delivery import deliver
-from service.faces import HTML, Format, base_of, chosen_face, face_answer, faces_of
+from service.dependencies import Parts, parts_of
 from service.http.answers import JSON, LONGEST_PAGE, chosen_type, decode_cursor, json_answer, nothing, page_answer
 from service.http.idempotency import once
 from service.http.openapi_operations import EVENT_STREAM, EventPage, JobPage, Unfinished, documents
@@ -26,7 +26,7 @@ from service.http.stream_ids import is_entry_id
 from service.jobs.events import SSE, event_page, event_stream
 from service.jobs.spec import read_spec, spec_body
 from service.jobs.validation import unknown_upload, validated
-from service.parts import Parts, parts_of
+from service.pages.report_formats import HTML, Format, base_of, chosen_face, face_answer, faces_of
 from store.jobs import Missing, QueueFull
 from store.records import JobRecord, NewJob
 

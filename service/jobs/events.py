@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
-from service.parts import Parts
+from service.dependencies import Parts
 from store.jobs import EventRecord, Jobs
 
 SSE = "text/event-stream"

@@ -17,13 +17,13 @@ from anyio import to_thread
 from fewbit.metrics import is_known, wanted
 from fewbit.problems import FieldError, JobProblem
 from fewbit.spec import Calibration, Evaluation, JobSpec
+from service.dependencies import Parts
 from service.http.ids import is_id
 from service.http.problems import InvalidRequest, ModelNotReady, UnusableModel
 from service.jobs.fitting import dataset_errors
 from service.jobs.groups import group_errors
 from service.jobs.spec import ReadSpec
 from service.jobs.support import resolved, unsuited, unsupported
-from service.parts import Parts
 from store.queue import line_of
 from store.records import BlobRef, DatasetRecord, ModelRecord, NewJob
 

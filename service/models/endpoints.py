@@ -9,12 +9,12 @@ from fastapi import APIRouter, Query, Request, Response
 from fewbit.problems import FieldError, JobProblem
 from fewbit.resources import Model
 from service.delivery import deliver
+from service.dependencies import parts_of
 from service.http.answers import JSON, LONGEST_PAGE, decode_cursor, json_answer, media_type, nothing, page_answer
 from service.http.idempotency import once
 from service.http.openapi_operations import UPLOAD, ModelPage, documents
 from service.http.problems import InUse, NotByReference, NotFound, UnusableModel
-from service.parts import parts_of
-from service.uploads import FORM, RAW, received
+from service.uploads.receive import FORM, RAW, received
 from store.ids import new_id
 
 router = APIRouter(tags=["models"])

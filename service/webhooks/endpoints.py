@@ -8,12 +8,12 @@ from starlette.responses import JSONResponse
 
 from fewbit.problems import FieldError
 from fewbit.resources import Delivery, NewWebhook, Webhook, WebhookWithSecret
+from service.dependencies import parts_of
 from service.http.answers import JSON, nothing
 from service.http.json_bodies import json_bytes, json_object
 from service.http.openapi_operations import DeliveryList, WebhookList, documents
 from service.http.problems import InvalidRequest, NotFound, QuotaExceeded
 from service.jobs.spec import field_errors
-from service.parts import parts_of
 from service.webhooks.addresses import Unreachable, checked_url, resolved
 from store.webhooks import DeliveryRecord, TooMany, WebhookRecord, Webhooks
 

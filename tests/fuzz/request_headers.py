@@ -12,7 +12,7 @@ from service.http.answers import chosen_type, decode_cursor
 from service.http.preferences import preferred_wait
 from service.http.problems import Refusal
 from service.jobs.endpoints import checked_event_id, not_modified
-from service.uploads import announced_sha256, announced_size, file_name
+from service.uploads.receive import announced_sha256, announced_size, file_name
 from tests.fuzz import Target
 
 _PIECES = st.sampled_from(

@@ -11,10 +11,10 @@ from markdown_it import MarkdownIt
 
 from fewbit.faces.document import document
 from fewbit.faces.markup import raw, tag
-from service.faces import HTML, MARKDOWN, face_answer
 from service.http.answers import chosen_type
 from service.http.openapi_operations import TEXT, documents
 from service.http.problems import NotFound
+from service.pages.report_formats import HTML, MARKDOWN, face_answer
 
 router = APIRouter(tags=["service"])
 FOLDER = Path(__file__).parents[1] / "docs" / "reasons"

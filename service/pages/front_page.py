@@ -8,9 +8,9 @@ from pydantic import BaseModel
 from fewbit.faces.document import document
 from fewbit.faces.markup import tag
 from fewbit.version import VERSION
-from service.faces import HTML, face_answer
 from service.http.answers import JSON, chosen_type
 from service.http.openapi_operations import TEXT, documents
+from service.pages.report_formats import HTML, face_answer
 
 router = APIRouter(tags=["service"])
 

@@ -10,9 +10,9 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
+from service.dependencies import Parts, whole_service
 from service.http.openapi_operations import documents
 from service.http.problems import ServiceUnavailable
-from service.parts import Parts, whole_service
 from store.queue import INSPECT, LARGE, SMALL
 
 router = APIRouter(tags=["service"])

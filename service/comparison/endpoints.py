@@ -12,12 +12,12 @@ from fewbit.faces.comparison_markdown import comparison_markdown
 from fewbit.faces.comparison_page import comparison_page
 from fewbit.problems import FieldError
 from fewbit.report import Report
-from service.faces import HTML, MARKDOWN, Format, base_of, chosen_face, face_answer, faces_of
+from service.dependencies import Parts, parts_of
 from service.http.ids import is_id
 from service.http.openapi_operations import documents
 from service.http.problems import InvalidRequest, JobNotFinal, NoReport
 from service.jobs.endpoints import known_job, unknown_job
-from service.parts import Parts, parts_of
+from service.pages.report_formats import HTML, MARKDOWN, Format, base_of, chosen_face, face_answer, faces_of
 
 router = APIRouter(tags=["jobs"])
 

@@ -13,9 +13,9 @@ from typing import get_args
 from fastapi import APIRouter, Request, Response
 
 from fewbit.resources import JobStatus
+from service.dependencies import Parts, parts_of
 from service.http.authentication import caller_of
 from service.http.openapi_operations import TEXT, documents
-from service.parts import Parts, parts_of
 from store.tenants import Tenant
 from store.usage import Usage, tenants, usage
 from store.webhooks import Outbox

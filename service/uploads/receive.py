@@ -15,11 +15,11 @@ from uuid import uuid4
 from anyio import to_thread
 from starlette.requests import Request
 
+from service.dependencies import parts_of
 from service.http.answers import media_type
 from service.http.multipart_forms import FilePart
 from service.http.problems import DigestMismatch, MalformedRequest, PayloadTooLarge, QuotaExceeded, UnsupportedMediaType
-from service.leftovers import reading_folder
-from service.parts import parts_of
+from service.uploads.abandoned import reading_folder
 from store.blobs import BlobInfo, BlobMismatch, BlobTooLarge
 from store.references import holding
 from store.stored_bytes import NoRoom, Reservation

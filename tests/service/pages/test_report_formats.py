@@ -10,7 +10,7 @@ import pytest
 
 from fewbit.comparison import Comparison
 from fewbit.report import Report
-from service import reason_pages
+from service.pages import reason_pages
 from tests.fewbit.example import full_report, report
 from tests.service.gateway import Gateway
 from tests.service.uploads import job

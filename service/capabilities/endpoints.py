@@ -10,11 +10,11 @@ from starlette.responses import JSONResponse
 
 from fewbit import capabilities as can
 from fewbit.version import VERSION
+from service.dependencies import parts_of
 from service.http.answers import LONGEST_PAGE
 from service.http.openapi_operations import documents
 from service.http.preferences import LONGEST_WAIT_S
 from service.jobs.spec import LONGEST_SPEC
-from service.parts import parts_of
 from service.settings import ServiceSettings
 from store.settings import StoreSettings
 
