@@ -12,18 +12,18 @@ from starlette.requests import HTTPConnection
 
 from service.http.shutdown import Stopping
 from service.settings import ServiceSettings
-from store.blobs import Blobs
+from store.blobs.blobs import Blobs
 from store.clients import connect_async
 from store.datasets import Datasets
 from store.fleet import Fleet
 from store.idempotency import Idempotency
-from store.jobs import Jobs
-from store.keys import KnownKeys
+from store.jobs.jobs import Jobs
 from store.models import Models
 from store.queue import Queue
-from store.rates import Rates
 from store.settings import StoreSettings
-from store.tenants import DEFAULT_TENANT
+from store.tenancy.api_keys import KnownKeys
+from store.tenancy.rates import Rates
+from store.tenancy.tenants import DEFAULT_TENANT
 from store.webhooks import Webhooks
 
 MANY_WATCHERS = 4096

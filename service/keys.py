@@ -11,9 +11,9 @@ from typing import Annotated
 import typer
 
 from store.clients import connect
-from store.keys import SCOPES, KeyRing, UnknownKey
 from store.settings import StoreSettings
-from store.tenants import DEFAULT_TENANT
+from store.tenancy.api_keys import SCOPES, KeyRing, UnknownKey
+from store.tenancy.tenants import DEFAULT_TENANT
 
 app = typer.Typer(help="API keys. A key is shown once, when it is made.", no_args_is_help=True, add_completion=False)
 

@@ -8,10 +8,10 @@ from typing import Literal
 from redis.asyncio import Redis
 
 from fewbit.resources import ArraySignature, Dataset
-from store.blobs import BlobInfo, Blobs
+from store.blobs.blobs import BlobInfo, Blobs
 from store.ids import new_id
 from store.records import DatasetRecord, dataset_key
-from store.tenants import DEFAULT_TENANT, Tenant, owned
+from store.tenancy.tenants import DEFAULT_TENANT, Tenant, owned
 from store.uploads import Forget, Forgotten, newest_ids
 
 # KEYS 1 dataset-of:<sha256>, 2 the new record, 3 datasets, 4 blob references. ARGV 1 id, 2 the record,

@@ -11,9 +11,8 @@ from redis.asyncio import Redis
 
 from fewbit.problems import JobProblem
 from fewbit.resources import InputSignature, ModelLayer
-from store.blobs import BlobInfo, Blobs
+from store.blobs.blobs import BlobInfo, Blobs
 from store.ids import new_id
-from store.patience import persist
 from store.queue import INSPECT
 from store.records import (
     INSPECTING,
@@ -23,8 +22,9 @@ from store.records import (
     model_key,
     now_iso,
 )
+from store.retries import persist
 from store.settings import StoreSettings
-from store.tenants import DEFAULT_TENANT, Tenant, owned
+from store.tenancy.tenants import DEFAULT_TENANT, Tenant, owned
 from store.uploads import Forget, Forgotten, newest_ids
 
 # KEYS 1 model-of:<sha256>, 2 the new record, 3 models, 4 inspecting, 5 blob references

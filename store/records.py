@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fewbit.resources import FINAL, Dataset, InputSignature, Model, ModelLayer
 from fewbit.spec import JobSpec
-from store.tenants import DEFAULT_TENANT, Tenant
+from store.tenancy.tenants import DEFAULT_TENANT, Tenant
 
 PREFIX = "fewbit:"
 

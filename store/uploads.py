@@ -12,9 +12,9 @@ from typing import Literal, cast, get_args
 from redis.asyncio import Redis
 
 from fewbit.resources import FINAL, JobStatus
-from store.blobs import Blobs
-from store.references import drop_references
-from store.tenants import Tenant
+from store.blobs.blobs import Blobs
+from store.blobs.references import drop_references
+from store.tenancy.tenants import Tenant
 
 Forgotten = Literal["deleted", "in-use", "none"]
 

@@ -17,9 +17,9 @@ from typing import Any, cast
 from redis.asyncio import Redis
 
 from store.ids import new_id
+from store.jobs.transition import DELIVERIES
 from store.records import PREFIX, flat, now_iso
-from store.tenants import DEFAULT_TENANT, Tenant, owned
-from store.transition import DELIVERIES
+from store.tenancy.tenants import DEFAULT_TENANT, Tenant, owned
 
 DUE = f"{PREFIX}deliveries"
 LEASE_MS = 60_000

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import structlog
 
-from store.leases import Claim, Leases, LostLease
+from store.jobs.leases import Claim, Leases, LostLease
 
 log = structlog.get_logger()
 

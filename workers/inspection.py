@@ -15,7 +15,7 @@ import structlog
 from pydantic import ValidationError
 
 from fewbit.problems import JobProblem
-from store.blobs import Blobs
+from store.blobs.blobs import Blobs
 from store.models import InspectedModels
 from store.records import BlobRef
 from workers.engine.task import Inspection

@@ -8,13 +8,13 @@ import threading
 import structlog
 
 from fewbit import capabilities
-from store.blobs import Blobs
+from store.blobs.blobs import Blobs
+from store.blobs.references import References
 from store.clients import connect
 from store.fleet import Announcer
-from store.leases import Leases
+from store.jobs.leases import Leases
 from store.models import InspectedModels
 from store.queue import Queue
-from store.references import References
 from store.settings import StoreSettings
 from workers import machine
 from workers.inspection import Inspector

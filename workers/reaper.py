@@ -11,10 +11,10 @@ import time
 
 import structlog
 
-from store.leases import Leases
+from store.blobs.references import References
+from store.jobs.leases import Leases
 from store.models import InspectedModels
 from store.queue import Queue
-from store.references import References
 
 log = structlog.get_logger()
 

@@ -20,11 +20,11 @@ from pydantic import ValidationError
 
 from fewbit.problems import JobProblem
 from fewbit.report import Report, ReportArtifact, ReportModel
-from store.blobs import BlobInfo, Blobs
-from store.leases import Claim, Leases, LostLease
+from store.blobs.blobs import BlobInfo, Blobs
+from store.blobs.references import References
+from store.jobs.leases import Claim, Leases, LostLease
 from store.records import ArtifactRecord, BlobRef
-from store.references import References
-from store.tenants import Tenant
+from store.tenancy.tenants import Tenant
 from workers.engine.task import Task
 from workers.heartbeat import Canceled, Heartbeat
 from workers.sandbox.child import DeadlinePassed, TooMuch, run_child

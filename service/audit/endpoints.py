@@ -14,7 +14,7 @@ from service.http.answers import LONGEST_PAGE
 from service.http.openapi_operations import documents
 from service.http.problems import InvalidRequest
 from service.http.stream_ids import is_entry_id
-from store.audit import page
+from store.tenancy.audit import page
 
 router = APIRouter(tags=["service"])
 

@@ -11,8 +11,8 @@ from redis.exceptions import RedisError
 from starlette.types import Message, Scope, Send
 
 from service.dependencies import Parts
-from store.audit import appended
 from store.records import now_iso
+from store.tenancy.audit import appended
 
 log = structlog.get_logger("fewbit.audit")
 TAKEN_AWAY = ("download_artifact", "get_report", "get_audit")

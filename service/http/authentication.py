@@ -21,10 +21,10 @@ from service.audit import Tally, Trail
 from service.dependencies import Parts
 from service.http.envelope import answered
 from service.http.problems import Forbidden, RateLimited, TooManyOpen, Unauthorized
-from store.keys import SCOPES, KeyRecord, key_id
-from store.keys import Scope as KeyScope
-from store.rates import WINDOW_S, Allowance
-from store.tenants import DEFAULT_TENANT
+from store.tenancy.api_keys import SCOPES, KeyRecord, key_id
+from store.tenancy.api_keys import Scope as KeyScope
+from store.tenancy.rates import WINDOW_S, Allowance
+from store.tenancy.tenants import DEFAULT_TENANT
 
 OPEN = ("/health/", "/docs", "/openapi.json", "/problems", "/reasons")
 ADMIN = ("/audit", "/metrics")

@@ -27,7 +27,7 @@ from service.jobs.events import SSE, event_page, event_stream
 from service.jobs.spec import read_spec, spec_body
 from service.jobs.validation import unknown_upload, validated
 from service.pages.report_formats import HTML, Format, base_of, chosen_face, face_answer, faces_of
-from store.jobs import Missing, QueueFull
+from store.jobs.jobs import Missing, QueueFull
 from store.records import JobRecord, NewJob
 
 router = APIRouter(tags=["jobs"])

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from service.dependencies import Parts
-from store.jobs import EventRecord, Jobs
+from store.jobs.jobs import EventRecord, Jobs
 
 SSE = "text/event-stream"
 PING_MS = 15_000

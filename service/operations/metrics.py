@@ -16,8 +16,8 @@ from fewbit.resources import JobStatus
 from service.dependencies import Parts, parts_of
 from service.http.authentication import caller_of
 from service.http.openapi_operations import TEXT, documents
-from store.tenants import Tenant
-from store.usage import Usage, tenants, usage
+from store.tenancy.tenants import Tenant
+from store.tenancy.usage import Usage, tenants, usage
 from store.webhooks import Outbox
 
 router = APIRouter(tags=["service"])

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import structlog
 
-from store.blobs import Blobs
-from store.references import HELD_S
-from store.stale import stale
+from store.blobs.abandoned import stale
+from store.blobs.blobs import Blobs
+from store.blobs.references import HELD_S
 
 READING = ".reading-"
 log = structlog.get_logger("fewbit.gateway")

@@ -20,10 +20,10 @@ from service.http.answers import media_type
 from service.http.multipart_forms import FilePart
 from service.http.problems import DigestMismatch, MalformedRequest, PayloadTooLarge, QuotaExceeded, UnsupportedMediaType
 from service.uploads.abandoned import reading_folder
-from store.blobs import BlobInfo, BlobMismatch, BlobTooLarge
-from store.references import holding
-from store.stored_bytes import NoRoom, Reservation
-from store.tenants import Tenant
+from store.blobs.blobs import BlobInfo, BlobMismatch, BlobTooLarge
+from store.blobs.references import holding
+from store.blobs.stored_bytes import NoRoom, Reservation
+from store.tenancy.tenants import Tenant
 
 RAW, FORM = "application/octet-stream", "multipart/form-data"
 LONGEST_NAME = 255

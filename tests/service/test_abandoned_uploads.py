@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from redis import Redis
 
-from store.blobs import Blobs
+from store.blobs.blobs import Blobs
+from store.blobs.references import HELD_S, References
 from store.embedded import EmbeddedRedis
 from store.records import HOLDS
-from store.references import HELD_S, References
 from tests.service.gateway import Gateway
 from tests.service.uploads import digits, npz, post
 

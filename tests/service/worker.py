@@ -12,9 +12,9 @@ from redis import Redis
 from fewbit.problems import JobProblem
 from fewbit.report import Report
 from fewbit.resources import InputSignature, ModelFormat, ModelLayer
-from store.blobs import Blobs
+from store.blobs.blobs import Blobs
 from store.fleet import Announcer
-from store.leases import Claim, Leases
+from store.jobs.leases import Claim, Leases
 from store.models import InspectedModels
 from store.records import ArtifactRecord
 from store.settings import StoreSettings

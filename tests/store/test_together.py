@@ -11,9 +11,9 @@ from redis.exceptions import RedisError
 
 from store.clients import connect_async
 from store.embedded import EmbeddedRedis
+from store.jobs.batched_reads import Together
 from store.settings import StoreSettings
-from store.tenants import owned
-from store.together import Together
+from store.tenancy.tenants import owned
 
 KEYS = [f"fewbit:thing:{each}" for each in range(50)]
 

@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 
 from store.embedded import EmbeddedRedis
-from store.leases import Leases
+from store.jobs.leases import Leases
 from store.settings import StoreSettings
 from tests.service.gateway import Gateway
 from tests.service.tenants import keys

@@ -13,7 +13,7 @@ from typing import cast
 
 from redis.asyncio import Redis
 
-from store.tenants import Tenant
+from store.tenancy.tenants import Tenant
 
 KEPT_S = 120
 STEP = 64 * 1024 * 1024

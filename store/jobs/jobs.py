@@ -12,13 +12,13 @@ from typing import Any, cast
 from redis.asyncio import Redis
 
 from fewbit.resources import FINAL
-from store.blobs import Blobs
+from store.blobs.blobs import Blobs
+from store.blobs.references import drop_references
 from store.ids import first_id, new_id
+from store.jobs.batched_reads import Together
+from store.jobs.transition import SCRIPT, Move, Outcome
 from store.records import JobRecord, NewJob, dataset_key, events_key, job_key, model_key
-from store.references import drop_references
-from store.tenants import DEFAULT_TENANT, Tenant, owned
-from store.together import Together
-from store.transition import SCRIPT, Move, Outcome
+from store.tenancy.tenants import DEFAULT_TENANT, Tenant, owned
 from store.uploads import newest_ids
 
 _WALK = 200  # records read per round trip while a page is filled

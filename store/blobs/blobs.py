@@ -23,9 +23,9 @@ from typing import Any
 import obstore
 from obstore.store import LocalStore, S3Store
 
+from store.blobs.abandoned import stale
 from store.settings import StoreSettings
-from store.stale import stale
-from store.tenants import DEFAULT_TENANT
+from store.tenancy.tenants import DEFAULT_TENANT
 
 INCOMING = "incoming"
 CHUNK = 4 * 1024 * 1024  # one thread hop and one write each: 256 of them a GiB

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
-from store.tenants import Tenant
+from store.tenancy.tenants import Tenant
 
 WINDOW_S = 60
 AHEAD_S, MOST_AHEAD = 1.0, 100

@@ -19,9 +19,9 @@ from typing import Literal, cast, get_args
 import redis
 import redis.asyncio
 
-from store.audit import appended
 from store.records import PREFIX, now_iso
-from store.tenants import TENANT
+from store.tenancy.audit import appended
+from store.tenancy.tenants import TENANT
 
 Scope = Literal["read", "write", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)

@@ -21,10 +21,10 @@ from typing import cast
 import redis
 from redis.asyncio import Redis
 
-from store.blobs import BlobInfo, Blobs
-from store.patience import persist
+from store.blobs.blobs import BlobInfo, Blobs
 from store.records import DELETING, HOLDS
-from store.tenants import Tenant
+from store.retries import persist
+from store.tenancy.tenants import Tenant
 
 HELD_S = 6 * 3600  # the largest dataset is judged, the largest artifact sent away in minutes
 DELETING_S = 240  # obstore gives a request up after 180 s

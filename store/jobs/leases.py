@@ -20,11 +20,11 @@ import redis
 
 from fewbit.problems import JobProblem
 from fewbit.spec import JobSpec
-from store.patience import persist
+from store.jobs.transition import SCRIPT, TURN, Move, Outcome
 from store.queue import LARGE, SMALL
 from store.records import LEASES, PREFIX, ArtifactRecord, BlobRef, decode_ref, job_key
+from store.retries import persist
 from store.settings import StoreSettings
-from store.transition import SCRIPT, TURN, Move, Outcome
 
 _STAYS = {"running": "running", "canceling": "canceling"}
 

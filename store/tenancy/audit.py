@@ -11,7 +11,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from store.tenants import Tenant
+from store.tenancy.tenants import Tenant
 
 FIELDS = ("at", "key", "action", "object", "outcome", "request_id", "client", "times")
 LONGEST = 100_000

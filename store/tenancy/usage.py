@@ -8,8 +8,8 @@ from typing import Any, cast, get_args
 from redis.asyncio import Redis
 
 from fewbit.resources import JobStatus
-from store.keys import KEYS, KeyRecord, record_key
-from store.tenants import DEFAULT_TENANT, Tenant
+from store.tenancy.api_keys import KEYS, KeyRecord, record_key
+from store.tenancy.tenants import DEFAULT_TENANT, Tenant
 
 
 @dataclass(frozen=True)
