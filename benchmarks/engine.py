@@ -16,8 +16,8 @@ from torch import nn
 
 from benchmarks.models import Encoder, export, mlp_module, samples, sentences
 from benchmarks.result import Result
-from fewbit.report import ReportModel
-from fewbit.spec import JobSpec, ReportParts
+from fewbit.contract.report import ReportModel
+from fewbit.contract.spec import JobSpec, ReportParts
 from workers.engine.pipeline import convert, verify
 from workers.engine.preload import preload
 from workers.engine.task import Task

@@ -22,13 +22,13 @@ from rich.text import Text
 
 from fewbit import show
 from fewbit.client import Client, Progress
+from fewbit.contract.report import Report
+from fewbit.contract.resources import Delivery, Job, Model, Webhook
 from fewbit.errors import FewbitError
 from fewbit.faces.markdown import report_markdown
 from fewbit.faces.numbers import kilobytes
 from fewbit.faces.report_page import report_page
 from fewbit.follow import bar, follow
-from fewbit.report import Report
-from fewbit.resources import Delivery, Job, Model, Webhook
 
 app = typer.Typer(
     help="Quantize PyTorch models to int8, and read why each layer is as it is.",

@@ -5,7 +5,7 @@
         test = fewbit.upload_dataset("test.npz")
         job = fewbit.create_job(JobSpec(model=model.id, evaluation=Evaluation(dataset=test.id)))
         fewbit.wait(job, on_event=print)
-        fewbit.report(job).verdict
+        fewbit.contract.report(job).verdict
 
 Whatever goes wrong is a ``FewbitError``. A request nobody answered is sent again, with back-off, for ``patience``
 seconds; requests that create something carry an ``Idempotency-Key``, so that nothing is created twice.
@@ -30,11 +30,11 @@ import httpx2
 from pydantic import BaseModel
 
 from fewbit.address import checked_key, checked_url
+from fewbit.contract.report import Report
+from fewbit.contract.resources import FINAL, Artifact, Dataset, Delivery, Event, Job, Model, Webhook, WebhookWithSecret
+from fewbit.contract.spec import JobSpec
 from fewbit.errors import FewbitError, from_response, retry_after, unreachable
-from fewbit.report import Report
-from fewbit.resources import FINAL, Artifact, Dataset, Delivery, Event, Job, Model, Webhook, WebhookWithSecret
 from fewbit.retry import Retry
-from fewbit.spec import JobSpec
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 CHUNK = 1 << 20

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from fewbit.client import Client
-from fewbit.resources import Event, Job
+from fewbit.contract.resources import Event, Job
 
 
 def follow(client: Client, job: Job, console: Console, title: str) -> Job:

@@ -16,6 +16,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from fewbit.contract.report import Accuracy, Finding, Gate, LayerReport, Report
+from fewbit.contract.resources import Reason
 from fewbit.faces.numbers import decibels, kilobytes, minus, small_share
 from fewbit.faces.words import (
     by_reason,
@@ -29,8 +31,6 @@ from fewbit.faces.words import (
     sensitivity,
     worst_first,
 )
-from fewbit.report import Accuracy, Finding, Gate, LayerReport, Report
-from fewbit.resources import Reason
 
 _VERDICT = {"pass": "bold white on green4", "warn": "bold black on yellow3", "fail": "bold white on red3"}
 _SEVERITY = {"info": ("i", "cyan"), "warning": ("!", "yellow"), "error": ("x", "red")}

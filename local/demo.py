@@ -23,11 +23,11 @@ from torch import nn
 
 from fewbit import show
 from fewbit.client import Client
+from fewbit.contract.report import Accuracy, Report, ReportArtifact
+from fewbit.contract.spec import Evaluation, JobSpec
 from fewbit.errors import FewbitError
 from fewbit.faces.numbers import kilobytes
 from fewbit.follow import follow
-from fewbit.report import Accuracy, Report, ReportArtifact
-from fewbit.spec import Evaluation, JobSpec
 from local import digits
 from local.alone import predictions
 from local.stack import Stack, StackError

@@ -7,7 +7,7 @@ from typing import Literal
 
 from redis.asyncio import Redis
 
-from fewbit.resources import ArraySignature, Dataset
+from fewbit.contract.resources import ArraySignature, Dataset
 from store.blobs.blobs import BlobInfo, Blobs
 from store.ids import new_id
 from store.records import DatasetRecord, dataset_key

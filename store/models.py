@@ -9,8 +9,8 @@ from typing import Protocol, cast
 import redis
 from redis.asyncio import Redis
 
-from fewbit.problems import JobProblem
-from fewbit.resources import InputSignature, ModelLayer
+from fewbit.contract.problems import JobProblem
+from fewbit.contract.resources import InputSignature, ModelLayer
 from store.blobs.blobs import BlobInfo, Blobs
 from store.ids import new_id
 from store.queue import INSPECT

@@ -11,7 +11,7 @@ from typing import Literal, cast, get_args
 
 from redis.asyncio import Redis
 
-from fewbit.resources import FINAL, JobStatus
+from fewbit.contract.resources import FINAL, JobStatus
 from store.blobs.blobs import Blobs
 from store.blobs.references import drop_references
 from store.tenancy.tenants import Tenant

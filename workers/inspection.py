@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import structlog
 from pydantic import ValidationError
 
-from fewbit.problems import JobProblem
+from fewbit.contract.problems import JobProblem
 from store.blobs.blobs import Blobs
 from store.models import InspectedModels
 from store.records import BlobRef

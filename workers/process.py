@@ -7,7 +7,7 @@ import threading
 
 import structlog
 
-from fewbit import capabilities
+from fewbit.contract import capabilities
 from store.blobs.blobs import Blobs
 from store.blobs.references import References
 from store.clients import connect

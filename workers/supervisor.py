@@ -18,8 +18,8 @@ from pathlib import Path
 import structlog
 from pydantic import ValidationError
 
-from fewbit.problems import JobProblem
-from fewbit.report import Report, ReportArtifact, ReportModel
+from fewbit.contract.problems import JobProblem
+from fewbit.contract.report import Report, ReportArtifact, ReportModel
 from store.blobs.blobs import BlobInfo, Blobs
 from store.blobs.references import References
 from store.jobs.leases import Claim, Leases, LostLease

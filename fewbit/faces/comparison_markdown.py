@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fewbit.comparison import ComparedCell, ComparedLayer, Comparison
+from fewbit.contract.comparison import ComparedCell, ComparedLayer, Comparison
 from fewbit.faces.comparison_page import number_words
 from fewbit.faces.markdown import MARKS, code, folded, text
 from fewbit.faces.numbers import decibels

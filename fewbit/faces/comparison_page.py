@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fewbit.comparison import ComparedCell, ComparedJob, ComparedLayer, ComparedNumber, Comparison, Unit
+from fewbit.contract.comparison import ComparedCell, ComparedJob, ComparedLayer, ComparedNumber, Comparison, Unit
 from fewbit.faces.document import document
 from fewbit.faces.markup import Child, Markup, tag
 from fewbit.faces.numbers import decibels, kilobytes, milliseconds, percent, small

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from fewbit.contract.report import ActivationStats, Finding, LayerReport, TargetSaturation, WeightStats
+from fewbit.contract.resources import Reason
 from fewbit.faces.charts import histogram
 from fewbit.faces.markup import Child, Markup, tag
 from fewbit.faces.numbers import count, decibels, minus, percent, shape, small, small_share
 from fewbit.faces.parts import Links, facts, patch_block, prose, table
 from fewbit.faces.summary import evidence_words, finding_block
 from fewbit.faces.words import layer_name, requested_words, scheme_words
-from fewbit.report import ActivationStats, Finding, LayerReport, TargetSaturation, WeightStats
-from fewbit.resources import Reason
 
 TARGETS = {"avx2": "AVX2", "avx512": "AVX-512", "vnni": "VNNI", "arm": "ARM"}
 CHANNELS_SHOWN = 6

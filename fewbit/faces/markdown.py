@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from fewbit.contract.report import Finding, Report
+from fewbit.contract.resources import Reason
 from fewbit.faces.numbers import decibels, percent, small_share
 from fewbit.faces.parts import NAMED, Links
 from fewbit.faces.words import (
@@ -20,8 +22,6 @@ from fewbit.faces.words import (
     verdict_sentence,
     worst_first,
 )
-from fewbit.report import Finding, Report
-from fewbit.resources import Reason
 
 FINDINGS_SHOWN = 5
 GATES_SHOWN = 8

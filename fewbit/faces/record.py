@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from fewbit.contract.report import Report
 from fewbit.faces.markup import Markup, tag
 from fewbit.faces.numbers import count, decibels, kilobytes
 from fewbit.faces.parts import facts, named, section, table
-from fewbit.report import Report
 
 
 def artifacts_section(report: Report) -> Markup:

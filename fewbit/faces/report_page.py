@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fewbit.contract.report import Report
 from fewbit.faces.curves import calibration_section, depth_section, sensitivity_section
 from fewbit.faces.document import document
 from fewbit.faces.layer_table import layers_section
@@ -10,7 +11,6 @@ from fewbit.faces.measured import coverage_section, measured_section
 from fewbit.faces.parts import Links
 from fewbit.faces.record import artifacts_section, record_section
 from fewbit.faces.summary import findings_section, gates_section, head, next_section
-from fewbit.report import Report
 
 PARTS = {
     "next": "Next", "gates": "Gates", "layers": "Layers", "coverage": "Coverage", "sensitivity": "Sensitivity",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fewbit.contract.report import Finding, Report
 from fewbit.faces.markup import Markup, tag
 from fewbit.faces.numbers import small
 from fewbit.faces.parts import Links, facts, lines, named, patch_block, prose, section, severity_mark, table
 from fewbit.faces.words import Step, first_few, four_numbers, next_steps, verdict_sentence, worst_first
-from fewbit.report import Finding, Report
 
 STEPS_SHOWN = 8
 FINDINGS_SHOWN = 40

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fewbit.contract.metrics import is_lower_better, is_share
+from fewbit.contract.report import Accuracy, Finding, Gate, Latency, LayerReport, Metric, Report, Requested, Scheme
+from fewbit.contract.resources import Reason
 from fewbit.faces.numbers import kilobytes, milliseconds, minus, percent, points, small
-from fewbit.metrics import is_lower_better, is_share
-from fewbit.report import Accuracy, Finding, Gate, Latency, LayerReport, Metric, Report, Requested, Scheme
-from fewbit.resources import Reason
 
 Words = tuple[str, str]
 SEVERITIES = ("error", "warning", "info")

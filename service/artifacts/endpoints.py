@@ -8,7 +8,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse, StreamingResponse
 
-from fewbit.resources import Artifact
+from fewbit.contract.resources import Artifact
 from service.artifacts.ranges import requested_range
 from service.dependencies import parts_of
 from service.http.openapi_operations import DOWNLOAD, ArtifactList, documents

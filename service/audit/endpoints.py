@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
-from fewbit.problems import FieldError
+from fewbit.contract.problems import FieldError
 from service.dependencies import parts_of
 from service.http.answers import LONGEST_PAGE
 from service.http.openapi_operations import documents

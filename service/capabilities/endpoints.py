@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
-from fewbit import capabilities as can
+from fewbit.contract import capabilities as can
 from fewbit.version import VERSION
 from service.dependencies import parts_of
 from service.http.answers import LONGEST_PAGE

@@ -7,8 +7,8 @@ from typing import Annotated
 from anyio import to_thread
 from fastapi import APIRouter, Query, Request, Response
 
-from fewbit.problems import FieldError
-from fewbit.resources import Dataset
+from fewbit.contract.problems import FieldError
+from fewbit.contract.resources import Dataset
 from service.datasets.declared import Unreadable
 from service.datasets.reading import Contents, read
 from service.dependencies import parts_of

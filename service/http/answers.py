@@ -9,7 +9,7 @@ from typing import Protocol
 from starlette.requests import Request
 from starlette.responses import Response
 
-from fewbit.problems import FieldError
+from fewbit.contract.problems import FieldError
 from service.http.ids import is_id
 from service.http.problems import InvalidRequest, NotAcceptable
 from store.ids import Kind

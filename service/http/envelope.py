@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fewbit.problems import FieldError
+from fewbit.contract.problems import FieldError
 from service.http.problems import (
     InvalidRequest,
     MalformedRequest,

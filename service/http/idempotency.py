@@ -9,7 +9,7 @@ from http import HTTPStatus
 from starlette.requests import Request
 from starlette.responses import Response
 
-from fewbit.problems import FieldError
+from fewbit.contract.problems import FieldError
 from service.dependencies import parts_of
 from service.http.envelope import refusal_of
 from service.http.problems import IdempotencyInProgress, IdempotencyKeyReused, InvalidRequest, Refusal

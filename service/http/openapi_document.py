@@ -8,9 +8,9 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from fewbit.problems import Problem
-from fewbit.resources import Event, NewWebhook
-from fewbit.spec import JobSpec
+from fewbit.contract.problems import Problem
+from fewbit.contract.resources import Event, NewWebhook
+from fewbit.contract.spec import JobSpec
 from service.http.openapi_operations import EventPage, JobEndedProblem
 
 ABOUT = """Post a trained PyTorch model, get an int8 artifact that is proved to still give the right answers, and the

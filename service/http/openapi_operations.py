@@ -8,8 +8,8 @@ from typing import Any, Literal
 from fastapi import Response
 from pydantic import BaseModel
 
-from fewbit.problems import PROBLEMS, JobProblem, Problem
-from fewbit.resources import Artifact, Dataset, Delivery, Event, Job, Model, Progress, Webhook
+from fewbit.contract.problems import PROBLEMS, JobProblem, Problem
+from fewbit.contract.resources import Artifact, Dataset, Delivery, Event, Job, Model, Progress, Webhook
 
 
 class ModelPage(BaseModel):

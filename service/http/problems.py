@@ -43,7 +43,7 @@ from typing import Any, ClassVar
 
 from starlette.responses import JSONResponse, Response
 
-from fewbit.problems import PROBLEMS, FieldError, JobProblem, Problem, ProblemKind
+from fewbit.contract.problems import PROBLEMS, FieldError, JobProblem, Problem, ProblemKind
 
 MEDIA_TYPE = "application/problem+json"
 

@@ -10,11 +10,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import StreamingResponse
 
+from fewbit.contract.problems import FieldError
+from fewbit.contract.report import Report
+from fewbit.contract.resources import Job, JobStatus
 from fewbit.faces.markdown import report_markdown
 from fewbit.faces.report_page import report_page
-from fewbit.problems import FieldError
-from fewbit.report import Report
-from fewbit.resources import Job, JobStatus
 from service.delivery import deliver
 from service.dependencies import Parts, parts_of
 from service.http.answers import JSON, LONGEST_PAGE, chosen_type, decode_cursor, json_answer, nothing, page_answer

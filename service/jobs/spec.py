@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
-from fewbit.problems import FieldError
-from fewbit.spec import JobSpec
+from fewbit.contract.problems import FieldError
+from fewbit.contract.spec import JobSpec
 from service.http.json_bodies import json_bytes, json_object
 from service.http.problems import InvalidRequest
 

@@ -14,9 +14,9 @@ from json import loads
 
 from anyio import to_thread
 
-from fewbit.metrics import is_known, wanted
-from fewbit.problems import FieldError, JobProblem
-from fewbit.spec import Calibration, Evaluation, JobSpec
+from fewbit.contract.metrics import is_known, wanted
+from fewbit.contract.problems import FieldError, JobProblem
+from fewbit.contract.spec import Calibration, Evaluation, JobSpec
 from service.dependencies import Parts
 from service.http.ids import is_id
 from service.http.problems import InvalidRequest, ModelNotReady, UnusableModel

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from fewbit.problems import FieldError, JobProblem
-from fewbit.resources import Model
+from fewbit.contract.problems import FieldError, JobProblem
+from fewbit.contract.resources import Model
 from service.delivery import deliver
 from service.dependencies import parts_of
 from service.http.answers import JSON, LONGEST_PAGE, decode_cursor, json_answer, media_type, nothing, page_answer

@@ -12,7 +12,7 @@ from typing import get_args
 
 from fastapi import APIRouter, Request, Response
 
-from fewbit.resources import JobStatus
+from fewbit.contract.resources import JobStatus
 from service.dependencies import Parts, parts_of
 from service.http.authentication import caller_of
 from service.http.openapi_operations import TEXT, documents

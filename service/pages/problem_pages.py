@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from starlette.responses import HTMLResponse
 
-from fewbit.problems import PROBLEMS, ProblemKind
+from fewbit.contract.problems import PROBLEMS, ProblemKind
 from service.http.answers import JSON, chosen_type, json_answer
 from service.http.openapi_operations import TEXT, documents
 from service.http.problems import NotFound

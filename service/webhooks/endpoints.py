@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
-from fewbit.problems import FieldError
-from fewbit.resources import Delivery, NewWebhook, Webhook, WebhookWithSecret
+from fewbit.contract.problems import FieldError
+from fewbit.contract.resources import Delivery, NewWebhook, Webhook, WebhookWithSecret
 from service.dependencies import parts_of
 from service.http.answers import JSON, nothing
 from service.http.json_bodies import json_bytes, json_object

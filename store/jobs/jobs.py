@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from redis.asyncio import Redis
 
-from fewbit.resources import FINAL
+from fewbit.contract.resources import FINAL
 from store.blobs.blobs import Blobs
 from store.blobs.references import drop_references
 from store.ids import first_id, new_id
@@ -51,7 +51,7 @@ class EventRecord:
     at: str
 
     def json(self) -> bytes:
-        """``fewbit.resources.Event``."""
+        """``fewbit.contract.resources.Event``."""
         head = f'{{"id":"{self.id}","event":"{self.event}","at":"{self.at}","data":'
         return head.encode() + self.data + b"}"
 

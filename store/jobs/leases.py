@@ -18,8 +18,8 @@ from typing import Literal, cast
 
 import redis
 
-from fewbit.problems import JobProblem
-from fewbit.spec import JobSpec
+from fewbit.contract.problems import JobProblem
+from fewbit.contract.spec import JobSpec
 from store.jobs.transition import SCRIPT, TURN, Move, Outcome
 from store.queue import LARGE, SMALL
 from store.records import LEASES, PREFIX, ArtifactRecord, BlobRef, decode_ref, job_key

@@ -7,7 +7,7 @@ from typing import Any, cast, get_args
 
 from redis.asyncio import Redis
 
-from fewbit.resources import JobStatus
+from fewbit.contract.resources import JobStatus
 from store.tenancy.api_keys import KEYS, KeyRecord, record_key
 from store.tenancy.tenants import DEFAULT_TENANT, Tenant
 

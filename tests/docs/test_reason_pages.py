@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fewbit.reason_codes import CODES
+from fewbit.contract.reason_codes import CODES
 from tests.workers.engine.situations.found import FOUND
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ import itertools
 import math
 from typing import Any
 
-from fewbit.report import Report
+from fewbit.contract.report import Report
 
 _MHA = {
     "code": "mha",

@@ -14,9 +14,9 @@ from scripted import Answer, Scripted, as_json, problem
 
 from fewbit import JobSpec
 from fewbit.client import Client
+from fewbit.contract.resources import Event
+from fewbit.contract.spec import Evaluation
 from fewbit.errors import FewbitError
-from fewbit.resources import Event
-from fewbit.spec import Evaluation
 
 DROPPED = Answer(cut=0)
 MODEL = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from example import full_report, layer, report
 
-from fewbit.comparison import Comparison, compare
+from fewbit.contract.comparison import Comparison, compare
 from fewbit.faces.comparison_markdown import comparison_markdown
 from fewbit.faces.comparison_page import comparison_page
 

@@ -13,7 +13,7 @@ import pytest
 from example import full_report, layer, report
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from fewbit.comparison import compare
+from fewbit.contract.comparison import compare
 from fewbit.faces.comparison_page import comparison_page
 from fewbit.faces.report_page import report_page
 from local.browser import browser, chromium

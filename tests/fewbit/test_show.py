@@ -11,8 +11,8 @@ from example import report as example_report
 from rich.console import Console
 
 from fewbit import show
+from fewbit.contract.report import Metric, Report
 from fewbit.faces import words
-from fewbit.report import Metric, Report
 
 
 def printed(report: Report, width: int = 100) -> str:

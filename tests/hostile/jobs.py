@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fewbit.report import Report, ReportModel
-from fewbit.spec import JobSpec
+from fewbit.contract.report import Report, ReportModel
+from fewbit.contract.spec import JobSpec
 from tests.workers.orders import order
 from workers.engine.task import Task
 from workers.sandbox.child import run_child

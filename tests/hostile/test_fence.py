@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fewbit.problems import JobProblem
+from fewbit.contract.problems import JobProblem
 from tests.hostile.evidence import Remembering, processes_of, state_of
 from workers import process
 from workers.sandbox import fence

@@ -9,8 +9,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from fewbit import capabilities
-from fewbit.problems import PROBLEMS
+from fewbit.contract import capabilities
+from fewbit.contract.problems import PROBLEMS
 from service.app import create_app
 from service.openapi import FILE, difference, document
 from service.settings import ServiceSettings

@@ -9,9 +9,9 @@ from typing import Any
 
 from redis import Redis
 
-from fewbit.problems import JobProblem
-from fewbit.report import Report
-from fewbit.resources import InputSignature, ModelFormat, ModelLayer
+from fewbit.contract.problems import JobProblem
+from fewbit.contract.report import Report
+from fewbit.contract.resources import InputSignature, ModelFormat, ModelLayer
 from store.blobs.blobs import Blobs
 from store.fleet import Announcer
 from store.jobs.leases import Claim, Leases

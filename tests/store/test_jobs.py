@@ -12,8 +12,8 @@ import redis
 from redis.asyncio import Redis
 
 from fewbit import JobSpec
-from fewbit.problems import JobProblem
-from fewbit.resources import Event, Job
+from fewbit.contract.problems import JobProblem
+from fewbit.contract.resources import Event, Job
 from store.blobs.blobs import BlobInfo, Blobs
 from store.clients import connect_async
 from store.jobs.jobs import EventRecord, Jobs, Missing

@@ -8,7 +8,7 @@ from typing import TypeVar
 import pytest
 import redis
 
-from fewbit.problems import JobProblem
+from fewbit.contract.problems import JobProblem
 from store.blobs.blobs import BlobInfo, Blobs
 from store.clients import connect_async
 from store.fleet import Announcer, Fleet

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fewbit.report import Coverage, LayerCount, Provenance, Report, ReportArtifact, Size
+from fewbit.contract.report import Coverage, LayerCount, Provenance, Report, ReportArtifact, Size
 from workers.engine.task import Task
 from workers.sandbox.runner import Order
 

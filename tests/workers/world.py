@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from redis.asyncio import Redis
 
-from fewbit.spec import JobSpec
+from fewbit.contract.spec import JobSpec
 from store.blobs.blobs import Blobs
 from store.blobs.references import References
 from store.blobs.stored_bytes import stored_bytes

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewbit.resources import InputSignature
+from fewbit.contract.resources import InputSignature
 from workers.engine.errors import EngineError, first_line
 from workers.engine.task import Task
 

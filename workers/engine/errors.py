@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from fewbit.problems import JOB_PROBLEMS, JobProblem
+from fewbit.contract.problems import JOB_PROBLEMS, JobProblem
 
 
 class EngineError(Exception):
     """The job cannot go on, for the reason ``slug`` names; ``detail`` is for the person who posted it.
 
-    Raises ``ValueError`` for a slug that is not one of ``fewbit.problems.JOB_PROBLEMS``.
+    Raises ``ValueError`` for a slug that is not one of ``fewbit.contract.problems.JOB_PROBLEMS``.
     """
 
     def __init__(self, slug: str, detail: str) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fewbit.contract.spec import JobSpec
 from fewbit.runtime.program import Program
-from fewbit.spec import JobSpec
 from workers.engine.artifacts.write import package
 from workers.engine.calibration.bias import corrected
 from workers.engine.calibration.calibrate import ranges_of

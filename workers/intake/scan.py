@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fewbit.resources import ModelFormat
+from fewbit.contract.resources import ModelFormat
 from workers.engine.errors import EngineError
 from workers.intake import pickles
 from workers.intake.exported_programs import MAX_JSON_BYTES, check_json

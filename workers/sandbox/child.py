@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fewbit.problems import JOB_PROBLEMS, JobProblem
+from fewbit.contract.problems import JOB_PROBLEMS, JobProblem
 from workers.sandbox import fence
 from workers.sandbox.fork_server import Child, ForkServer, ForkServerLost, Request
 from workers.sandbox.limits import Limits

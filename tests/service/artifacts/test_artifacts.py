@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from fewbit.resources import Artifact
+from fewbit.contract.resources import Artifact
 from tests.service.uploads import job
 from tests.service.worker import Worker
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from fewbit.resources import Dataset
+from fewbit.contract.resources import Dataset
 from service.datasets.reading import read
 from tests.service.gateway import Gateway
 from tests.service.uploads import archive, codes, digits, message, npy, npz, post, safetensors_file

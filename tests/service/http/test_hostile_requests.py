@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from fewbit.problems import PROBLEMS
+from fewbit.contract.problems import PROBLEMS
 from store.embedded import EmbeddedRedis
 from tests.service.gateway import KEY, Gateway
 from tests.service.uploads import codes, digits, job, model_file, post, ready_model

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from redis import Redis
 
-from fewbit.problems import PROBLEMS, Problem
+from fewbit.contract.problems import PROBLEMS, Problem
 from store.embedded import EmbeddedRedis
 from store.settings import StoreSettings
 from tests.service.gateway import A_HOST, KEY, Gateway

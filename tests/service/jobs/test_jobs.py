@@ -11,8 +11,8 @@ import httpx2
 import pytest
 from redis import Redis
 
-from fewbit.problems import JobProblem
-from fewbit.resources import Event, Job
+from fewbit.contract.problems import JobProblem
+from fewbit.contract.resources import Event, Job
 from tests.service.gateway import Gateway
 from tests.service.uploads import codes, job, ready_model
 from tests.service.worker import Worker, report

@@ -8,7 +8,7 @@ import httpx2
 import numpy as np
 import pytest
 
-from fewbit.resources import InputSignature
+from fewbit.contract.resources import InputSignature
 from tests.service.uploads import codes, dataset, digits, job, message, model_file, npz, post, ready_model
 from tests.service.worker import Worker
 

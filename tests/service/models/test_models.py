@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from redis import Redis
 
-from fewbit.resources import InputSignature, Model, ModelFormat
+from fewbit.contract.resources import InputSignature, Model, ModelFormat
 from tests.service.gateway import KEY, Gateway
 from tests.service.uploads import codes, dataset, job, message, model_file, npz, post
 from tests.service.worker import Found, Worker

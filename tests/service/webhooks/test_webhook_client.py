@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from fewbit.client import Client
+from fewbit.contract.resources import Delivery
 from fewbit.errors import FewbitError
-from fewbit.resources import Delivery
 from tests.service.gateway import KEY, Gateway
 from tests.service.receiver import Receiver
 from tests.service.uploads import ready_model

@@ -5,8 +5,8 @@ from typing import get_args
 import numpy as np
 import torch
 
-from fewbit import capabilities, spec
-from fewbit.metrics import family
+from fewbit.contract import capabilities, spec
+from fewbit.contract.metrics import family
 from tests.workers.engine.metrics.outputs import FORMS, Outputs, regression, retrieval
 from workers.engine.artifacts.kinds import KINDS
 from workers.engine.metrics.fitting import NotApplicable, fitted

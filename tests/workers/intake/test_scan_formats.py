@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import nn
 
-from fewbit.report import ReportModel
-from fewbit.spec import JobSpec
+from fewbit.contract.report import ReportModel
+from fewbit.contract.spec import JobSpec
 from tests.workers import packed, uploads
 from tests.workers.orders import order as order_of
 from tests.workers.packed import Files

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fewbit.report import ReportModel
-from fewbit.spec import JobSpec
+from fewbit.contract.report import ReportModel
+from fewbit.contract.spec import JobSpec
 from workers.engine.task import Task
 from workers.sandbox.child import DeadlinePassed, Ended, run_child
 from workers.sandbox.fork_server import ForkServer

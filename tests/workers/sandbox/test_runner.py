@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from fewbit.report import Report, ReportModel
-from fewbit.spec import JobSpec
+from fewbit.contract.report import Report, ReportModel
+from fewbit.contract.spec import JobSpec
 from tests.workers import uploads
 from tests.workers.orders import order
 from workers.engine.errors import EngineError

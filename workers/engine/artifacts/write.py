@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewbit.report import Finding
+from fewbit.contract.report import Finding
+from fewbit.contract.spec import JobSpec
 from fewbit.runtime.script import Call
 from fewbit.runtime.source import NotExpressible
-from fewbit.spec import JobSpec
 from workers.engine.artifacts.kinds import KINDS
 from workers.engine.errors import EngineError
 from workers.engine.quantization.reference import Reference

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from fewbit.report import ActivationStats, OutlierChannel
-from fewbit.report import Histogram as Bars
+from fewbit.contract.report import ActivationStats, OutlierChannel
+from fewbit.contract.report import Histogram as Bars
 from workers.engine.graph.layers import Layer
 from workers.engine.quantization.observers import Histogram, QParams
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fewbit.report import CalibrationReport
+from fewbit.contract.report import CalibrationReport
+from fewbit.contract.spec import ReportParts
 from fewbit.runtime.program import Program
-from fewbit.spec import ReportParts
 from workers.engine.calibration.activation_statistics import InputWatch, watches_of
 from workers.engine.calibration.calibration_set import RangeWatch, calibration_report
 from workers.engine.calibration.unreached_branches import Branches

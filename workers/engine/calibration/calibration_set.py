@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewbit.report import CalibrationReport, Convergence
+from fewbit.contract.report import CalibrationReport, Convergence
 from workers.engine.data import Data
 
 SETTLED = 0.98  # of the final ranges: what one more outlier moves anyway

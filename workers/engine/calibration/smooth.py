@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fewbit.report import LayerReport
+from fewbit.contract.report import LayerReport
+from fewbit.contract.spec import Clip, Smooth
 from fewbit.runtime.program import Program, dtype_of, rank
-from fewbit.spec import Clip, Smooth
 from workers.engine.calibration.activation_statistics import InputWatch
 from workers.engine.calibration.calibrate import run_over
 from workers.engine.data import Data

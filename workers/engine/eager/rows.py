@@ -7,10 +7,18 @@ from dataclasses import dataclass
 
 import torch
 
-from fewbit.report import ActivationScheme, EagerVerdict, Finding, LayerError, LayerReport, Scheme, WeightScheme
-from fewbit.resources import Reason
+from fewbit.contract.report import (
+    ActivationScheme,
+    EagerVerdict,
+    Finding,
+    LayerError,
+    LayerReport,
+    Scheme,
+    WeightScheme,
+)
+from fewbit.contract.resources import Reason
+from fewbit.contract.spec import JobSpec
 from fewbit.runtime.program import Program
-from fewbit.spec import JobSpec
 from workers.engine.explanation.eager_verdict import eager_verdict
 from workers.engine.graph.layers import Layer
 from workers.engine.graph.program import module_classes

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fewbit.resources import InputSignature
+from fewbit.contract.resources import InputSignature
 from fewbit.runtime.script import Call, of_layers
 from workers.engine.errors import EngineError, first_line
 

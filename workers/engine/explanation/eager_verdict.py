@@ -15,8 +15,8 @@ import torch
 from torch import fx
 from torch.export.graph_signature import InputKind
 
-from fewbit.report import EagerVerdict
-from fewbit.resources import Reason
+from fewbit.contract.report import EagerVerdict
+from fewbit.contract.resources import Reason
 from fewbit.runtime.kernels import MAX_IN_FEATURES
 from fewbit.runtime.program import rank
 from workers.engine.graph.layers import Layer

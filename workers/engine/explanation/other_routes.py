@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fewbit.report import Finding
+from fewbit.contract.report import Finding
 from fewbit.runtime.program import Program, rank
 from fewbit.runtime.regions import REGION
 from workers.engine.explanation.eager_verdict import LINEAR

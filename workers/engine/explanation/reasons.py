@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from fewbit.resources import Reason
-from fewbit.spec import Weights
+from fewbit.contract.resources import Reason
+from fewbit.contract.spec import Weights
 from workers.engine.graph.layers import Layer
 
 # --- Why this service leaves a layer float ----------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import nn
 
-from fewbit.resources import InputSignature, ModelFormat, ModelLayer
+from fewbit.contract.resources import InputSignature, ModelFormat, ModelLayer
 from fewbit.runtime.program import Program
 from workers.engine.errors import EngineError
 from workers.engine.formats.pretrained import inspect_pretrained, open_pretrained, pretrained_program

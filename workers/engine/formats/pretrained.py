@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewbit.resources import InputSignature
+from fewbit.contract.resources import InputSignature
 from fewbit.runtime.program import Program, program_of
 from workers.engine.errors import EngineError, first_line
 from workers.engine.formats import experts

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewbit.resources import ModelLayer
+from fewbit.contract.resources import ModelLayer
 from fewbit.runtime.program import Program, program_of
 from workers.engine.errors import EngineError, first_line
 from workers.engine.formats.examples import Argument, float_dtype, from_dataset

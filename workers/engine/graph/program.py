@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch._export.serde.schema import SCHEMA_VERSION
 from torch.export import ExportedProgram
 
-from fewbit.resources import InputSignature
+from fewbit.contract.resources import InputSignature
 from fewbit.runtime.program import Program, program_of
 from workers.engine.errors import EngineError, first_line
 from workers.engine.graph.pt2_reader import read_exported

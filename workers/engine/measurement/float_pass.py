@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx
 
-from fewbit.report import TargetSaturation
+from fewbit.contract.report import TargetSaturation
+from fewbit.contract.spec import ReportParts
 from fewbit.runtime.program import Program
-from fewbit.spec import ReportParts
 from workers.engine.calibration.activation_statistics import InputWatch, share_of, watches_of
 from workers.engine.calibration.unreached_branches import Branches
 from workers.engine.data import Batch, Data

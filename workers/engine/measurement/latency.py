@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fewbit.report import ArtifactLatency, Latency, Percentiles
+from fewbit.contract.report import ArtifactLatency, Latency, Percentiles
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 60
 BUDGET_S = 0.5  # for all artifacts together

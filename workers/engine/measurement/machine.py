@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fewbit.report import Provenance
+from fewbit.contract.report import Provenance
 from fewbit.runtime.kernels import has_vnni
 from fewbit.version import VERSION
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewbit.report import TargetSaturation
+from fewbit.contract.report import TargetSaturation
 from fewbit.runtime.kernels import TINY
 from fewbit.runtime.record import PerToken
 from workers.engine.graph.layers import Use

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fewbit.report import SensitivitySummary
+from fewbit.contract.report import SensitivitySummary
 from fewbit.runtime.program import Program
 from workers.engine.data import Batch, Data
 from workers.engine.errors import EngineError

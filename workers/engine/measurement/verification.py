@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewbit.metrics import wanted
-from fewbit.report import (
+from fewbit.contract.metrics import wanted
+from fewbit.contract.report import (
     Accuracy,
     Execution,
     Finding,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fewbit.report import ClassAccuracy, Finding, Flip, Metric
+from fewbit.contract.report import ClassAccuracy, Finding, Flip, Metric
 from workers.engine.metrics.fitting import Array, Fitted, NotApplicable, fitted
 from workers.engine.metrics.means import right_rows
 from workers.engine.metrics.registry import measured

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fewbit.report import SQNR_CAP_DB, Flip, OutputSimilarity
+from fewbit.contract.report import SQNR_CAP_DB, Flip, OutputSimilarity
 
 Array = np.ndarray[Any, Any]
 

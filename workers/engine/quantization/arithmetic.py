@@ -14,9 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
+from fewbit.contract.spec import JobSpec
 from fewbit.runtime.kernels import FULL_LEVELS, FULL_RANGE_MAX_IN_FEATURES, MAX_IN_FEATURES, REDUCED_LEVELS
 from fewbit.runtime.program import dtype_of, rank
-from fewbit.spec import JobSpec
 from workers.engine.graph.layers import Layer
 
 aten = torch.ops.aten

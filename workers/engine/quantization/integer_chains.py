@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from fewbit.contract.spec import Activations
 from fewbit.runtime.lowering import CLAMPS, KEEPS_VALUES, RELUS
 from fewbit.runtime.program import Program, dtype_of
-from fewbit.spec import Activations
 from workers.engine.quantization.plan import Planned
 
 aten = torch.ops.aten

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewbit.spec import ActivationRange, Clip, Percentile
+from fewbit.contract.spec import ActivationRange, Clip, Percentile
 from workers.engine.errors import EngineError
 
 BINS = 8192  # an outlier of 1000 standard deviations leaves four bins to each; indices fit int16, which counts fastest

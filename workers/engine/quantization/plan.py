@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from fewbit import overlay
-from fewbit.overlay import activations_for
-from fewbit.report import Requested, WeightScheme
-from fewbit.resources import Reason
+from fewbit.contract import layer_settings
+from fewbit.contract.layer_settings import activations_for
+from fewbit.contract.report import Requested, WeightScheme
+from fewbit.contract.resources import Reason
+from fewbit.contract.spec import Activations, JobSpec, LayerRule, Weights
 from fewbit.runtime.kernels import has_vnni
-from fewbit.spec import Activations, JobSpec, LayerRule, Weights
 from workers.engine.errors import EngineError
 from workers.engine.explanation import reasons
 from workers.engine.graph.layers import Layer
@@ -79,7 +79,7 @@ def weights_for(name: str, spec: JobSpec) -> Weights:
     """The job's weight settings with each matching rule laid over them. Raises ``EngineError('quantization-failed')``
     where they do not go together, which the gateway refuses: posting the same job again would change nothing."""
     try:
-        return overlay.weights_for(name, spec)
+        return layer_settings.weights_for(name, spec)
     except ValidationError as error:
         why = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise EngineError(

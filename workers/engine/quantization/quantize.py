@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fewbit.report import ActivationScheme, Scheme, WeightScheme, WeightStats
-from fewbit.spec import Weights
+from fewbit.contract.report import ActivationScheme, Scheme, WeightScheme, WeightStats
+from fewbit.contract.spec import Weights
 from workers.engine.graph.layers import Layer, Operand
 from workers.engine.quantization.arithmetic import Arithmetic
 from workers.engine.quantization.plan import Planned

@@ -19,8 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fewbit.report import SQNR_CAP_DB, Histogram, WeightStats
-from fewbit.spec import Clip, Granularity, Percentile, WeightRange, Weights
+from fewbit.contract.report import SQNR_CAP_DB, Histogram, WeightStats
+from fewbit.contract.spec import Clip, Granularity, Percentile, WeightRange, Weights
 from workers.engine.errors import EngineError
 
 QMAX = {"int8": 127, "int4": 7}

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewbit.report import CalibrationReport, Finding, LayerReport
+from fewbit.contract.report import CalibrationReport, Finding, LayerReport
+from fewbit.contract.spec import JobSpec
 from fewbit.runtime.program import Program
-from fewbit.spec import JobSpec
 from workers.engine.calibration.calibrate import Calibrated
 from workers.engine.calibration.smooth import possible_gain_db
 from workers.engine.graph.layers import Layer

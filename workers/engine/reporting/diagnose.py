@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx
 
-from fewbit.report import SQNR_CAP_DB, CalibrationReport, LayerError, LayerReport, SensitivitySummary
+from fewbit.contract.report import SQNR_CAP_DB, CalibrationReport, LayerError, LayerReport, SensitivitySummary
+from fewbit.contract.spec import ReportParts
 from fewbit.runtime.program import Program
-from fewbit.spec import ReportParts
 from workers.engine.calibration.activation_statistics import share_of, stats_of
 from workers.engine.calibration.calibrate import Calibrated
 from workers.engine.data import Batch, Data

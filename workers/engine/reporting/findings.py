@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fewbit.report import Finding, Latency, LayerReport
+from fewbit.contract.report import Finding, Latency, LayerReport
+from fewbit.contract.spec import JobSpec
 from fewbit.runtime.program import Program
-from fewbit.spec import JobSpec
 from workers.engine.graph.layers import KNOWN_SPACES
 from workers.engine.graph.program import layer_path
 from workers.engine.quantization.quantize import QuantizedLayer

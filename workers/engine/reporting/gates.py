@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fewbit.metrics import is_lower_better
-from fewbit.report import Accuracy, Coverage, Finding, Gate, Latency, Metric, Size, Verdict
-from fewbit.spec import Gates
+from fewbit.contract.metrics import is_lower_better
+from fewbit.contract.report import Accuracy, Coverage, Finding, Gate, Latency, Metric, Size, Verdict
+from fewbit.contract.spec import Gates
 
 
 def check_gates(

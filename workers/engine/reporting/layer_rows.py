@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from fewbit.report import Coverage, LayerCount, LayerError, LayerReport, WeightStats
-from fewbit.report import Product as ProductRow
-from fewbit.resources import ModelLayer, Reason
+from fewbit.contract.report import Coverage, LayerCount, LayerError, LayerReport, WeightStats
+from fewbit.contract.report import Product as ProductRow
+from fewbit.contract.resources import ModelLayer, Reason
+from fewbit.contract.spec import Weights
 from fewbit.runtime.program import Program
-from fewbit.spec import Weights
 from workers.engine.explanation import reasons
 from workers.engine.explanation.eager_verdict import eager_verdict
 from workers.engine.graph.layers import Layer, Product

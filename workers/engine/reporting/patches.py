@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fewbit.report import Finding
-from fewbit.spec import JobSpec
+from fewbit.contract.report import Finding
+from fewbit.contract.spec import JobSpec
 
 
 def rule(spec: JobSpec, *rules: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewbit.report import Report
+from fewbit.contract.report import Report
 from tests.workers.engine.runs import run_engine
 
 RANDOM = np.random.default_rng(0)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fewbit import JobSpec
-from fewbit.report import OutputSimilarity
+from fewbit.contract.report import OutputSimilarity
+from fewbit.contract.spec import ReportParts
 from fewbit.runtime.program import Program
-from fewbit.spec import ReportParts
 from tests.workers.engine.models import CalledTwice, Functional, Mixed, Structured, mlp
 from tests.workers.engine.runs import EngineRun, export, load_exported, run_engine
 from tests.workers.engine.trained import Residual, Trained, digits, train

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from fewbit import JobSpec, Report
-from fewbit.capabilities import FORMATS
-from fewbit.report import ReportModel
-from fewbit.resources import InputSignature, ModelFormat
+from fewbit.contract.capabilities import FORMATS
+from fewbit.contract.report import ReportModel
+from fewbit.contract.resources import InputSignature, ModelFormat
 from service.jobs.support import resolved, unsuited, unsupported
 from tests.workers import packed
 from tests.workers.engine.runs import EngineRun

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewbit.report import Report
+from fewbit.contract.report import Report
 from tests.workers import packed
 from tests.workers.engine import models
 from tests.workers.engine.runs import export, run_engine, run_upload

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fewbit import JobSpec
-from fewbit.report import Report, ReportModel
+from fewbit.contract.report import Report, ReportModel
 from workers.engine.task import Task
 
 WIDTH, LAYERS = 4096, 16

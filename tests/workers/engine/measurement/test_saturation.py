@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fewbit import JobSpec, Report
-from fewbit.report import ReportModel
+from fewbit.contract.report import ReportModel
 from tests.workers.engine.runs import export
 from workers.engine.pipeline import convert
 from workers.engine.task import Task

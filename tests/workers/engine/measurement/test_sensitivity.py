@@ -13,8 +13,8 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
+from fewbit.contract.spec import JobSpec, ReportParts
 from fewbit.runtime.program import Program
-from fewbit.spec import JobSpec, ReportParts
 from tests.workers.engine.runs import export, run_engine
 from tests.workers.engine.trained import TRAININGS
 from workers.engine.calibration.calibrate import ranges_of

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fewbit.spec import Activations
+from fewbit.contract.spec import Activations
 from workers.engine.errors import EngineError
 from workers.engine.quantization.observers import (
     HistogramObserver,

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewbit.spec import Weights
+from fewbit.contract.spec import Weights
 from workers.engine.errors import EngineError
 from workers.engine.quantization import weights as module
 from workers.engine.quantization.weights import clip_bound, quantize_weight, sqnr_db, weight_stats

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewbit.report import Finding, Report
+from fewbit.contract.report import Finding, Report
 from tests.workers.engine.runs import run_engine
 
 pytestmark = [  # torch's own, about the models

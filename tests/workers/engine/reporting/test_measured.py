@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewbit.report import ArtifactLatency, Finding, Latency, Percentiles, Report
+from fewbit.contract.report import ArtifactLatency, Finding, Latency, Percentiles, Report
 from tests.workers.engine.runs import EngineRun, run_engine
 from workers.engine.reporting.findings import latency_findings
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fewbit.problems import JobProblem
-from fewbit.spec import JobSpec
+from fewbit.contract.problems import JobProblem
+from fewbit.contract.spec import JobSpec
 
 ModelFormat = Literal["pt2", "transformers", "module", "torchscript", "unknown"]
 ModelStatus = Literal["inspecting", "ready", "rejected"]

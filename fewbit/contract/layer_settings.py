@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fewbit.spec import Activations, JobSpec, LayerRule, Weights
+from fewbit.contract.spec import Activations, JobSpec, LayerRule, Weights
 
 
 def weights_for(name: str, spec: JobSpec) -> Weights:

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fewbit.contract.metrics import is_lower_better
+from fewbit.contract.report import LayerReport, Report, Verdict
+from fewbit.contract.resources import Resource
+from fewbit.contract.spec import Method
 from fewbit.faces.words import scheme_words
-from fewbit.metrics import is_lower_better
-from fewbit.report import LayerReport, Report, Verdict
-from fewbit.resources import Resource
-from fewbit.spec import Method
 
 FEWEST, MOST = 2, 8
 Better = Literal["higher", "lower"]

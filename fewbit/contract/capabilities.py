@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fewbit import metrics
-from fewbit.spec import ArtifactKind, Backend, Method, Target
+from fewbit.contract import metrics
+from fewbit.contract.spec import ArtifactKind, Backend, Method, Target
 
 FORMATS: tuple[str, ...] = ("pt2", "transformers", "module", "torchscript")
 METHODS: tuple[Method, ...] = ("dynamic", "static", "weight_only", "analyze")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Literal
 
-from fewbit.spec import JobSpec
+from fewbit.contract.spec import JobSpec
 
 Family = Literal["classification", "regression", "retrieval"]
 

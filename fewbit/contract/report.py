@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from fewbit.resources import ModelFormat, Reason, Resource
-from fewbit.spec import JobSpec
+from fewbit.contract.resources import ModelFormat, Reason, Resource
+from fewbit.contract.spec import JobSpec
 
 Verdict = Literal["pass", "warn", "fail"]
 
