@@ -21,14 +21,14 @@ from rich.table import Table
 from rich.text import Text
 
 from fewbit import show
-from fewbit.client import Client, Progress
+from fewbit.client.client import Client, Progress
+from fewbit.client.progress import bar, follow
 from fewbit.contract.report import Report
 from fewbit.contract.resources import Delivery, Job, Model, Webhook
 from fewbit.errors import FewbitError
 from fewbit.faces.markdown import report_markdown
 from fewbit.faces.numbers import kilobytes
 from fewbit.faces.report_page import report_page
-from fewbit.follow import bar, follow
 
 app = typer.Typer(
     help="Quantize PyTorch models to int8, and read why each layer is as it is.",

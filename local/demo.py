@@ -22,12 +22,12 @@ from rich.table import Table
 from torch import nn
 
 from fewbit import show
-from fewbit.client import Client
+from fewbit.client.client import Client
+from fewbit.client.progress import follow
 from fewbit.contract.report import Accuracy, Report, ReportArtifact
 from fewbit.contract.spec import Evaluation, JobSpec
 from fewbit.errors import FewbitError
 from fewbit.faces.numbers import kilobytes
-from fewbit.follow import follow
 from local import digits
 from local.alone import predictions
 from local.stack import Stack, StackError

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from scripted import Scripted
 
-from fewbit.client import Client
+from fewbit.client.client import Client
 
 
 @pytest.fixture

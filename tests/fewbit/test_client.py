@@ -13,7 +13,7 @@ from example import report as example_report
 from scripted import Answer, Scripted, as_json, problem
 
 from fewbit import JobSpec
-from fewbit.client import Client
+from fewbit.client.client import Client
 from fewbit.contract.resources import Event
 from fewbit.contract.spec import Evaluation
 from fewbit.errors import FewbitError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from fewbit.client import Client
+from fewbit.client.client import Client
 from fewbit.contract.resources import Event, Job
 
 

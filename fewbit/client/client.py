@@ -29,12 +29,12 @@ from urllib.parse import quote
 import httpx2
 from pydantic import BaseModel
 
-from fewbit.address import checked_key, checked_url
+from fewbit.client.address import checked_key, checked_url
+from fewbit.client.retry import Retry
 from fewbit.contract.report import Report
 from fewbit.contract.resources import FINAL, Artifact, Dataset, Delivery, Event, Job, Model, Webhook, WebhookWithSecret
 from fewbit.contract.spec import JobSpec
 from fewbit.errors import FewbitError, from_response, retry_after, unreachable
-from fewbit.retry import Retry
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 CHUNK = 1 << 20
