@@ -20,15 +20,15 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from fewbit import show
 from fewbit.client.client import Client, Progress
 from fewbit.client.progress import bar, follow
 from fewbit.contract.report import Report
 from fewbit.contract.resources import Delivery, Job, Model, Webhook
 from fewbit.errors import FewbitError
-from fewbit.faces.markdown import report_markdown
-from fewbit.faces.numbers import kilobytes
-from fewbit.faces.report_page import report_page
+from fewbit.rendering import terminal
+from fewbit.rendering.html.report_page import report_page
+from fewbit.rendering.markdown import report_markdown
+from fewbit.rendering.numbers import kilobytes
 
 app = typer.Typer(
     help="Quantize PyTorch models to int8, and read why each layer is as it is.",
@@ -38,7 +38,7 @@ app = typer.Typer(
 )
 webhooks = typer.Typer(help="URLs that are told when a job ends.", no_args_is_help=True)
 app.add_typer(webhooks, name="webhooks")
-out = show.terminal()
+out = terminal.terminal()
 err = Console(stderr=True)
 
 FAILED, PROBLEM = 1, 2
@@ -205,14 +205,14 @@ def _print_report(report: Report, as_json: bool, title: str | None = None) -> No
     if as_json:
         _print_json(report.model_dump_json(indent=2))
     else:
-        show.show(report, out, title)
+        terminal.show(report, out, title)
 
 
 def _write_report(report: Report, face: Face, file: Path | None, base: str) -> None:
     """Without a file, on standard output."""
     if face is Face.terminal:
         with file.open("w", encoding="utf-8") if file else nullcontext() as to:
-            show.show(report, Console(file=to, width=100) if to else out)
+            terminal.show(report, Console(file=to, width=100) if to else out)
         return
     text = {
         Face.json: lambda: report.model_dump_json(indent=2) + "\n",

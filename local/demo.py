@@ -21,18 +21,18 @@ from rich.rule import Rule
 from rich.table import Table
 from torch import nn
 
-from fewbit import show
 from fewbit.client.client import Client
 from fewbit.client.progress import follow
 from fewbit.contract.report import Accuracy, Report, ReportArtifact
 from fewbit.contract.spec import Evaluation, JobSpec
 from fewbit.errors import FewbitError
-from fewbit.faces.numbers import kilobytes
+from fewbit.rendering import terminal
+from fewbit.rendering.numbers import kilobytes
 from local import digits
 from local.alone import predictions
 from local.stack import Stack, StackError
 
-console = show.terminal()
+console = terminal.terminal()
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def quantize(client: Client, trained: Trained, dataset: str) -> Report:
     job = client.create_job(JobSpec(model=model.id, evaluation=Evaluation(dataset=dataset)))
     follow(client, job, console, trained.name)
     report = client.report(job)
-    show.show(report, console, trained.path.name)
+    terminal.show(report, console, trained.path.name)
     console.print()
     return report
 

@@ -10,7 +10,7 @@ from fewbit.contract.metrics import is_lower_better
 from fewbit.contract.report import LayerReport, Report, Verdict
 from fewbit.contract.resources import Resource
 from fewbit.contract.spec import Method
-from fewbit.faces.words import scheme_words
+from fewbit.rendering.words import scheme_words
 
 FEWEST, MOST = 2, 8
 Better = Literal["higher", "lower"]

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Query, Request, Response
 from fewbit.contract.comparison import FEWEST, MOST, Comparison, compare
 from fewbit.contract.problems import FieldError
 from fewbit.contract.report import Report
-from fewbit.faces.comparison_markdown import comparison_markdown
-from fewbit.faces.comparison_page import comparison_page
+from fewbit.rendering.comparison_markdown import comparison_markdown
+from fewbit.rendering.html.comparison_page import comparison_page
 from service.dependencies import Parts, parts_of
 from service.http.ids import is_id
 from service.http.openapi_operations import documents

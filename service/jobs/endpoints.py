@@ -13,8 +13,8 @@ from starlette.responses import StreamingResponse
 from fewbit.contract.problems import FieldError
 from fewbit.contract.report import Report
 from fewbit.contract.resources import Job, JobStatus
-from fewbit.faces.markdown import report_markdown
-from fewbit.faces.report_page import report_page
+from fewbit.rendering.html.report_page import report_page
+from fewbit.rendering.markdown import report_markdown
 from service.delivery import deliver
 from service.dependencies import Parts, parts_of
 from service.http.answers import JSON, LONGEST_PAGE, chosen_type, decode_cursor, json_answer, nothing, page_answer

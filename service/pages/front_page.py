@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from fewbit.faces.document import document
-from fewbit.faces.markup import tag
+from fewbit.rendering.html.document import document
+from fewbit.rendering.html.markup import tag
 from fewbit.version import VERSION
 from service.http.answers import JSON, chosen_type
 from service.http.openapi_operations import TEXT, documents

@@ -9,8 +9,8 @@ from pathlib import Path
 from fastapi import APIRouter, Request, Response
 from markdown_it import MarkdownIt
 
-from fewbit.faces.document import document
-from fewbit.faces.markup import raw, tag
+from fewbit.rendering.html.document import document
+from fewbit.rendering.html.markup import raw, tag
 from service.http.answers import chosen_type
 from service.http.openapi_operations import TEXT, documents
 from service.http.problems import NotFound

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Query, Request, Response
 
-from fewbit.faces.document import policy
+from fewbit.rendering.html.document import policy
 from service.http.answers import JSON, chosen_type
 from service.http.openapi_operations import TEXT
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from example import full_report, layer, report
 
 from fewbit.contract.comparison import Comparison, compare
-from fewbit.faces.comparison_markdown import comparison_markdown
-from fewbit.faces.comparison_page import comparison_page
+from fewbit.rendering.comparison_markdown import comparison_markdown
+from fewbit.rendering.html.comparison_page import comparison_page
 
 
 def sides() -> Comparison:

@@ -8,7 +8,7 @@ import pytest
 from example import full_report, layer, report
 from markdown_it import MarkdownIt
 
-from fewbit.faces.markdown import code, report_markdown, text
+from fewbit.rendering.markdown import code, report_markdown, text
 
 BASE = "https://fewbit.example"
 HOSTILE = "a|b`c`<img src=x onerror=alert(1)> @octocat #1 [x](javascript:y) http://evil.example *b*"

@@ -14,8 +14,8 @@ from example import full_report, layer, report
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from fewbit.contract.comparison import compare
-from fewbit.faces.comparison_page import comparison_page
-from fewbit.faces.report_page import report_page
+from fewbit.rendering.html.comparison_page import comparison_page
+from fewbit.rendering.html.report_page import report_page
 from local.browser import browser, chromium
 
 HOSTILE = '"><img src=x onerror="document.title=1"></script><script>document.title=2</script>'

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from fewbit.contract.report import Report
-from fewbit.faces.curves import calibration_section, depth_section, sensitivity_section
-from fewbit.faces.document import document
-from fewbit.faces.layer_table import layers_section
-from fewbit.faces.markup import Markup, tag
-from fewbit.faces.measured import coverage_section, measured_section
-from fewbit.faces.parts import Links
-from fewbit.faces.record import artifacts_section, record_section
-from fewbit.faces.summary import findings_section, gates_section, head, next_section
+from fewbit.rendering.html.curves import calibration_section, depth_section, sensitivity_section
+from fewbit.rendering.html.document import document
+from fewbit.rendering.html.elements import Links
+from fewbit.rendering.html.layer_table import layers_section
+from fewbit.rendering.html.markup import Markup, tag
+from fewbit.rendering.html.measured import coverage_section, measured_section
+from fewbit.rendering.html.provenance import artifacts_section, record_section
+from fewbit.rendering.html.summary import findings_section, gates_section, head, next_section
 
 PARTS = {
     "next": "Next", "gates": "Gates", "layers": "Layers", "coverage": "Coverage", "sensitivity": "Sensitivity",

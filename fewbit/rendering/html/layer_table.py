@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fewbit.contract.report import Finding, LayerReport, Report
-from fewbit.faces.charts import bar
-from fewbit.faces.layer_detail import detail
-from fewbit.faces.markup import Child, Markup, tag
-from fewbit.faces.numbers import count, decibels, percent, shape, small_share
-from fewbit.faces.parts import Links, named, section, severity_mark
-from fewbit.faces.words import SEVERITIES, by_sensitivity, converted_words, layer_name, requested_words, sensitivity
+from fewbit.rendering.html.charts import bar
+from fewbit.rendering.html.elements import Links, named, section, severity_mark
+from fewbit.rendering.html.layer_detail import detail
+from fewbit.rendering.html.markup import Child, Markup, tag
+from fewbit.rendering.numbers import count, decibels, percent, shape, small_share
+from fewbit.rendering.words import SEVERITIES, by_sensitivity, converted_words, layer_name, requested_words, sensitivity
 
 LOW_SQNR_DB = 20.0
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fewbit.contract.report import Histogram
-from fewbit.faces.markup import Markup, tag
-from fewbit.faces.numbers import small
+from fewbit.rendering.html.markup import Markup, tag
+from fewbit.rendering.numbers import small
 
 WIDTH, HEIGHT = 1000, 200
 BINS = 64  # more are finer than a pixel at the width of a detail

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fewbit.contract.report import Report
-from fewbit.faces.markup import Markup, tag
-from fewbit.faces.numbers import count, decibels, kilobytes
-from fewbit.faces.parts import facts, named, section, table
+from fewbit.rendering.html.elements import facts, named, section, table
+from fewbit.rendering.html.markup import Markup, tag
+from fewbit.rendering.numbers import count, decibels, kilobytes
 
 
 def artifacts_section(report: Report) -> Markup:

@@ -11,7 +11,7 @@ from typing import Any
 from fewbit.contract.metrics import is_lower_better, is_share
 from fewbit.contract.report import Accuracy, Finding, Gate, Latency, LayerReport, Metric, Report, Requested, Scheme
 from fewbit.contract.resources import Reason
-from fewbit.faces.numbers import kilobytes, milliseconds, minus, percent, points, small
+from fewbit.rendering.numbers import kilobytes, milliseconds, minus, percent, points, small
 
 Words = tuple[str, str]
 SEVERITIES = ("error", "warning", "info")

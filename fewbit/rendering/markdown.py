@@ -9,9 +9,9 @@ from typing import Any
 
 from fewbit.contract.report import Finding, Report
 from fewbit.contract.resources import Reason
-from fewbit.faces.numbers import decibels, percent, small_share
-from fewbit.faces.parts import NAMED, Links
-from fewbit.faces.words import (
+from fewbit.rendering.html.elements import NAMED, Links
+from fewbit.rendering.numbers import decibels, percent, small_share
+from fewbit.rendering.words import (
     by_sensitivity,
     first_few,
     float_layers,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fewbit.contract.report import Accuracy, Flip, Latency, Metric, Report, Size
-from fewbit.faces.charts import bar, diverging, interval
-from fewbit.faces.markup import Child, Markup, tag
-from fewbit.faces.numbers import decibels, kilobytes, milliseconds, percent, points, small
-from fewbit.faces.parts import Links, section, table
-from fewbit.faces.words import drop_words, metric_change, metric_value
+from fewbit.rendering.html.charts import bar, diverging, interval
+from fewbit.rendering.html.elements import Links, section, table
+from fewbit.rendering.html.markup import Child, Markup, tag
+from fewbit.rendering.numbers import decibels, kilobytes, milliseconds, percent, points, small
+from fewbit.rendering.words import drop_words, metric_change, metric_value
 
 CLASSES_SHOWN = 12
 FLIPS_SHOWN = 100

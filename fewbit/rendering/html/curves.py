@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from fewbit.contract.report import SQNR_CAP_DB, CalibrationReport, LayerReport, Report
-from fewbit.faces.charts import Axis, Line, axis_of, bar, plot, spread
-from fewbit.faces.markup import Child, Markup, tag
-from fewbit.faces.numbers import decibels, percent, small_share
-from fewbit.faces.parts import named, section, table
-from fewbit.faces.words import by_sensitivity, calibration_words, layer_name, sensitivity
+from fewbit.rendering.html.charts import Axis, Line, axis_of, bar, plot, spread
+from fewbit.rendering.html.elements import named, section, table
+from fewbit.rendering.html.markup import Child, Markup, tag
+from fewbit.rendering.numbers import decibels, percent, small_share
+from fewbit.rendering.words import by_sensitivity, calibration_words, layer_name, sensitivity
 
 RANKED = 10
 METHODS = {"estimate": "estimated", "brute_force": "measured, one evaluation a layer,"}

@@ -7,7 +7,7 @@ from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 
-from fewbit.faces.markup import Markup, raw, tag
+from fewbit.rendering.html.markup import Markup, raw, tag
 
 
 @cache

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fewbit.contract.comparison import ComparedCell, ComparedLayer, Comparison
-from fewbit.faces.comparison_page import number_words
-from fewbit.faces.markdown import MARKS, code, folded, text
-from fewbit.faces.numbers import decibels
-from fewbit.faces.words import layer_name
+from fewbit.rendering.html.comparison_page import number_words
+from fewbit.rendering.markdown import MARKS, code, folded, text
+from fewbit.rendering.numbers import decibels
+from fewbit.rendering.words import layer_name
 
 LAYERS_SHOWN = 20
 ARROWS = {"higher": "↑", "lower": "↓"}

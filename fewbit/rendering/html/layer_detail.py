@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from fewbit.contract.report import ActivationStats, Finding, LayerReport, TargetSaturation, WeightStats
 from fewbit.contract.resources import Reason
-from fewbit.faces.charts import histogram
-from fewbit.faces.markup import Child, Markup, tag
-from fewbit.faces.numbers import count, decibels, minus, percent, shape, small, small_share
-from fewbit.faces.parts import Links, facts, patch_block, prose, table
-from fewbit.faces.summary import evidence_words, finding_block
-from fewbit.faces.words import layer_name, requested_words, scheme_words
+from fewbit.rendering.html.charts import histogram
+from fewbit.rendering.html.elements import Links, facts, patch_block, prose, table
+from fewbit.rendering.html.markup import Child, Markup, tag
+from fewbit.rendering.html.summary import evidence_words, finding_block
+from fewbit.rendering.numbers import count, decibels, minus, percent, shape, small, small_share
+from fewbit.rendering.words import layer_name, requested_words, scheme_words
 
 TARGETS = {"avx2": "AVX2", "avx512": "AVX-512", "vnni": "VNNI", "arm": "ARM"}
 CHANNELS_SHOWN = 6

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from fewbit.faces.markup import Child, Markup, join, tag
+from fewbit.rendering.html.markup import Child, Markup, join, tag
 
 NAMED = {"error": "Error", "warning": "Warning", "info": "Note"}
 

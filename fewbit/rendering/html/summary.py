@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from fewbit.contract.report import Finding, Report
-from fewbit.faces.markup import Markup, tag
-from fewbit.faces.numbers import small
-from fewbit.faces.parts import Links, facts, lines, named, patch_block, prose, section, severity_mark, table
-from fewbit.faces.words import Step, first_few, four_numbers, next_steps, verdict_sentence, worst_first
+from fewbit.rendering.html.elements import Links, facts, lines, named, patch_block, prose, section, severity_mark, table
+from fewbit.rendering.html.markup import Markup, tag
+from fewbit.rendering.numbers import small
+from fewbit.rendering.words import Step, first_few, four_numbers, next_steps, verdict_sentence, worst_first
 
 STEPS_SHOWN = 8
 FINDINGS_SHOWN = 40

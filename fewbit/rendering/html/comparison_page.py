@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from fewbit.contract.comparison import ComparedCell, ComparedJob, ComparedLayer, ComparedNumber, Comparison, Unit
-from fewbit.faces.document import document
-from fewbit.faces.markup import Child, Markup, tag
-from fewbit.faces.numbers import decibels, kilobytes, milliseconds, percent, small
-from fewbit.faces.parts import Links, named, section
-from fewbit.faces.words import layer_name
+from fewbit.rendering.html.document import document
+from fewbit.rendering.html.elements import Links, named, section
+from fewbit.rendering.html.markup import Child, Markup, tag
+from fewbit.rendering.numbers import decibels, kilobytes, milliseconds, percent, small
+from fewbit.rendering.words import layer_name
 
 DIRECTIONS = {"higher": "higher is better", "lower": "lower is better"}
 WRITTEN: dict[Unit, Callable[[float], str]] = {

@@ -18,8 +18,8 @@ from rich.text import Text
 
 from fewbit.contract.report import Accuracy, Finding, Gate, LayerReport, Report
 from fewbit.contract.resources import Reason
-from fewbit.faces.numbers import decibels, kilobytes, minus, small_share
-from fewbit.faces.words import (
+from fewbit.rendering.numbers import decibels, kilobytes, minus, small_share
+from fewbit.rendering.words import (
     by_reason,
     by_sensitivity,
     calibration_words,
