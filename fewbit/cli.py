@@ -20,7 +20,8 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from fewbit.client.client import Client, Progress
+from fewbit.client import Client
+from fewbit.client.client import Progress
 from fewbit.client.progress import bar, follow
 from fewbit.contract.report import Report
 from fewbit.contract.resources import Delivery, Job, Model, Webhook

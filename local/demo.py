@@ -21,7 +21,7 @@ from rich.rule import Rule
 from rich.table import Table
 from torch import nn
 
-from fewbit.client.client import Client
+from fewbit.client import Client
 from fewbit.client.progress import follow
 from fewbit.contract.report import Accuracy, Report, ReportArtifact
 from fewbit.contract.spec import Evaluation, JobSpec

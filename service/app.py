@@ -14,6 +14,8 @@ from starlette.exceptions import HTTPException
 from fewbit.version import VERSION
 from service.artifacts import endpoints as artifacts
 from service.audit import endpoints as audit
+from service.capabilities import endpoints as capabilities
+from service.comparison import endpoints as comparison
 from service.datasets import endpoints as datasets
 from service.dependencies import Parts, by_tenant
 from service.http.authentication import KeyAuth
@@ -38,7 +40,7 @@ ROUTERS = (
     artifacts,
     models,
     datasets,
-    compare,
+    comparison,
     capabilities,
     webhooks,
     audit,

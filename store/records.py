@@ -142,7 +142,7 @@ class JobRecord:
         return tuple(ArtifactRecord.model_validate(row) for row in json.loads(self.artifacts_json))
 
     def json(self) -> bytes:
-        """What ``GET /jobs/{id}`` returns (``fewbit.contract.resources.Job``); only the JSON fields could need escaping."""
+        """What ``GET /jobs/{id}`` returns, a ``Job``; only the JSON fields could need escaping."""
         return b'{"id":"%b","status":"%b","spec":%b,"progress":%b,"error":%b,"attempts":%d,"revision":%d,%b}' % (
             self.id.encode(),
             self.status.encode(),

@@ -17,7 +17,7 @@ from service.http.problems import NotFound
 from service.pages.report_formats import HTML, MARKDOWN, face_answer
 
 router = APIRouter(tags=["service"])
-FOLDER = Path(__file__).parents[1] / "docs" / "reasons"
+FOLDER = Path(__file__).parents[2] / "docs" / "reasons"
 _CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*\Z")
 _PAGES = {HTML: {"schema": TEXT}, MARKDOWN: {"schema": TEXT}}
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from store.records import PREFIX, events_key, flat, job_key, now_iso
 
-_HERE = Path(__file__).parent
-DELIVERIES = (_HERE / "deliveries.lua").read_text()
-SCRIPT = DELIVERIES + (_HERE / "transition.lua").read_text()
-TURN = (_HERE / "turn.lua").read_text()
+_SCRIPTS = Path(__file__).parents[1] / "scripts"
+DELIVERIES = (_SCRIPTS / "deliveries.lua").read_text()
+SCRIPT = DELIVERIES + (_SCRIPTS / "transition.lua").read_text()
+TURN = (_SCRIPTS / "turn.lua").read_text()
 
 
 @dataclass(frozen=True)

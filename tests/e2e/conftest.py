@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from fewbit.client.client import Client
+from fewbit.client import Client
 from local import digits
 from local.stack import Stack
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewbit.client.client import Client
+from fewbit.client import Client
 from local.stack import Stack
 from tests.e2e.conftest import Upload
 from tests.hostile.scripts import SCRIPTS

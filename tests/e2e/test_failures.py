@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fewbit.client.client import Client
+from fewbit.client import Client
 from fewbit.contract.resources import Job
 from local import digits
 from local.stack import Stack

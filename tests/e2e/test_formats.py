@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fewbit import Report
-from fewbit.client.client import Client
+from fewbit.client import Client
 from fewbit.errors import FewbitError
 from local import digits
 from tests.workers import packed

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fewbit import Report
-from fewbit.client.client import Client
+from fewbit.client import Client
 from local import digits
 from local.alone import predictions
 from tests.e2e.conftest import Upload

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example import report as example_report
-from scripted import Answer, Scripted, as_json, problem
 
 from fewbit import JobSpec
-from fewbit.client.client import Client
+from fewbit.client import Client
 from fewbit.contract.resources import Event
 from fewbit.contract.spec import Evaluation
 from fewbit.errors import FewbitError
+from tests.fewbit.example import report as example_report
+from tests.fewbit.scripted import Answer, Scripted, as_json, problem
 
 DROPPED = Answer(cut=0)
 MODEL = {

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from example import full_report, layer, report
-
 from fewbit.contract.comparison import Comparison, compare
 from fewbit.rendering.comparison_markdown import comparison_markdown
 from fewbit.rendering.html.comparison_page import comparison_page
+from tests.fewbit.example import full_report, layer, report
 
 
 def sides() -> Comparison:

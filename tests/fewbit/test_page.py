@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example import full_report, layer, report
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from fewbit.contract.comparison import compare
 from fewbit.rendering.html.comparison_page import comparison_page
 from fewbit.rendering.html.report_page import report_page
 from local.browser import browser, chromium
+from tests.fewbit.example import full_report, layer, report
 
 HOSTILE = '"><img src=x onerror="document.title=1"></script><script>document.title=2</script>'
 CLIPBOARD = "navigator.clipboard.readText()"

@@ -6,12 +6,12 @@ import io
 from typing import Any
 
 import pytest
-from example import full_report, layer
-from example import report as example_report
 from rich.console import Console
 
 from fewbit.contract.report import Metric, Report
 from fewbit.rendering import terminal, words
+from tests.fewbit.example import full_report, layer
+from tests.fewbit.example import report as example_report
 
 
 def printed(report: Report, width: int = 100) -> str:

@@ -1,4 +1,5 @@
-"""The zip structure, ``workers/intake/zip_archives.py``: everything an attacker can write into a directory or a local header."""
+"""The zip structure, ``workers.intake.zip_archives``:
+everything an attacker can write into a directory or a local header."""
 
 from __future__ import annotations
 

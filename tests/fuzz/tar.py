@@ -1,4 +1,5 @@
-"""Tar files and Transformers folders in them: ``workers/intake/tar_archives.py``, ``workers/intake/transformers_folders.py``."""
+"""Tar files and Transformers folders in them:
+``workers.intake.tar_archives`` and ``workers.intake.transformers_folders``."""
 
 from __future__ import annotations
 

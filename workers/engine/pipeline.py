@@ -32,11 +32,12 @@ from workers.engine.graph.layers import Layer, find_layers
 from workers.engine.graph.program import signature
 from workers.engine.measurement.float_pass import observe
 from workers.engine.measurement.machine import peak_memory_bytes
-from workers.engine.measurement.verification import Runs, measure_artifacts, measure_latency_of, report_of
+from workers.engine.measurement.verification import Runs, measure_artifacts, measure_latency_of
 from workers.engine.quantization.plan import full_range, plan, weights_for
 from workers.engine.quantization.quantize import quantize
 from workers.engine.quantization.reference import Reference, reference_of
 from workers.engine.quantization.repair import non_finite, repaired
+from workers.engine.reporting.assemble import report_of
 from workers.engine.reporting.defects import Case, defects
 from workers.engine.reporting.diagnose import diagnose
 from workers.engine.reporting.findings import conversion_findings

@@ -12,7 +12,7 @@ from fewbit.rendering.html.markup import Markup, raw, tag
 
 @cache
 def _text(name: str) -> str:
-    return files("fewbit.faces").joinpath(name).read_text(encoding="utf-8").strip()
+    return files("fewbit.rendering.html").joinpath(name).read_text(encoding="utf-8").strip()
 
 
 def _hash(text: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fewbit.client.client import Client
+from fewbit.client import Client
 from fewbit.contract.resources import Delivery
 from fewbit.errors import FewbitError
 from tests.service.gateway import KEY, Gateway

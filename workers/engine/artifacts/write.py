@@ -12,7 +12,6 @@ from fewbit.runtime.source import NotExpressible
 from workers.engine.artifacts.kinds import KINDS
 from workers.engine.errors import EngineError
 from workers.engine.quantization.reference import Reference
-from workers.engine.reporting.findings import not_written
 
 
 @dataclass(frozen=True)
@@ -39,3 +38,12 @@ def package(reference: Reference, spec: JobSpec, folder: Path) -> Written:
     if findings and not calls:
         raise EngineError("quantization-failed", f"{findings[0].message} {findings[0].remedy}")
     return Written(calls, tuple(findings))
+
+
+def not_written(file: str, why: str) -> Finding:
+    return Finding(
+        severity="warning",
+        code="artifact-not-written",
+        message=f"{file} was not written: {why.rstrip('.')}.",
+        remedy="The pt2 artifact has no such limit: ask for `artifacts: ['pt2']`.",
+    )

@@ -1,6 +1,6 @@
 """A Transformers folder: its class from the installed library, its weights from safetensors, its code from nowhere.
 
-The upload was scanned: names, config and headers are known to be harmless (``workers/intake/transformers_folders.py``). What the library
+The upload was scanned: names, config and headers are known to be harmless (``workers.intake``). What the library
 could still be talked into, a download or a remote class, is closed off here once more.
 """
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-import numpy as np
 import torch
 
 from fewbit.contract.report import Finding, Latency, LayerReport
@@ -146,32 +144,12 @@ def calibrated_on_evaluation() -> Finding:
     )
 
 
-def not_written(file: str, why: str) -> Finding:
-    return Finding(
-        severity="warning",
-        code="artifact-not-written",
-        message=f"{file} was not written: {why.rstrip('.')}.",
-        remedy="The pt2 artifact has no such limit: ask for `artifacts: ['pt2']`.",
-    )
-
-
 def not_finite() -> Finding:
     return Finding(
         severity="error",
         code="nan-inf",
         message="The float model itself returns NaN or infinity on this data.",
         remedy="Check the inputs' preprocessing and the model's weights.",
-    )
-
-
-def metric_not_applicable(name: str, needed: str, shape: Sequence[int], labels: np.ndarray[Any, Any]) -> Finding:
-    return Finding(
-        severity="warning",
-        code="metric-not-applicable",
-        message=f"{name} needs {needed}. The model's output has shape {list(shape)}, and labels "
-        f"{list(labels.shape)} of {labels.dtype}.",
-        remedy=f"Return what {name} reads as the first output, change `labels` in the dataset, or leave {name} out of "
-        "evaluation.metrics.",
     )
 
 

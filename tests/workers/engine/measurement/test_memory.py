@@ -66,6 +66,6 @@ def test_a_large_model_is_quantized_within_its_memory(model: Path, method: str, 
 def peak_of(stage: str, folder: Path) -> int:
     """Bytes the process grew by at most, from when it was ready for work."""
     command = [sys.executable, "-W", "ignore", "-c", STAGE, stage, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3])
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[4])
     assert done.returncode == 0, done.stderr[-2000:]
     return int(json.loads(done.stdout.splitlines()[-1]))

@@ -65,7 +65,7 @@ def task(folder: Path, **spec: object) -> None:
 
 def without_vnni(folder: Path, *stages: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "ignore", "-c", STAGES, str(folder), *stages]
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     return subprocess.run(command, env={**os.environ, **AVX2}, capture_output=True, text=True, check=False, cwd=root)
 
 
