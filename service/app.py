@@ -14,20 +14,20 @@ from starlette.exceptions import HTTPException
 from fewbit.version import VERSION
 from service.artifacts import endpoints as artifacts
 from service.audit import endpoints as audit
+from service.authentication import KeyAuth
 from service.capabilities import endpoints as capabilities
 from service.comparison import endpoints as comparison
 from service.datasets import endpoints as datasets
 from service.dependencies import Parts, by_tenant
-from service.http.authentication import KeyAuth
 from service.http.bounds import Bounds
 from service.http.envelope import Envelope, refuse
 from service.http.openapi_document import ABOUT, TAGS, openapi_of
-from service.http.shutdown import stopped
 from service.jobs import endpoints as jobs
 from service.models import endpoints as models
 from service.operations import health, metrics
 from service.pages import front_page, problem_pages, reason_pages
 from service.settings import ServiceSettings
+from service.shutdown import stopped
 from service.uploads.abandoned import tidied
 from service.webhooks import endpoints as webhooks
 from service.webhooks.courier import Courier

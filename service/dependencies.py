@@ -10,8 +10,8 @@ from typing import Self
 from redis.asyncio import Redis
 from starlette.requests import HTTPConnection
 
-from service.http.shutdown import Stopping
 from service.settings import ServiceSettings
+from service.shutdown import Stopping
 from store.blobs.blobs import Blobs
 from store.clients import connect_async
 from store.datasets import Datasets

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fewbit.contract.comparison import ComparedCell, ComparedLayer, Comparison
+from fewbit.rendering.comparison import ComparedCell, ComparedLayer, Comparison
 from fewbit.rendering.html.comparison_page import number_words
 from fewbit.rendering.markdown import MARKS, code, folded, text
 from fewbit.rendering.numbers import decibels

@@ -20,7 +20,7 @@ LONGEST_OBJECT = 200
 
 
 class Named(Protocol):
-    """What is known of the caller (``service.http.authentication.Caller``)."""
+    """What is known of the caller (``service.authentication.Caller``)."""
 
     @property
     def tenant(self) -> str: ...

@@ -7,17 +7,17 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from fewbit.contract.comparison import FEWEST, MOST, Comparison, compare
 from fewbit.contract.problems import FieldError
 from fewbit.contract.report import Report
+from fewbit.rendering.comparison import FEWEST, MOST, Comparison, compare
 from fewbit.rendering.comparison_markdown import comparison_markdown
 from fewbit.rendering.html.comparison_page import comparison_page
 from service.dependencies import Parts, parts_of
 from service.http.ids import is_id
 from service.http.openapi_operations import documents
 from service.http.problems import InvalidRequest, JobNotFinal, NoReport
+from service.http.report_formats import HTML, MARKDOWN, Format, base_of, chosen_face, face_answer, faces_of
 from service.jobs.endpoints import known_job, unknown_job
-from service.pages.report_formats import HTML, MARKDOWN, Format, base_of, chosen_face, face_answer, faces_of
 
 router = APIRouter(tags=["jobs"])
 

@@ -58,7 +58,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     @property
     def is_served(self) -> bool:
-        """The key was good (``service.http.authentication``), and the answer is not complete."""
+        """The key was good (``service.authentication``), and the answer is not complete."""
         return self.cycle is not None and not self.cycle.response_complete and "let_in" in self.cycle.scope
 
     def cut(self) -> None:

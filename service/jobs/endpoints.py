@@ -22,11 +22,11 @@ from service.http.idempotency import once
 from service.http.openapi_operations import EVENT_STREAM, EventPage, JobPage, Unfinished, documents
 from service.http.preferences import preferred_wait
 from service.http.problems import InvalidRequest, JobFinal, JobNotFinal, NoReport, NotFound, QuotaExceeded
+from service.http.report_formats import HTML, Format, base_of, chosen_face, face_answer, faces_of
 from service.http.stream_ids import is_entry_id
 from service.jobs.events import SSE, event_page, event_stream
 from service.jobs.spec import read_spec, spec_body
 from service.jobs.validation import unknown_upload, validated
-from service.pages.report_formats import HTML, Format, base_of, chosen_face, face_answer, faces_of
 from store.jobs.jobs import Missing, QueueFull
 from store.records import JobRecord, NewJob
 

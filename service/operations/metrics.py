@@ -13,8 +13,8 @@ from typing import get_args
 from fastapi import APIRouter, Request, Response
 
 from fewbit.contract.resources import JobStatus
+from service.authentication import caller_of
 from service.dependencies import Parts, parts_of
-from service.http.authentication import caller_of
 from service.http.openapi_operations import TEXT, documents
 from store.tenancy.tenants import Tenant
 from store.tenancy.usage import Usage, tenants, usage

@@ -10,7 +10,7 @@ from fewbit.rendering.html.markup import tag
 from fewbit.version import VERSION
 from service.http.answers import JSON, chosen_type
 from service.http.openapi_operations import TEXT, documents
-from service.pages.report_formats import HTML, face_answer
+from service.http.report_formats import HTML, face_answer
 
 router = APIRouter(tags=["service"])
 

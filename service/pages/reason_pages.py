@@ -14,7 +14,7 @@ from fewbit.rendering.html.markup import raw, tag
 from service.http.answers import chosen_type
 from service.http.openapi_operations import TEXT, documents
 from service.http.problems import NotFound
-from service.pages.report_formats import HTML, MARKDOWN, face_answer
+from service.http.report_formats import HTML, MARKDOWN, face_answer
 
 router = APIRouter(tags=["service"])
 FOLDER = Path(__file__).parents[2] / "docs" / "reasons"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fewbit.contract.comparison import Comparison, compare
+from fewbit.rendering.comparison import Comparison, compare
 from fewbit.rendering.comparison_markdown import comparison_markdown
 from fewbit.rendering.html.comparison_page import comparison_page
 from tests.fewbit.example import full_report, layer, report

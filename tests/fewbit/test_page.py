@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from fewbit.contract.comparison import compare
+from fewbit.rendering.comparison import compare
 from fewbit.rendering.html.comparison_page import comparison_page
 from fewbit.rendering.html.report_page import report_page
 from local.browser import browser, chromium

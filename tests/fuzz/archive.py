@@ -10,7 +10,7 @@ from functools import cache
 from tests.fuzz import Target
 from tests.fuzz.bytes_changed import changed
 from tests.workers.uploads import zip_of
-from workers.engine.errors import EngineError
+from workers.errors import EngineError
 from workers.intake.zip_archives import open_archive
 
 _ENTRIES = {"model/data.pkl": b"\x80\x02K\x01.", "model/data/0": bytes(64), "model/version": b"3\n"}

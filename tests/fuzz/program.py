@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz import Target
 from tests.fuzz.bytes_changed import changed
-from workers.engine.errors import EngineError
+from workers.errors import EngineError
 from workers.intake.exported_programs import _CHECKS, check_json
 
 _TELLING = st.sampled_from(["s0", "torch.ops.aten.add.Tensor", "L['x'].size()[0] >= 1", '["a", {"b": 1}]'])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.fuzz import Target
 from tests.fuzz.bytes_changed import changed
 from tests.workers.packed import safetensors
-from workers.engine.errors import EngineError
+from workers.errors import EngineError
 from workers.intake.transformers_folders import scan_folder
 
 _CONFIG = json.dumps({"architectures": ["BertModel"], "model_type": "bert"}).encode()

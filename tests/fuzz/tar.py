@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.fuzz import Target
 from tests.fuzz.bytes_changed import changed
 from tests.workers.packed import safetensors
-from workers.engine.errors import EngineError
+from workers.errors import EngineError
 from workers.intake.tar_archives import tar_entries
 from workers.intake.transformers_folders import scan_folder
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fewbit.contract.resources import InputSignature
-from workers.engine.errors import EngineError, first_line
 from workers.engine.task import Task
+from workers.errors import EngineError, first_line
 
 Array = np.ndarray[Any, Any]
 

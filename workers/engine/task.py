@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from fewbit.contract.report import ReportModel
 from fewbit.contract.resources import InputSignature, ModelFormat, ModelLayer
 from fewbit.contract.spec import JobSpec
-from workers.engine.errors import EngineError
+from workers.errors import EngineError
 
 FLOAT_PROGRAM = "float.pt2"  # in the folder: the float model as a program, where the upload is none
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from workers.engine.errors import EngineError
+from workers.errors import EngineError
 from workers.intake.expressions import is_guard, is_shape_expression
 from workers.intake.pickles import words
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fewbit.contract.resources import ModelFormat
-from workers.engine.errors import EngineError
+from workers.errors import EngineError
 from workers.intake import pickles
 from workers.intake.exported_programs import MAX_JSON_BYTES, check_json
 from workers.intake.stock_modules import MODULES, STOCK

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from workers.engine.errors import EngineError
+from workers.errors import EngineError
 from workers.intake.zip_archives import MAX_ENTRIES
 
 BLOCK = tarfile.BLOCKSIZE

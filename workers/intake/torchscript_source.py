@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from workers.engine.errors import EngineError
+from workers.errors import EngineError
 from workers.intake.pickles import ALLOWED, words
 
 MAX_CODE_BYTES = 64 << 20

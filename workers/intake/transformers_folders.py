@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from workers.engine.errors import EngineError
+from workers.errors import EngineError
 from workers.intake.tar_archives import is_tar, tar_entries
 from workers.intake.zip_archives import Archive, open_archive
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from workers.engine.errors import EngineError
+from workers.errors import EngineError
 
 MAX_ENTRIES = 100_000
 _MAX_DIRECTORY_BYTES = 64 << 20

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from workers.engine.errors import EngineError
 from workers.engine.task import Task
+from workers.errors import EngineError
 from workers.intake.scan import scan
 from workers.sandbox import fence
 from workers.sandbox.limits import Limits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fewbit.contract.comparison import ComparedCell, ComparedJob, ComparedLayer, ComparedNumber, Comparison, Unit
+from fewbit.rendering.comparison import ComparedCell, ComparedJob, ComparedLayer, ComparedNumber, Comparison, Unit
 from fewbit.rendering.html.document import document
 from fewbit.rendering.html.elements import Links, named, section
 from fewbit.rendering.html.markup import Child, Markup, tag

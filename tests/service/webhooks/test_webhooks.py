@@ -17,7 +17,7 @@ import httpx2
 import pytest
 from redis import Redis
 
-from service.http.shutdown import stopped
+from service.shutdown import stopped
 from service.webhooks.addresses import Unreachable, checked_url, is_public
 from service.webhooks.courier import OF_A_TENANT, Courier
 from service.webhooks.posting import Posting

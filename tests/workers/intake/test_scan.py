@@ -18,7 +18,7 @@ import torch
 
 from tests.workers import uploads
 from tests.workers.uploads import Hostile
-from workers.engine.errors import EngineError
+from workers.errors import EngineError
 from workers.intake.scan import scan
 
 Change = Callable[[dict[str, Any]], None]

@@ -23,10 +23,10 @@ from tests.workers import packed, uploads
 from tests.workers.orders import order as order_of
 from tests.workers.packed import Files
 from tests.workers.uploads import Hostile
-from workers.engine.errors import EngineError
 from workers.engine.formats import inspect_upload
 from workers.engine.formats.stock import open_stock
 from workers.engine.task import Inspection, Task
+from workers.errors import EngineError
 from workers.intake.scan import scan
 from workers.intake.stock_modules import ACTIVATIONS, MODULES
 from workers.sandbox.child import run_child

@@ -15,8 +15,8 @@ from fewbit.contract.report import Report, ReportModel
 from fewbit.contract.spec import JobSpec
 from tests.workers import uploads
 from tests.workers.orders import order
-from workers.engine.errors import EngineError
 from workers.engine.task import Task
+from workers.errors import EngineError
 from workers.sandbox import runner
 from workers.sandbox.child import Ended, run_child
 from workers.sandbox.fork_server import ForkServer

@@ -30,9 +30,9 @@ from fewbit.runtime.record import LayerRecord, PerToken, QuantizedValue, WeightR
 from fewbit.runtime.script import Call
 from fewbit.runtime.source import NotExpressible, user_outputs
 from workers.engine.artifacts.onnx_operators import dequantize, high_nibbles, quantize_dequantize, translations
-from workers.engine.errors import first_line
 from workers.engine.graph.editor import Surgery, after
 from workers.engine.quantization.reference import Reference
+from workers.errors import first_line
 
 aten = torch.ops.aten
 OPSET = 21

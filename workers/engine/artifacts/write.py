@@ -10,8 +10,8 @@ from fewbit.contract.spec import JobSpec
 from fewbit.runtime.script import Call
 from fewbit.runtime.source import NotExpressible
 from workers.engine.artifacts.kinds import KINDS
-from workers.engine.errors import EngineError
 from workers.engine.quantization.reference import Reference
+from workers.errors import EngineError
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from workers.engine.calibration.activation_statistics import InputWatch, watches
 from workers.engine.calibration.calibration_set import RangeWatch, calibration_report
 from workers.engine.calibration.unreached_branches import Branches
 from workers.engine.data import Data
-from workers.engine.errors import EngineError, first_line
 from workers.engine.graph.run import ProgramRun
 from workers.engine.quantization.arithmetic import FLOAT
 from workers.engine.quantization.integer_chains import FixedValue, fixed_values
@@ -24,6 +23,7 @@ from workers.engine.quantization.observers import Observer, QParams, observer_fo
 from workers.engine.quantization.plan import Planned
 from workers.engine.quantization.reference import FixedRange
 from workers.engine.quantization.repair import cleaned
+from workers.errors import EngineError, first_line
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,6 @@ from workers.engine.data import Data, read_calibration, read_evaluation
 from workers.engine.draft import Draft
 from workers.engine.eager.rows import Replaced, eager_findings, eager_rows, still_float
 from workers.engine.eager.script import Inputs, Owners, Positional, calls_of, scripted
-from workers.engine.errors import EngineError, first_line
 from workers.engine.formats import open_module
 from workers.engine.graph.layers import Layer, find_layers
 from workers.engine.graph.program import signature
@@ -48,6 +47,7 @@ from workers.engine.quantization.weights import QuantizedWeight, sqnr_db
 from workers.engine.reporting.layer_rows import coverage, product_rows
 from workers.engine.stopwatch import Stopwatch
 from workers.engine.task import Task
+from workers.errors import EngineError, first_line
 
 DYNAMIC_TYPES = (nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.RNNCell, nn.GRUCell)  # quantize_dynamic's own default
 PACKED_ROOT = "_packed_weight_0"  # where FX keeps the weight of a model that is a single layer itself

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from fewbit.contract.resources import InputSignature
 from fewbit.runtime.script import Call, of_layers
-from workers.engine.errors import EngineError, first_line
+from workers.errors import EngineError, first_line
 
 Inputs = tuple[Tensor, ...]
 

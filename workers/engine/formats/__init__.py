@@ -18,7 +18,6 @@ from torch import nn
 
 from fewbit.contract.resources import InputSignature, ModelFormat, ModelLayer
 from fewbit.runtime.program import Program
-from workers.engine.errors import EngineError
 from workers.engine.formats.pretrained import inspect_pretrained, open_pretrained, pretrained_program
 from workers.engine.formats.stock import open_stock, stock_layers, stock_program
 from workers.engine.formats.torchscript import script_layers, script_program
@@ -26,6 +25,7 @@ from workers.engine.graph.layers import find_layers
 from workers.engine.graph.program import load, signature
 from workers.engine.reporting.layer_rows import model_layers
 from workers.engine.task import Inspection
+from workers.errors import EngineError
 
 __all__ = ["inspect_upload", "open_module", "open_program"]
 

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from fewbit.contract.resources import InputSignature
 from fewbit.runtime.program import Program, program_of
-from workers.engine.errors import EngineError, first_line
 from workers.engine.formats import experts
 from workers.engine.formats.examples import MAKERS, Argument, float_dtype, from_config, from_dataset, has_image_size
 from workers.engine.formats.exporting import ADVICE, Arguments, export
 from workers.engine.graph.program import signature
+from workers.errors import EngineError, first_line
 from workers.intake.transformers_folders import extract
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the library is imported; a worker never downloads

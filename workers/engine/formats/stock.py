@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from fewbit.contract.resources import ModelLayer
 from fewbit.runtime.program import Program, program_of
-from workers.engine.errors import EngineError, first_line
 from workers.engine.formats.examples import Argument, float_dtype, from_dataset
 from workers.engine.formats.exporting import export
+from workers.errors import EngineError, first_line
 from workers.intake.stock_modules import ACTIVATIONS, MODULES
 
 _NAME = re.compile(r"[\w.-]{0,512}")  # names end up in generated source

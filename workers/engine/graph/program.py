@@ -14,8 +14,8 @@ from torch.export import ExportedProgram
 
 from fewbit.contract.resources import InputSignature
 from fewbit.runtime.program import Program, program_of
-from workers.engine.errors import EngineError, first_line
 from workers.engine.graph.pt2_reader import read_exported
+from workers.errors import EngineError, first_line
 
 WRITTEN_AS = "fewbit_written_as"  # in a node's metadata: the operator of the user's graph that it stands for
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch.export.graph_signature import ConstantArgument, InputKind
 
 from fewbit.runtime.program import Program
-from workers.engine.errors import EngineError
+from workers.errors import EngineError
 
 Around = Callable[[fx.Node, Callable[[], Any], Callable[[Any], Any]], Any]
 """(node, compute its float result, value of another node) -> the result to go on with."""

@@ -18,7 +18,6 @@ from fewbit.runtime.program import Program
 from workers.engine.calibration.activation_statistics import InputWatch, share_of, watches_of
 from workers.engine.calibration.unreached_branches import Branches
 from workers.engine.data import Batch, Data
-from workers.engine.errors import EngineError, first_line
 from workers.engine.graph.layers import Layer, Use
 from workers.engine.graph.run import ProgramRun, primary_output
 from workers.engine.measurement.saturation import saturation_of
@@ -27,6 +26,7 @@ from workers.engine.quantization.reference import FixedRange
 from workers.engine.quantization.repair import cleaned
 from workers.engine.quantization.simulation import imitated
 from workers.engine.quantization.weights import sqnr_db
+from workers.errors import EngineError, first_line
 
 
 @dataclass

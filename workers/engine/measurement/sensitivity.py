@@ -31,12 +31,12 @@ from torch import Tensor, fx
 from fewbit.contract.report import SensitivitySummary
 from fewbit.runtime.program import Program
 from workers.engine.data import Batch, Data
-from workers.engine.errors import EngineError
 from workers.engine.graph.layers import Use
 from workers.engine.graph.run import ProgramRun, primary_output, with_gradient
 from workers.engine.quantization.quantize import QuantizedLayer
 from workers.engine.quantization.reference import FixedRange
 from workers.engine.quantization.simulation import imitated, operand_value
+from workers.errors import EngineError
 
 PASSES = 4.0  # of the float model over all samples: what it may cost
 FEWEST_PROBES, MOST_PROBES = 2, 6  # backward passes with random signs

@@ -18,13 +18,13 @@ from fewbit.contract.report import (
 from workers.engine.artifacts.kinds import KINDS, Run, load_pt2
 from workers.engine.data import Batch, Data
 from workers.engine.draft import Draft
-from workers.engine.errors import EngineError, first_line
 from workers.engine.graph.run import primary_output
 from workers.engine.measurement.float_pass import output_rows
 from workers.engine.measurement.kernels import Executed, executed_kernels
 from workers.engine.measurement.latency import Race, latency_of, race
 from workers.engine.metrics.similarity import Comparison
 from workers.engine.task import Task
+from workers.errors import EngineError, first_line
 
 AGREEMENT_DB = 35.0  # nearer than this to the reference is rounding
 TOLERANCE_DB = 1.0

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewbit.contract.spec import ActivationRange, Clip, Percentile
-from workers.engine.errors import EngineError
+from workers.errors import EngineError
 
 BINS = 8192  # an outlier of 1000 standard deviations leaves four bins to each; indices fit int16, which counts fastest
 BLOCK = 2**18  # elements; 1 MB of float32 stays in cache while several passes read it

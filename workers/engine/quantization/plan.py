@@ -12,10 +12,10 @@ from fewbit.contract.report import Requested, WeightScheme
 from fewbit.contract.resources import Reason
 from fewbit.contract.spec import Activations, JobSpec, LayerRule, Weights
 from fewbit.runtime.kernels import has_vnni
-from workers.engine.errors import EngineError
 from workers.engine.explanation import reasons
 from workers.engine.graph.layers import Layer
 from workers.engine.quantization.arithmetic import FLOAT, Arithmetic, arithmetic_of
+from workers.errors import EngineError
 
 
 @dataclass(frozen=True)

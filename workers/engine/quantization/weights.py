@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fewbit.contract.report import SQNR_CAP_DB, Histogram, WeightStats
 from fewbit.contract.spec import Clip, Granularity, Percentile, WeightRange, Weights
-from workers.engine.errors import EngineError
+from workers.errors import EngineError
 
 QMAX = {"int8": 127, "int4": 7}
 OUTLIER_SIGMAS = 6.0

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tests.workers.engine import models
 from tests.workers.engine.runs import EngineRun, run_engine
-from workers.engine.errors import EngineError
+from workers.errors import EngineError
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"

@@ -19,10 +19,10 @@ from service.jobs.support import resolved, unsuited, unsupported
 from tests.workers import packed
 from tests.workers.engine.runs import EngineRun
 from workers.engine.eager.script import Positional, scripted
-from workers.engine.errors import EngineError
 from workers.engine.formats import READERS
 from workers.engine.pipeline import convert, verify
 from workers.engine.task import Task
+from workers.errors import EngineError
 
 STOCK: dict[str, Any] = {"weights": {"granularity": "per_tensor"}, "artifacts": ["torchscript"]}
 """What the gateway makes of ``{"backend": "eager"}``."""

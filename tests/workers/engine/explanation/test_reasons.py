@@ -14,8 +14,8 @@ from fewbit.contract.report import Report
 from tests.workers import packed
 from tests.workers.engine import models
 from tests.workers.engine.runs import export, run_engine, run_upload
-from workers.engine.errors import EngineError
 from workers.engine.graph.program import load
+from workers.errors import EngineError
 from workers.intake.scan import scan
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -19,8 +19,8 @@ from torch.utils import _pytree as pytree
 
 from tests.workers.engine.runs import export
 from tests.workers.engine.situations import SITUATIONS
-from workers.engine.errors import first_line
 from workers.engine.graph.pt2_reader import read_exported
+from workers.errors import first_line
 
 pytestmark = [  # torch's and Transformers' own, about the models
     pytest.mark.filterwarnings("ignore::UserWarning"),

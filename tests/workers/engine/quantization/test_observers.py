@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fewbit.contract.spec import Activations
-from workers.engine.errors import EngineError
 from workers.engine.quantization.observers import (
     HistogramObserver,
     Observer,
@@ -20,6 +19,7 @@ from workers.engine.quantization.observers import (
     fake_quantize,
     observer_for,
 )
+from workers.errors import EngineError
 
 RANGES: tuple[Any, ...] = ("minmax", "moving_average", "histogram", "mse", "entropy", {"percentile": 99.9})
 ORDERLESS = tuple(each for each in RANGES if each != "moving_average")

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewbit.contract.spec import Weights
-from workers.engine.errors import EngineError
 from workers.engine.quantization import weights as module
 from workers.engine.quantization.weights import clip_bound, quantize_weight, sqnr_db, weight_stats
+from workers.errors import EngineError
 
 LAYOUTS = {
     "linear": ((24, 32), (1,)),

@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from fewbit.contract.comparison import Comparison
 from fewbit.contract.report import Report
+from fewbit.rendering.comparison import Comparison
 from service.pages import reason_pages
 from tests.fewbit.example import full_report, report
 from tests.service.gateway import Gateway
