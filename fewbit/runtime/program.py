@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from fewbit.runtime.regions import inline_regions
 from fewbit.runtime.sharing import Sharing
 
+MUTATIONS = frozenset((OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION, OutputKind.USER_INPUT_MUTATION))
 HEAVIEST_FOLD = 1 << 31  # bytes: a weight computed from constants may not grow beyond this
 
 
@@ -48,6 +49,31 @@ class Program:
     @property
     def placeholders(self) -> list[fx.Node]:
         return [node for node in self.graph.nodes if node.op == "placeholder"]
+
+    @property
+    def state(self) -> dict[fx.Node, tuple[str, Tensor]]:
+        """The name and the first value of what calls change: graph inputs that no caller gives."""
+        specs = zip(self.placeholders, self.exported.graph_signature.input_specs, strict=True)
+        return {
+            node: (str(spec.target), value)
+            for node, spec in specs
+            if spec.kind is not InputKind.USER_INPUT and node not in self.constants
+            if isinstance(value := _value_of(self.exported, spec.target), Tensor)
+        }
+
+    @property
+    def kept(self) -> list[tuple[fx.Node, fx.Node]]:
+        """(graph input, its value after the call), for every buffer, parameter and argument that a call changes."""
+        specs = self.exported.graph_signature.input_specs
+        holes = {spec.target: node for node, spec in zip(self.placeholders, specs, strict=True)}
+        holes |= {node.name: node for node in self.inputs}
+        outputs = self.exported.graph_signature.output_specs
+        results = next(node for node in self.graph.nodes if node.op == "output").args[0]
+        return [
+            (holes[spec.target], result)
+            for spec, result in zip(outputs, results, strict=True)  # type: ignore[arg-type]
+            if spec.kind in MUTATIONS
+        ]
 
     def constant(self, node: Any) -> Tensor | None:
         """The value of ``node`` if it depends on constants only, else None. Computed once, on real tensors."""
@@ -86,10 +112,13 @@ def program_of(exported: ExportedProgram) -> Program:
     """Take an exported program as it is, its grad-mode and autocast regions inlined: they would hide the layers inside
     them from everything that walks only the top graph."""
     inline_regions(exported.graph_module)
-    changed = {*exported.graph_signature.buffers_to_mutate.values(), *_written(exported)}
+    signature = exported.graph_signature
+    kept = (*signature.buffers_to_mutate.values(), *signature.parameters_to_mutate.values())
+    changed = {*kept, *_written(exported)}
     constants: dict[fx.Node, Constant] = {}
     inputs: list[fx.Node] = []
     sharing = Sharing(exported.state_dict)
+    changed = {name for target in changed for name in sharing.names(target)}
     nodes = [node for node in exported.graph_module.graph.nodes if node.op == "placeholder"]
     for node, spec in zip(nodes, exported.graph_signature.input_specs, strict=True):
         if spec.kind is InputKind.USER_INPUT:
@@ -97,7 +126,7 @@ def program_of(exported: ExportedProgram) -> Program:
                 inputs.append(node)
             continue
         value = _value_of(exported, spec.target)
-        if isinstance(value, Tensor) and spec.target not in changed:
+        if isinstance(value, Tensor) and str(spec.target) not in changed:
             target = str(spec.target)
             constants[node] = Constant(
                 target, spec.kind, value.detach(), sharing.names(target), sharing.modules(target)
@@ -106,11 +135,22 @@ def program_of(exported: ExportedProgram) -> Program:
 
 
 def _written(exported: ExportedProgram) -> set[str]:
-    """Buffers that a call of the graph writes into."""
+    """Parameters and buffers that a call of the graph writes into, through views of them too."""
     nodes = [node for node in exported.graph_module.graph.nodes if node.op == "placeholder"]
     targets = dict(zip(nodes, (spec.target for spec in exported.graph_signature.input_specs), strict=True))
     calls = (node for node in exported.graph_module.graph.nodes if node.op == "call_function" and mutates(node))
-    return {str(targets[node.args[0]]) for node in calls if node.args and node.args[0] in targets}
+    roots = {viewed(node.args[0]) for node in calls if node.args}
+    return {str(targets[root]) for root in roots if root in targets}
+
+
+def viewed(node: Any) -> Any:
+    """What holds the memory of ``node``, below the views and the calls that write in place."""
+    while isinstance(node, fx.Node) and isinstance(node.target, torch._ops.OpOverload) and node.args:
+        first = node.target._schema.arguments[0] if node.target._schema.arguments else None
+        if first is None or first.alias_info is None:
+            return node
+        node = node.args[0]
+    return node
 
 
 def is_pure(target: Any) -> bool:

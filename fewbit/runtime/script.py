@@ -42,6 +42,7 @@ def script(program: Program, record: Record) -> Script:
                 form = lowering.form(value)
                 form.write(source, source.name(node, domain))
                 calls += [Call(form.operator, form.layer)] * form.times
+    source.keep()
     return Script(source.compile(), of_layers(calls))
 
 
@@ -54,7 +55,8 @@ def of_layers(calls: Iterable[Call]) -> tuple[Call, ...]:
 
 def _needed(program: Program, lowering: Lowering) -> set[Value]:
     """Every value that the outputs, and calls that change something, depend on."""
-    needed: set[Value] = {(each, "float") for each in user_outputs(program) if isinstance(each, fx.Node)}
+    results = [*user_outputs(program), *(result for _, result in program.kept)]
+    needed: set[Value] = {(each, "float") for each in results if isinstance(each, fx.Node)}
     for node in reversed(program.graph.nodes):
         if node.op != "call_function" or node.target in CHECKS:
             continue

@@ -70,6 +70,9 @@ class Source:
         if node in self.program.constants:
             constant = self.program.constants[node]
             return self.attribute(node, lambda: constant.value, constant.name)
+        if node in self.program.state:
+            name, value = self.program.state[node]
+            return self.attribute(node, lambda: value.detach().clone(), name)
         return _name(node)
 
     def attribute(self, key: Any, value: Callable[[], Any], label: str) -> str:
@@ -103,6 +106,15 @@ class Source:
         given += [f"{key}={expression.value(value)}" for key, value in node.kwargs.items()]
         operator = node.target._opname  # type: ignore[union-attr]
         self.line(f"{name} = torch.ops.aten.{operator}_({', '.join([self.name(owned), *given])})")
+
+    def keep(self) -> None:
+        """What the next call finds in buffers, and the caller in the arguments that forward writes to."""
+        for hole, result in self.program.kept:
+            value = self.name(result)
+            if hole in self.program.state:
+                self.line(f"{self.name(hole)} = {value}.clone()")
+            else:
+                self.line(f"{self.name(hole)}.copy_({value})")
 
     def compile(self) -> torch.jit.ScriptModule:
         """Raises ``NotExpressible`` when TorchScript refuses the text."""

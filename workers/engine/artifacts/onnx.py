@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, fx
 
 from fewbit.runtime.kernels import TINY
-from fewbit.runtime.program import Program, dtype_of, mutates, rank
+from fewbit.runtime.program import Program, dtype_of, mutates, rank, viewed
 from fewbit.runtime.record import LayerRecord, PerToken, QuantizedValue, WeightRecord
 from fewbit.runtime.script import Call
 from fewbit.runtime.source import NotExpressible, user_outputs
@@ -351,21 +351,22 @@ def _require_form(program: Program) -> None:
     projected = [each for each in lstms if len({state.meta["val"].shape[-1] for state in each.args[1]}) > 1]
     if projected:
         raise NotExpressible(f"ONNX's LSTM has no projection, and {projected[0].name!r} projects its output")
-    written = [_root(node) for node in program.graph.nodes if mutates(node)]
-    changed = [each.name for each in written if each.op == "placeholder"]
-    changed += program.exported.graph_signature.buffers_to_mutate.values()
-    if changed:
-        raise NotExpressible(f"an ONNX graph keeps no state, and this program writes to {changed[0]!r}")
+    _require_no_writes(program)
     plain = [each for each in user_outputs(program) if not isinstance(each, fx.Node)]
     if plain:
         raise NotExpressible(f"an ONNX graph gives only tensors, and this program also returns {plain[0]!r}")
 
 
-def _root(node: fx.Node) -> fx.Node:
-    """What this call writes into, below views and other calls that write."""
-    while isinstance(node.target, torch._ops.OpOverload) and node.target._schema.arguments[0].alias_info is not None:
-        node = node.args[0]  # type: ignore[assignment]
-    return node
+def _require_no_writes(program: Program) -> None:
+    state = program.state
+    changed = [hole for hole, _ in program.kept]
+    changed += [
+        root for node in program.graph.nodes if mutates(node) and (root := viewed(node.args[0])).op == "placeholder"
+    ]
+    for hole in changed:
+        if hole in state:
+            raise NotExpressible(f"an ONNX graph keeps no state, and this program writes to {state[hole][0]!r}")
+        raise NotExpressible(f"an ONNX graph cannot write to its inputs, and this program writes to {hole.name!r}")
 
 
 def _require_kernels(path: Path) -> None:

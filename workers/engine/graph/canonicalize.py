@@ -1,4 +1,4 @@
-"""The program in the form the engine works on: calls that write in place made pure, batch norms folded away.
+"""The program in the form the engine works on: without writes, batch norms folded away.
 
 Neither changes what the program computes. A batch norm behind a convolution or linear is a scale and a shift of each
 output channel (Jacob et al. 2018, section 3.2): with ``s = g / sqrt(var + eps)``, ``w' = w * s`` and
@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fewbit.runtime.program import Program, argument, mutates
+from fewbit.runtime.program import Program, argument
 from workers.engine.graph.editor import Surgery
+from workers.engine.graph.functionalize import functionalized
 from workers.engine.graph.program import WRITTEN_AS
 
 aten = torch.ops.aten
@@ -30,13 +31,10 @@ FOLDABLE = {
 
 def canonical(program: Program) -> Program:
     """``program`` itself when there is nothing to change."""
-    nodes = program.graph.nodes
-    if not any(_is_written_otherwise(each) or _in_place(each) is not None for each in nodes):
+    program = functionalized(program)
+    if not any(map(_is_written_otherwise, program.graph.nodes)):
         return program
     surgery = Surgery(program)
-    for node in list(surgery.graph.nodes):
-        if (pure := _in_place(node)) is not None:
-            _make_pure(surgery, node, pure)
     for node in list(surgery.graph.nodes):
         if node.target in NORMS:
             _fold(surgery, node)
@@ -122,38 +120,6 @@ def _make_batched(surgery: Surgery, node: fx.Node) -> None:
         owners = surgery.call(node, aten.clamp_max.default, owners, experts - 1)
         result = surgery.call(node, aten.index.Tensor, products, [owners, rows])
     surgery.supersede(node, result)
-
-
-# --- Calls that write in place ---
-
-
-def _in_place(node: fx.Node) -> Any:
-    """The pure overload of a call such as ``relu_`` whose argument nobody else can see; None for all others."""
-    if node.op != "call_function" or not mutates(node) or not node.target._opname.endswith("_"):  # type: ignore[union-attr]
-        return None
-    written = node.args[0] if node.args else None
-    if not isinstance(written, fx.Node) or written.op != "call_function" or _is_view(written):
-        return None
-    if any(_is_view(user) for user in written.users):
-        return None
-    packet = getattr(aten, node.target._opname[:-1], None)  # type: ignore[union-attr]
-    return getattr(packet, node.target._overloadname, None)  # type: ignore[union-attr]
-
-
-def _is_view(node: fx.Node) -> bool:
-    target = node.target
-    returns = target._schema.returns if isinstance(target, torch._ops.OpOverload) else ()
-    return not returns or any(each.alias_info is not None and not each.alias_info.is_write for each in returns)
-
-
-def _make_pure(surgery: Surgery, node: fx.Node, pure: Any) -> None:
-    written = node.args[0]
-    node.target = pure
-    after = False
-    for each in list(surgery.graph.nodes):
-        if after and written in each.all_input_nodes:
-            each.replace_input_with(written, node)
-        after = after or each is node
 
 
 # --- Batch norms ---

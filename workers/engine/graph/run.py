@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.export.graph_signature import ConstantArgument, InputKind
+from torch.export.graph_signature import ConstantArgument
 
 from fewbit.runtime.program import Program
 from workers.errors import EngineError
@@ -80,8 +80,8 @@ class ProgramRun:
             return spec.arg.value
         if node in self.program.constants:
             return self.program.constants[node].value
-        if spec.kind is InputKind.BUFFER and spec.target in self.program.exported.state_dict:
-            return self.program.exported.state_dict[spec.target].clone()  # this pass may write to it
+        if spec.target in self.program.exported.state_dict:
+            return self.program.exported.state_dict[spec.target].detach().clone()  # this pass may write to it
         return self.program.exported.constants[spec.target]
 
 
