@@ -124,6 +124,8 @@ _GROUPS: dict[str, tuple[tuple[str, str, tuple[Place, ...]], ...]] = {
         ("slower-than-float", "The artifact is slower than float", ("finding",)),
         ("custom-operator", "The artifact calls an operator that torch does not have", ("finding",)),
         ("artifact-not-written", "One artifact has no form for this model", ("finding",)),
+        ("kinds-disagree", "One artifact gives another answer than the others", ("finding",)),
+        ("random-in-forward", "The model draws random numbers", ("finding",)),
     ),
 }
 GROUPS = tuple(_GROUPS)

@@ -334,9 +334,17 @@ class Finding(Resource):
     patch: dict[str, Any] | None = None
 
 
+class LoaderOutput(Resource):
+    """What one documented way to load a file gave, against the uploaded program on the evaluation data."""
+
+    sqnr_db: float
+    max_abs_error: float
+
+
 class ReportArtifact(Resource):
     """A delivered file. ``verified``: it was loaded in a fresh process, ran, and agreed with the engine. ``output`` is
-    null for a file that holds weights and no program: each weight was rebuilt from it and compared instead."""
+    null for a file that holds weights and no program: each weight was rebuilt from it and compared instead.
+    ``loaders``: every documented way to load it, by name."""
 
     name: str
     kind: str
@@ -344,6 +352,7 @@ class ReportArtifact(Resource):
     sha256: str
     verified: bool
     output: OutputSimilarity | None
+    loaders: dict[str, LoaderOutput] = Field(default_factory=dict)
 
 
 class Provenance(Resource):

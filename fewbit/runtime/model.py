@@ -18,9 +18,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
+from fewbit.runtime.calling import TENSOR, Signature, signature_of
 from fewbit.runtime.kernels import REDUCED_LEVELS, has_vnni
 from fewbit.runtime.program import program_of
 from fewbit.runtime.record import FILE, LayerRecord, QuantizedValue, Record
@@ -33,12 +33,20 @@ SEVEN_BITS = 2 * REDUCED_LEVELS + 1  # the largest step of an activation that ne
 class Model(nn.Module):
     """An int8 model. It is called with the arguments of the float model's ``forward``, nested and named alike, and
     gives what that gave. ``record`` says which layers are quantized, and how, on this machine; ``script`` is the
-    TorchScript module on int8 kernels, None where the reference runs instead."""
+    TorchScript module on int8 kernels, None where the reference runs instead; ``signature`` how flat inputs become
+    the arguments of ``forward``."""
 
-    def __init__(self, forward: Callable[..., Any], record: Record, script: torch.jit.ScriptModule | None) -> None:
+    def __init__(
+        self,
+        forward: Callable[..., Any],
+        record: Record,
+        script: torch.jit.ScriptModule | None,
+        signature: Signature,
+    ) -> None:
         super().__init__()
         self.record = record
         self.script = script
+        self.signature = signature
         self._forward = forward
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
@@ -67,8 +75,8 @@ def load(path: str | PathLike[str]) -> Model:
     except NotExpressible as error:
         message = f"{path.name} runs in float arithmetic, not on int8 kernels: {error}"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
-        return Model(exported.module(check_guards=False), record, None)
-    return Model(_called_like(exported, module), record, module)
+        return Model(exported.module(check_guards=False), record, None, signature_of(exported))
+    return Model(_called_like(exported, module), record, module, signature_of(exported))
 
 
 def for_this_machine(record: Record) -> Record:
@@ -130,15 +138,14 @@ def _read(path: Path) -> tuple[Record, ExportedProgram]:
 
 def _called_like(exported: ExportedProgram, module: torch.jit.ScriptModule) -> Callable[..., Any]:
     """The module takes flat tensors; its callers give what the float model's ``forward`` takes."""
-    in_spec = exported.call_spec.in_spec
-    specs = [each for each in exported.graph_signature.input_specs if each.kind is InputKind.USER_INPUT]
-    taken = [not isinstance(each.arg, ConstantArgument) for each in specs]
+    called = signature_of(exported)
+    in_spec = called.structure
 
     def forward(*arguments: Any, **keywords: Any) -> Any:
         named = {name: keywords[name] for name in in_spec.child(1).context if name in keywords}
         leaves, spec = pytree.tree_flatten((arguments, named | keywords))
         if spec != in_spec:
             raise TypeError(f"the model was exported with the arguments {in_spec}, and called with {spec}")
-        return module(*(leaf for leaf, given in zip(leaves, taken, strict=True) if given))
+        return module(*(leaf for leaf, kind in zip(leaves, called.leaves, strict=True) if kind is TENSOR))
 
     return forward

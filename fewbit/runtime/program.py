@@ -71,7 +71,7 @@ class Program:
         results = next(node for node in self.graph.nodes if node.op == "output").args[0]
         return [
             (holes[spec.target], result)
-            for spec, result in zip(outputs, results, strict=True)  # type: ignore[arg-type]
+            for spec, result in zip(outputs, results, strict=True)
             if spec.kind in MUTATIONS
         ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -13,7 +14,7 @@ from fewbit.runtime.script import Call
 
 class Draft(BaseModel):
     """``rows`` lack only the kernel that ran. ``calls``: by artifact kind, those its layers make. ``finite``: whether
-    the float output is."""
+    the float output is; ``random``: the operators that draw numbers, so that no two calls give the same."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -23,6 +24,7 @@ class Draft(BaseModel):
     coverage: Coverage
     findings: tuple[Finding, ...]
     finite: bool
+    random: tuple[str, ...] = ()
     sensitivity: SensitivitySummary | None = None
     calibration: CalibrationReport | None = None
     calls: dict[str, tuple[Call, ...]] = {}
@@ -32,6 +34,11 @@ class Draft(BaseModel):
     @property
     def artifacts(self) -> tuple[str, ...]:
         return tuple(self.calls)
+
+    def without_rejected(self, kept: Collection[str], findings: tuple[Finding, ...]) -> Draft:
+        """The same without the artifacts that are not among ``kept``, and with what is to say of them."""
+        calls = {kind: calls for kind, calls in self.calls.items() if kind in kept}
+        return self.model_copy(update={"calls": calls, "findings": (*self.findings, *findings)})
 
     @classmethod
     def read(cls, folder: Path) -> Draft:

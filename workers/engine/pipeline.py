@@ -29,10 +29,13 @@ from workers.engine.explanation.other_routes import structure_findings
 from workers.engine.formats import open_program
 from workers.engine.graph.canonicalize import canonical
 from workers.engine.graph.layers import Layer, find_layers
+from workers.engine.graph.names import op_name
 from workers.engine.graph.program import signature
+from workers.engine.graph.random_draws import draws
 from workers.engine.measurement.float_pass import observe
+from workers.engine.measurement.judge import judge
 from workers.engine.measurement.machine import peak_memory_bytes
-from workers.engine.measurement.verification import Runs, measure_artifacts, measure_latency_of
+from workers.engine.measurement.verification import Runs, measure_latency_of
 from workers.engine.quantization.plan import full_range, plan, weights_for
 from workers.engine.quantization.quantize import quantize
 from workers.engine.quantization.reference import Reference, reference_of
@@ -115,6 +118,7 @@ def _quantized(task: Task, folder: Path, watch: Stopwatch) -> tuple[Reference, D
         coverage=coverage(program, planned, rows, seen),
         findings=(*conversion_findings(program, found.rows, quantized, task.spec), *remarks, *defects(case)),
         finite=seen.finite,
+        random=tuple(map(op_name, draws(program))),
         sensitivity=found.sensitivity,
         calibration=found.calibration,
     )
@@ -138,8 +142,8 @@ def _opened(task: Task, folder: Path) -> Program:
 
 
 def verify(folder: Path, progress: Progress) -> None:
-    """From artifacts to measurements and ``report.json``. Raises ``EngineError('verification-failed')`` when an
-    artifact does not give what the engine computed: it is then not delivered."""
+    """From artifacts to measurements and ``report.json``. An artifact that does not give what the upload gives, as near
+    as int8 can, is not delivered. Raises ``EngineError('verification-failed')`` when none is."""
     task, draft = Task.read(folder), Draft.read(folder)
     watch = Stopwatch(progress)
     _prepare(task)
@@ -147,10 +151,11 @@ def verify(folder: Path, progress: Progress) -> None:
     with watch("verify") as advance:
         data = read_evaluation(task, folder, draft.inputs)
         runs = Runs(draft.artifacts, folder)
-        measured = measure_artifacts(runs, draft, data, folder, advance)
+        judgement = judge(runs, task, draft, data, folder, advance)
     with watch("latency"):
         latency = measure_latency_of(runs, task, data, folder) if task.spec.report.latency else None
-    report = report_of(task, draft, data, measured, latency, folder, watch.seconds)
+    draft = draft.without_rejected((*runs.kinds, *runs.stores), judgement.findings)
+    report = report_of(task, draft, data, judgement.measured, latency, folder, watch.seconds)
     (folder / "report.json").write_text(report.model_dump_json())
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
+import fewbit.runtime
+from fewbit.runtime.calling import Signature, signature_of
 from fewbit.runtime.script import Call
 from workers.engine.artifacts.onnx import load_onnx, save_onnx
 from workers.engine.artifacts.pt2 import save_pt2
 from workers.engine.artifacts.safetensors import check_safetensors, save_safetensors
 from workers.engine.artifacts.torchscript import save_torchscript
-from workers.engine.graph.pt2_reader import read_exported
+from workers.engine.graph.pt2_reader import read_exported, reading_fast
 from workers.engine.quantization.reference import Reference
 
 Run = Callable[[Sequence[Tensor]], list[Any]]
@@ -27,14 +29,24 @@ Run = Callable[[Sequence[Tensor]], list[Any]]
 @dataclass(frozen=True)
 class Kind:
     """One kind. ``save`` returns the calls that the layers make in it, in the order of a forward pass, as torch's
-    profiler sees them. ``load`` is None where the file holds no program: its content is held to be right by ``check``,
-    which raises."""
+    profiler sees them. ``loaders``: every documented way to load it, by name, the one that is measured first; none
+    where the file holds no program: its content is held to be right by ``check``, which raises."""
 
     name: str
     file: str
     save: Callable[[Reference, Path], tuple[Call, ...]]
-    load: Callable[[Path], Run] | None
+    loaders: Mapping[str, Callable[[Path], Run]]
     check: Callable[[Path], None] | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether the file holds a program."""
+        return bool(self.loaders)
+
+    @property
+    def loader(self) -> str:
+        """The way to load it that accuracy, kernels and latency are measured with."""
+        return next(iter(self.loaders))
 
 
 def load_torchscript(path: Path) -> Run:
@@ -45,14 +57,19 @@ def load_torchscript(path: Path) -> Run:
 def load_pt2(path: Path) -> Run:
     with path.open("rb") as file:
         exported = read_exported(file)
-    module = exported.module(check_guards=False)
-    specs = [spec for spec in exported.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
-    in_spec = exported.call_spec.in_spec
+    return _flat(exported.module(check_guards=False), signature_of(exported))
 
+
+def load_runtime(path: Path) -> Run:
+    with reading_fast(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # that it runs in float arithmetic
+        model = fewbit.runtime.load(path)
+    return _flat(model, model.signature)
+
+
+def _flat(module: Callable[..., Any], signature: Signature) -> Run:
     def run(inputs: Sequence[Tensor]) -> list[Any]:
-        given = iter(inputs)
-        leaves = [spec.arg.value if isinstance(spec.arg, ConstantArgument) else next(given) for spec in specs]
-        arguments, keywords = pytree.tree_unflatten(leaves, in_spec)
+        arguments, keywords = signature.arguments(inputs)
         return pytree.tree_leaves(module(*arguments, **keywords))
 
     return run
@@ -61,9 +78,9 @@ def load_pt2(path: Path) -> Run:
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("torchscript", "model.ts.pt", save_torchscript, load_torchscript),
-        Kind("pt2", "model.pt2", save_pt2, load_pt2),
-        Kind("onnx", "model.onnx", save_onnx, load_onnx),
-        Kind("safetensors", "model.safetensors", save_safetensors, None, check_safetensors),
+        Kind("torchscript", "model.ts.pt", save_torchscript, {"torch.jit.load": load_torchscript}),
+        Kind("pt2", "model.pt2", save_pt2, {"torch.export.load": load_pt2, "fewbit.runtime.load": load_runtime}),
+        Kind("onnx", "model.onnx", save_onnx, {"onnxruntime": load_onnx}),
+        Kind("safetensors", "model.safetensors", save_safetensors, {}, check_safetensors),
     )
 }

@@ -82,7 +82,8 @@ def _with_renormalized_tables(program: Program) -> Program:
 
 def _shortened(table: Tensor, largest: Any, norm: Any) -> Tensor:
     with torch.no_grad():
-        return aten.embedding_renorm_(table.detach().clone(), torch.arange(len(table)), largest, norm)
+        shortened: Tensor = aten.embedding_renorm_(table.detach().clone(), torch.arange(len(table)), largest, norm)
+    return shortened
 
 
 def _only_lookups(table: fx.Node) -> list[fx.Node]:

@@ -31,12 +31,13 @@ _torchs_size, _torchs_tensor = _graphs.deserialize_sym_int, _graphs.deserialize_
 
 def read_exported(file: IO[bytes]) -> ExportedProgram:
     """``torch.export.load``: raises what it raises."""
-    with _remembering():
+    with reading_fast():
         return torch.export.load(file)
 
 
 @contextmanager
-def _remembering() -> Iterator[None]:
+def reading_fast() -> Iterator[None]:
+    """While this is open, ``torch.export.load`` remembers."""
     with (
         patch.object(serialize, "_dict_to_dataclass", lambda kind, data: _builder(kind)(data)),
         patch.object(_graphs, "deserialize_sym_int", _size),

@@ -1,4 +1,4 @@
-"""Measuring what will be delivered: each artifact loaded here, by itself, and run on the evaluation data."""
+"""Measuring what will be delivered: an artifact loaded here, by itself, and run on the evaluation data."""
 
 from __future__ import annotations
 
@@ -34,9 +34,11 @@ LARGEST_KEPT = 128 << 20  # bytes of an artifact that stays loaded while others 
 
 @dataclass(frozen=True)
 class Measured:
-    """One artifact: its output against float, and, of the one that speaks for the job, the kernel of each layer."""
+    """One artifact: its output against float, the same for every documented way to load it, and, of the one that speaks
+    for the job, the kernel of each layer."""
 
     comparison: Comparison
+    loaders: dict[str, Comparison]
     executed: dict[str, Executed]
 
 
@@ -45,61 +47,103 @@ class Runs:
     memory at a time. ``kinds`` run; ``stores`` hold no program."""
 
     def __init__(self, kinds: Sequence[str], folder: Path) -> None:
-        self.kinds = tuple(each for each in kinds if KINDS[each].load is not None)
-        self.stores = tuple(each for each in kinds if KINDS[each].load is None)
+        self.kinds = tuple(kind for kind in kinds if KINDS[kind].runs)
+        self.stores = tuple(kind for kind in kinds if not KINDS[kind].runs)
         self.folder = folder
         self.kept: dict[str, Run] = {}
 
     def load(self, kind: str) -> Run:
-        """Raises ``EngineError('verification-failed')``: whatever the cause, this file must not be delivered."""
+        """The first documented way. Raises what ``load_by`` raises."""
         if kind in self.kept:
             return self.kept[kind]
-        path, load = self.folder / "out" / KINDS[kind].file, KINDS[kind].load
-        assert load is not None
-        try:
-            run = load(path)
-        except Exception as error:
-            raise EngineError("verification-failed", f"{path.name} does not load: {first_line(error)}") from error
-        if path.stat().st_size <= LARGEST_KEPT:
+        run = self.load_by(KINDS[kind].loader, kind)
+        if self.path(kind).stat().st_size <= LARGEST_KEPT:
             self.kept[kind] = run
         return run
 
-    def check_stores(self) -> None:
+    def load_by(self, loader: str, kind: str) -> Run:
+        """Raises ``EngineError('verification-failed')``: whatever the cause, this file must not be delivered."""
+        try:
+            return KINDS[kind].loaders[loader](self.path(kind))
+        except Exception as error:
+            message = f"{self.path(kind).name} does not load by {loader}: {first_line(error)}"
+            raise EngineError("verification-failed", message) from error
+
+    def check_store(self, kind: str) -> None:
         """Raises ``EngineError('verification-failed')`` for one that does not hold what the engine computed."""
-        for kind in self.stores:
-            path, check = self.folder / "out" / KINDS[kind].file, KINDS[kind].check
-            assert check is not None
-            try:
-                check(path)
-            except Exception as error:
-                raise EngineError("verification-failed", f"{path.name} is not right: {first_line(error)}") from error
+        check = KINDS[kind].check
+        assert check is not None
+        try:
+            check(self.path(kind))
+        except Exception as error:
+            message = f"{self.path(kind).name} is not right: {first_line(error)}"
+            raise EngineError("verification-failed", message) from error
+
+    def path(self, kind: str) -> Path:
+        return self.folder / "out" / KINDS[kind].file
+
+    def reject(self, kind: str) -> None:
+        """Delete its file."""
+        self.path(kind).unlink()
+        self.kept.pop(kind, None)
+        self.kinds = tuple(other for other in self.kinds if other != kind)
+        self.stores = tuple(other for other in self.stores if other != kind)
 
 
-def measure_artifacts(
-    runs: Runs, draft: Draft, data: Data, folder: Path, advance: Callable[[float], None]
-) -> dict[str, Measured]:
-    """Run each artifact over all of ``data``, hold it against the engine's int8 result, and profile a batch of one."""
-    runs.check_stores()
-    measured = {}
-    expected = np.load(folder / "expected.npy")
-    reference = np.load(folder / "float.npy", mmap_mode="r")
+@dataclass(frozen=True)
+class Standard:
+    """What artifacts are held against. ``comparable``: whether the float output is finite, and the same each time."""
+
+    floats: np.ndarray[Any, Any]
+    expected: np.ndarray[Any, Any]
+    comparable: bool
+
+    @classmethod
+    def read(cls, folder: Path, draft: Draft) -> Standard:
+        floats = np.load(folder / "float.npy", mmap_mode="r")
+        return cls(floats, np.load(folder / "expected.npy"), draft.finite and not draft.random)
+
+
+def measure_artifact(
+    kind: str, runs: Runs, draft: Draft, data: Data, standard: Standard, advance: Callable[[float], None]
+) -> Measured:
+    """Run one artifact over all of ``data``, every documented way, and hold it against the engine's int8 result. The
+    one that speaks for the job is profiled on a batch, and its rows are kept.
+
+    Raises ``EngineError('verification-failed')``."""
+    speaks = kind == representative(runs.kinds)
+    run, floats = runs.load(kind), standard.floats
+    kept = _rows_file(runs.folder, floats) if speaks and data.labels is not None else None
+    comparison = _measure(run, runs.path(kind).name, data, standard, kept, advance)
+    loaders = {KINDS[kind].loader: comparison}
     first = next(data.batches())
-    speaks = representative(runs.kinds) if runs.kinds else None
-    for index, kind in enumerate(runs.kinds):
-        run, comparison, row = runs.load(kind), Comparison(), 0
-        kept = _rows_file(folder, reference) if kind == speaks and data.labels is not None else None
-        for batch in data.batches():
-            rows = _rows(kind, run, batch)
-            if batch.start == 0 and draft.finite:
-                _require_agreement(kind, np.asarray(reference[: len(rows)]), expected, rows)
-            comparison.add(np.asarray(reference[row : row + len(rows)]), rows)
-            if kept is not None:
-                kept[row : row + len(rows)] = rows
-            row += len(rows)
-            advance((index + (batch.start + batch.count) / data.samples) / len(runs.kinds))
-        executed = executed_kernels(draft.calls[kind], _forward(run, first.inputs)) if kind == speaks else {}
-        measured[kind] = Measured(comparison, executed)
-    return measured
+    executed = executed_kernels(draft.calls[kind], _forward(run, first.inputs)) if speaks else {}
+    for loader in list(KINDS[kind].loaders)[1:]:
+        named = f"{runs.path(kind).name}, loaded by {loader},"
+        loaders[loader] = _measure(runs.load_by(loader, kind), named, data, standard, None, advance)
+    return Measured(comparison, loaders, executed)
+
+
+def _measure(
+    run: Run,
+    named: str,
+    data: Data,
+    standard: Standard,
+    kept: np.memmap[Any, Any] | None,
+    advance: Callable[[float], None],
+) -> Comparison:
+    comparison, row = Comparison(), 0
+    for batch in data.batches():
+        rows = rows_of(named, run, batch)
+        floats = np.asarray(standard.floats[row : row + len(rows)])
+        if batch.start == 0 and standard.comparable:
+            _require_agreement(named, floats, standard.expected, rows)
+        comparison.add(floats, rows)
+        if kept is not None:
+            kept[row : row + len(rows)] = rows
+        row += len(rows)
+        advance((batch.start + batch.count) / data.samples)
+    return comparison
 
 
 def representative(kinds: Collection[str]) -> str:
@@ -124,7 +168,8 @@ def measure_latency_of(runs: Runs, task: Task, data: Data, folder: Path) -> Late
     return latency_of(races, task.threads, len(batch.inputs[0]))
 
 
-def _rows(kind: str, run: Run, batch: Batch) -> np.ndarray[Any, Any]:
+def rows_of(named: str, run: Run, batch: Batch) -> np.ndarray[Any, Any]:
+    """Raises ``EngineError('verification-failed')``."""
     try:
         with torch.no_grad():
             return output_rows(primary_output(run(batch.inputs)), batch)
@@ -132,7 +177,7 @@ def _rows(kind: str, run: Run, batch: Batch) -> np.ndarray[Any, Any]:
         raise
     except Exception as error:
         last = batch.start + batch.count - 1
-        message = f"{KINDS[kind].file} fails on samples {batch.start} to {last}: {first_line(error)}"
+        message = f"{named} fails on samples {batch.start} to {last}: {first_line(error)}"
         raise EngineError("verification-failed", message) from error
 
 
@@ -141,21 +186,21 @@ def _rows_file(folder: Path, reference: np.ndarray[Any, Any]) -> np.memmap[Any, 
 
 
 def _require_agreement(
-    kind: str, floats: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]
+    named: str, floats: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]
 ) -> None:
     """Either the artifact equals the reference, or, where rounding ties fall otherwise, it is as close to float."""
-    if _sqnr(expected, rows) >= AGREEMENT_DB:
+    if sqnr_of(expected, rows) >= AGREEMENT_DB:
         return
-    computed, measured = _sqnr(floats, expected), _sqnr(floats, rows)
+    computed, measured = sqnr_of(floats, expected), sqnr_of(floats, rows)
     if measured < computed - TOLERANCE_DB:
         raise EngineError(
             "verification-failed",
-            f"{KINDS[kind].file} is {measured} dB from float; the engine computed {computed} dB for the same weights, "
+            f"{named} is {measured} dB from float; the engine computed {computed} dB for the same weights, "
             f"and at most {TOLERANCE_DB} dB less was expected.",
         )
 
 
-def _sqnr(signal: np.ndarray[Any, Any], approximation: np.ndarray[Any, Any]) -> float:
+def sqnr_of(signal: np.ndarray[Any, Any], approximation: np.ndarray[Any, Any]) -> float:
     against = Comparison()
     against.add(signal, approximation)
     return against.similarity.sqnr_db

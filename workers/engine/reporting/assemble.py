@@ -9,7 +9,18 @@ from pathlib import Path
 import numpy as np
 
 from fewbit.contract.metrics import wanted
-from fewbit.contract.report import Accuracy, Execution, Finding, Latency, LayerReport, Report, ReportArtifact, Size
+from fewbit.contract.report import (
+    Accuracy,
+    Execution,
+    Finding,
+    Latency,
+    LayerReport,
+    LoaderOutput,
+    OutputSimilarity,
+    Report,
+    ReportArtifact,
+    Size,
+)
 from workers.engine.artifacts.kinds import KINDS
 from workers.engine.data import Data
 from workers.engine.draft import Draft
@@ -34,9 +45,10 @@ def report_of(
     seconds: dict[str, float],
 ) -> Report:
     """Put together everything that was measured."""
-    artifacts = tuple(_artifact(kind, measured.get(kind), folder) for kind in draft.artifacts)
+    compared = {} if draft.random else measured
+    artifacts = tuple(_artifact(kind, compared.get(kind), folder) for kind in draft.artifacts)
     size = _size(task.model_size, artifacts)
-    accuracy, accuracy_findings = _accuracy(task, data, measured, folder)
+    accuracy, accuracy_findings = _accuracy(task, data, compared, folder)
     noted = (*draft.findings, *accuracy_findings, *_measured_findings(task, draft, data, latency))
     gates = check_gates(task.spec.gates, draft.coverage, size, accuracy, latency)
     return Report(
@@ -125,9 +137,14 @@ def _artifact(kind: str, measured: Measured | None, folder: Path) -> ReportArtif
         sha256=digest,
         verified=True,
         output=measured.comparison.similarity if measured else None,
+        loaders={name: _loader(loaded.similarity) for name, loaded in measured.loaders.items()} if measured else {},
     )
 
 
+def _loader(similarity: OutputSimilarity) -> LoaderOutput:
+    return LoaderOutput(sqnr_db=similarity.sqnr_db, max_abs_error=similarity.max_abs_error)
+
+
 def _size(before: int, artifacts: tuple[ReportArtifact, ...]) -> Size:
-    after = min((each.size for each in artifacts if KINDS[each.kind].load is not None), default=None)
+    after = min((each.size for each in artifacts if KINDS[each.kind].runs), default=None)
     return Size(before=before, after=after, ratio=round(after / before, 4) if after is not None else None)

@@ -10,7 +10,10 @@ from fewbit.contract.report import Finding, Latency, LayerReport
 from fewbit.contract.spec import JobSpec
 from fewbit.runtime.program import Program
 from workers.engine.graph.layers import KNOWN_SPACES
+from workers.engine.graph.names import op_name
 from workers.engine.graph.program import layer_path
+from workers.engine.graph.random_draws import draws
+from workers.engine.graph.source_lines import source_line
 from workers.engine.quantization.quantize import QuantizedLayer
 from workers.engine.reporting.patches import left_float
 
@@ -27,6 +30,7 @@ def conversion_findings(
     ]
     return (
         *program_findings(program),
+        *random_in_forward(program),
         *layer_findings(rows, spec),
         *((full_range_activations(full_range),) if full_range else ()),
         *custom_operators(program),
@@ -46,6 +50,21 @@ def program_findings(program: Program) -> Iterator[Finding]:
                 remedy="Call model.eval() before torch.export.export.",
             )
             return
+
+
+def random_in_forward(program: Program) -> Iterator[Finding]:
+    """Dropout has a finding of its own."""
+    found = [node for node in draws(program) if "dropout" not in node.target._opname]  # type: ignore[union-attr]
+    if found:
+        operator, line = op_name(found[0]), source_line(found[0])
+        yield Finding(
+            severity="warning",
+            code="random-in-forward",
+            layer=layer_path(found[0])[0] or None,
+            message=f"The program draws random numbers with {operator}{f' ({line})' if line else ''}: two calls on one "
+            "input give two answers. The artifacts were loaded and run, but no distance from float can be measured.",
+            remedy="Give the noise to forward as an argument, or export what comes before the draw.",
+        )
 
 
 def layer_findings(rows: Sequence[LayerReport], spec: JobSpec) -> Iterator[Finding]:
