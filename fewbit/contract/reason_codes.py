@@ -122,6 +122,7 @@ _GROUPS: dict[str, tuple[tuple[str, str, tuple[Place, ...]], ...]] = {
         ("evaluated-on-calibration", "Closeness was measured on the calibration data", ("finding",)),
         ("metric-not-applicable", "The metric does not fit the output", ("finding",)),
         ("slower-than-float", "The artifact is slower than float", ("finding",)),
+        ("larger-than-float", "The artifact is larger than the upload", ("finding",)),
         ("custom-operator", "The artifact calls an operator that torch does not have", ("finding",)),
         ("artifact-not-written", "One artifact has no form for this model", ("finding",)),
         ("kinds-disagree", "One artifact gives another answer than the others", ("finding",)),

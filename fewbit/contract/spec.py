@@ -117,12 +117,14 @@ class Calibration(Strict):
 
 
 class Evaluation(Strict):
-    """The data that measures the cost. ``samples: null`` takes all of them."""
+    """The data that measures the cost. ``samples: null`` takes all of them. ``constant``: arrays without an axis for
+    samples, which come whole with every batch."""
 
     dataset: str
     samples: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=32, ge=1, le=4096)
     metrics: tuple[str, ...] = ("accuracy",)
+    constant: tuple[str, ...] = ()
 
 
 class Gates(Strict):

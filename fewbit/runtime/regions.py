@@ -18,6 +18,8 @@ aten = torch.ops.aten
 GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
 AUTOCAST = torch.ops.higher_order.wrap_with_autocast
 
+CHECK = aten._assert_tensor_metadata.default  # what the exporter writes before a cast
+
 REGION = "fewbit_region"  # in the metadata of a node that lay in one: which
 
 LOWER = frozenset((
@@ -92,10 +94,10 @@ class _Casts:
         dtypes: dict[fx.Node, Any] = {}
         for node in body.graph.nodes:
             value = node.meta.get("val")
-            if node.op == "get_attr" or (node.op == "call_function" and not isinstance(value, Tensor)):
+            if node.op == "get_attr" or (node.op == "call_function" and node.target is not CHECK and value is None):
                 return False
             if not isinstance(value, Tensor):
-                continue
+                continue  # a check, a size, or several results whose readers are looked at
             if node.op == "call_function" and self._predicted(node, dtypes) != value.dtype:
                 return False
             dtypes[node] = value.dtype

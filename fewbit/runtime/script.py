@@ -34,7 +34,8 @@ def script(program: Program, record: Record) -> Script:
     """``program`` with every recorded layer on the kernel there is for it. Raises ``NotExpressible``."""
     lowering = Lowering(program, record)
     needed = _needed(program, lowering)
-    source, calls = Source(program), list[Call]()
+    channels_last = any(layer.kind == "convolution" and layer.quantized_input for layer in record.layers)
+    source, calls = Source(program, copies_to_view=channels_last), list[Call]()
     for node in program.graph.nodes:
         for domain in ("int8", "float"):
             value: Value = (node, domain)

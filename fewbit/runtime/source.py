@@ -36,6 +36,7 @@ CHECKS = frozenset((
     aten._assert_scalar.default, aten._assert_async.msg, aten._assert_tensor_metadata.default,
     aten.sym_constrain_range.default, aten.sym_constrain_range_for_size.default,
 ))  # fmt: skip
+VIEWS = frozenset((aten.view.default, aten._unsafe_view.default))
 EMPTY_LISTS = {"int[]": "List[int]", "SymInt[]": "List[int]", "Tensor[]": "List[Tensor]", "float[]": "List[float]"}
 
 
@@ -44,10 +45,13 @@ class NotExpressible(Exception):
 
 
 class Source:
-    """The body of ``forward``, and on ``module`` each constant that body reads."""
+    """The body of ``forward``, and on ``module`` each constant that body reads. ``copies_to_view``: whether a value
+    may lie in memory otherwise than the graph says, as those of integer convolutions do, so that a view of it needs a
+    copy."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, copies_to_view: bool = False) -> None:
         self.program = program
+        self.copies_to_view = copies_to_view
         self.module: Any = torch._C.ScriptModule("__torch__.fewbit.Int8Model", torch._C.CompilationUnit(), False)  # type: ignore[call-arg]
         self.lines: list[str] = []
         self.attributes: dict[Any, str] = {}
@@ -174,7 +178,8 @@ class _Expression:
             if argument.name in given:
                 value = self.value(given[argument.name], str(argument.type))
                 written.append(f"{argument.name}={value}" if argument.kwarg_only else value)
-        return f"torch.ops.{target.namespace}.{target._opname}({', '.join(written)})"
+        name = "reshape" if target in VIEWS and self.source.copies_to_view else target._opname
+        return f"torch.ops.{target.namespace}.{name}({', '.join(written)})"
 
     def value(self, value: Any, type_: str = "") -> str:
         if isinstance(value, fx.Node):

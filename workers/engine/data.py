@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from fewbit.contract.resources import InputSignature
 from workers.engine.task import Task
@@ -17,6 +18,7 @@ from workers.errors import EngineError, first_line
 
 Array = np.ndarray[Any, Any]
 
+EXAMPLES = "examples.npz"  # in the folder: what the upload was exported with
 DEFAULT_BATCH_SIZE = 32
 SYNTHETIC_SAMPLES = 64
 UNREPORTED_SAMPLES = 8  # where no part of the report is asked for
@@ -26,19 +28,25 @@ SYNTHETIC_INTEGERS = 2  # exclusive upper bound: 0 and 1 are valid token ids eve
 
 @dataclass(frozen=True)
 class Batch:
-    """``inputs`` in the order of the program's inputs, first axis = sample. Of the last one, padded to the size the
-    model needs, only the first ``count`` samples are real."""
+    """``inputs`` in the order of the program's inputs, first axis = sample, but for those that are constant. Of the
+    last one, padded to the size that the model needs, only the first ``count`` samples are real."""
 
     inputs: tuple[Tensor, ...]
     start: int
     count: int
+    padded: int | None = None
+
+    @property
+    def size(self) -> int:
+        """How many samples the model sees."""
+        return self.count if self.padded is None else self.padded
 
 
 @dataclass(frozen=True)
 class Data:
     """Named arrays of equal length; ``labels`` int64 or float64 [samples, ...] or None; ``kind`` as the report says it.
     ``rows``: where the model's inputs have no common first axis, how many rows of each array one batch takes. ``names``
-    of the arrays."""
+    of the arrays; those ``constant`` have no axis for samples, and come whole with every batch."""
 
     arrays: tuple[Array, ...]
     dtypes: tuple[torch.dtype, ...]
@@ -49,6 +57,7 @@ class Data:
     fixed_batch: bool
     rows: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
+    constant: tuple[str, ...] = ()
 
     def batches(self) -> Iterator[Batch]:
         if self.rows:
@@ -58,14 +67,19 @@ class Data:
             count = min(self.batch_size, self.samples - start)
             rows = np.arange(start, start + (self.batch_size if self.fixed_batch else count))
             rows = np.minimum(rows, self.samples - 1)
-            inputs = (torch.from_numpy(array[rows]) for array in self.arrays)
-            yield Batch(tuple(map(Tensor.to, inputs, self.dtypes)), start, count)
+            inputs = (self._taken(index, array, rows) for index, array in enumerate(self.arrays))
+            yield Batch(tuple(map(Tensor.to, inputs, self.dtypes)), start, count, len(rows))
+
+    def _taken(self, index: int, array: Array, rows: Array) -> Tensor:
+        """A copy: a program may write to its inputs."""
+        whole = bool(self.constant) and self.names[index] in self.constant
+        return torch.from_numpy(np.array(array)) if whole else torch.from_numpy(array[rows])
 
     def _uneven(self) -> Iterator[Batch]:
         for index in range(self.samples // self.batch_size):
             parts = zip(self.arrays, self.rows, self.dtypes, strict=True)
-            inputs = (torch.from_numpy(array[index * rows :][:rows]).to(dtype) for array, rows, dtype in parts)
-            yield Batch(tuple(inputs), index * self.batch_size, self.batch_size)
+            inputs = (torch.from_numpy(array[index * rows :][:rows].copy()).to(dtype) for array, rows, dtype in parts)
+            yield Batch(tuple(inputs), index * self.batch_size, self.batch_size, self.batch_size)
 
 
 def read_evaluation(task: Task, folder: Path, inputs: tuple[InputSignature, ...]) -> Data:
@@ -73,9 +87,10 @@ def read_evaluation(task: Task, folder: Path, inputs: tuple[InputSignature, ...]
     when it names none at all. Where the report is off, no more of either than shows that an artifact is right."""
     wanted, off = task.spec.evaluation, task.spec.report.is_off
     if wanted is not None and task.evaluation is not None:
-        return read_data(folder / task.evaluation, inputs, wanted.batch_size, wanted.samples)
+        return read_data(folder / task.evaluation, inputs, wanted.batch_size, wanted.samples, wanted.constant)
     if task.spec.calibration is None or task.calibration is None:
-        return synthetic(inputs, UNREPORTED_SAMPLES if off else SYNTHETIC_SAMPLES, task.spec.seed)
+        samples = UNREPORTED_SAMPLES if off else SYNTHETIC_SAMPLES
+        return synthetic(inputs, samples, task.spec.seed, read_examples(folder))
     limit = UNREPORTED_SAMPLES if off else task.spec.calibration.samples
     seen = read_data(folder / task.calibration, inputs, task.spec.calibration.batch_size, limit)
     return replace(seen, labels=None)
@@ -86,21 +101,54 @@ def read_calibration(task: Task, folder: Path, inputs: tuple[InputSignature, ...
     wanted = task.spec.calibration
     if wanted is None or task.calibration is None:
         return read_evaluation(task, folder, inputs)
-    return read_data(folder / task.calibration, inputs, wanted.batch_size, wanted.samples)
+    declared = task.spec.evaluation.constant if task.spec.evaluation else ()
+    return read_data(folder / task.calibration, inputs, wanted.batch_size, wanted.samples, declared)
 
 
-def read_data(path: Path, inputs: tuple[InputSignature, ...], batch_size: int, limit: int | None) -> Data:
-    """The dataset at ``path``, at most ``limit`` samples of it."""
-    size, fixed = batch_of(inputs, batch_size)
+def read_data(
+    path: Path,
+    inputs: tuple[InputSignature, ...],
+    batch_size: int,
+    limit: int | None,
+    declared: Collection[str] = (),
+) -> Data:
+    """The dataset at ``path``, at most ``limit`` samples of it. ``declared``: the inputs said to be constant."""
     named = _read_arrays(path)
     labels = named.pop("labels", None)
-    arrays = tuple(_array_for(each, named, inputs) for each in inputs)
-    samples = min(len(array) for array in arrays) if arrays else 0
-    samples = min(samples, limit) if limit else samples
+    arrays = tuple(_array_for(given, named, inputs) for given in inputs)
+    lengths = {given.name: len(array) if array.ndim else 0 for given, array in zip(inputs, arrays, strict=True)}
+    constant = constants_of(inputs, lengths, declared)
+    size, fixed = batch_of(tuple(given for given in inputs if given.name not in constant), batch_size)
+    names = tuple(given.name for given in inputs)
+    rows = _fixed_rows(inputs)
+    if rows and not constant:
+        samples = size * min((len(array) // count for array, count in zip(arrays, rows, strict=True)), default=0)
+    else:
+        rows, samples = (), min((lengths[name] for name in names if name not in constant), default=int(bool(names)))
+    samples = min(samples, limit) if limit and not rows else samples
     if not samples:
         raise EngineError("calibration-failed", "the dataset holds no samples")
-    names = tuple(each.name for each in inputs)
-    return Data(arrays, _dtypes(inputs), _labels(labels, samples), samples, size, "real", fixed, names=names)
+    return Data(arrays, _dtypes(inputs), _labels(labels, samples), samples, size, "real", fixed, rows, names, constant)
+
+
+def constants_of(
+    inputs: tuple[InputSignature, ...], lengths: Mapping[str, int], declared: Collection[str] = ()
+) -> tuple[str, ...]:
+    """The inputs without an axis for samples: those ``declared``, single numbers, and those of one fixed length, which
+    their array has, beside others whose first axis is free."""
+    free = any(given.shape and isinstance(given.shape[0], str) for given in inputs if given.name not in declared)
+
+    def is_constant(given: InputSignature) -> bool:
+        fixed = free and bool(given.shape) and isinstance(given.shape[0], int)
+        return not given.shape or given.name in declared or (fixed and lengths.get(given.name) == given.shape[0])
+
+    return tuple(given.name for given in inputs if is_constant(given))
+
+
+def _fixed_rows(inputs: tuple[InputSignature, ...]) -> tuple[int, ...]:
+    """The length of each input where all are fixed, and not the same; else none."""
+    rows = tuple(given.shape[0] for given in inputs if given.shape and isinstance(given.shape[0], int))
+    return rows if len(rows) == len(inputs) and len(set(rows)) > 1 else ()
 
 
 def batch_of(inputs: tuple[InputSignature, ...], wanted: int) -> tuple[int, bool]:
@@ -159,7 +207,7 @@ def _read_arrays(path: Path) -> dict[str, Array]:
 
 def _check_numbers(name: str, value: object) -> None:
     """NumPy returns bytes for an entry that is no ``.npy`` file. Raises ``ValueError``."""
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf" or not value.ndim:
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
         raise ValueError(f"{name} is no array of numbers")
 
 
@@ -174,26 +222,67 @@ def _read_safetensors(path: Path) -> dict[str, Array]:
     return dict(load_file(path))
 
 
-def synthetic(inputs: tuple[InputSignature, ...], samples: int, seed: int) -> Data:
-    """Random inputs of the model's shapes, some ``samples`` as its batch size allows."""
-    size, fixed = batch_of(inputs, min(DEFAULT_BATCH_SIZE, samples))
+def write_examples(example_inputs: Any, inputs: tuple[InputSignature, ...], folder: Path) -> None:
+    """Keep the example that the upload was exported with, where it has one that fits."""
+    leaves = [leaf for leaf in pytree.tree_leaves(example_inputs or ()) if isinstance(leaf, Tensor)]
+    if len(leaves) != len(inputs):
+        return
+    arrays = {given.name: leaf.detach() for given, leaf in zip(inputs, leaves, strict=True)}
+    arrays = {name: leaf.float() if leaf.dtype is torch.bfloat16 else leaf for name, leaf in arrays.items()}
+    np.savez(folder / EXAMPLES, **{name: leaf.numpy() for name, leaf in arrays.items()})  # type: ignore[arg-type]
+
+
+def read_examples(folder: Path) -> dict[str, Array]:
+    return _read_npz(folder / EXAMPLES) if (folder / EXAMPLES).exists() else {}
+
+
+def synthetic(
+    inputs: tuple[InputSignature, ...], samples: int, seed: int, examples: Mapping[str, Array] | None = None
+) -> Data:
+    """Random inputs of the model's shapes, some ``samples`` as its batch size allows. What is no batch of floats, ids,
+    offsets or a single number, is the upload's own example, again and again, where it has one."""
+    free = {given.name: int(given.shape[0]) for given in inputs if given.shape and isinstance(given.shape[0], int)}
+    constant = constants_of(inputs, free)
+    size, fixed = batch_of(
+        tuple(given for given in inputs if given.name not in constant), min(DEFAULT_BATCH_SIZE, samples)
+    )
     batches = max(1, samples // size)
     generator = np.random.default_rng(seed)
-    rows = tuple(each.shape[0] if each.shape and isinstance(each.shape[0], int) else size for each in inputs)
-    arrays = tuple(_random(each, count * batches, generator) for each, count in zip(inputs, rows, strict=True))
-    uneven = rows if len(set(rows)) > 1 else ()
-    return Data(arrays, _dtypes(inputs), None, size * batches, size, "synthetic", fixed, uneven,
-                tuple(each.name for each in inputs))  # fmt: skip
+    rows = tuple(given.shape[0] if given.shape and isinstance(given.shape[0], int) else size for given in inputs)
+    counts = (1 if given.name in constant else batches for given in inputs)
+    arrays = tuple(
+        _made(given, count, times, generator, examples or {})
+        for given, count, times in zip(inputs, rows, counts, strict=True)
+    )
+    uneven = rows if len(set(rows)) > 1 and not constant else ()
+    names = tuple(given.name for given in inputs)
+    return Data(arrays, _dtypes(inputs), None, size * batches, size, "synthetic", fixed, uneven, names, constant)
+
+
+def _made(
+    signature: InputSignature, rows: int, batches: int, generator: np.random.Generator, examples: Mapping[str, Array]
+) -> Array:
+    """``batches`` times ``rows`` of one input."""
+    random = _random(signature, rows * batches, generator)
+    example = examples.get(signature.name)
+    whole = not signature.shape or rows == signature.shape[0]
+    if example is None or (signature.dtype.startswith(("float", "bfloat")) and signature.shape and not whole):
+        return random
+    if not signature.shape or not len(example):
+        return example
+    if whole:
+        return np.concatenate([example] * batches) if len(example) == rows else random
+    return np.concatenate([example] * -(-len(random) // len(example)))[: len(random)]
 
 
 def _random(signature: InputSignature, samples: int, generator: np.random.Generator) -> Array:
-    shape = [samples, *(_size(signature, each) for each in signature.shape[1:])]
+    shape = [samples, *(_size(signature, size) for size in signature.shape[1:])] if signature.shape else []
     if signature.dtype.startswith(("float", "bfloat")):
         dtype = "float32" if signature.dtype == "bfloat16" else signature.dtype
-        return generator.standard_normal(shape).astype(dtype)
+        return np.asarray(generator.standard_normal(shape)).astype(dtype)
     if signature.dtype == "bool":
         return np.ones(shape, dtype=bool)
-    return generator.integers(0, SYNTHETIC_INTEGERS, shape).astype(signature.dtype)
+    return np.asarray(generator.integers(0, SYNTHETIC_INTEGERS, shape)).astype(signature.dtype)
 
 
 def _size(signature: InputSignature, dimension: int | str) -> int:

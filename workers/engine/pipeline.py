@@ -22,7 +22,7 @@ from workers.engine.artifacts.write import package
 from workers.engine.calibration.bias import corrected
 from workers.engine.calibration.calibrate import ranges_of
 from workers.engine.calibration.smooth import smoothed, with_alphas
-from workers.engine.data import read_calibration, read_evaluation
+from workers.engine.data import read_calibration, read_evaluation, write_examples
 from workers.engine.draft import Draft
 from workers.engine.eager import backend
 from workers.engine.explanation.other_routes import structure_findings
@@ -136,6 +136,8 @@ def _opened(task: Task, folder: Path) -> Program:
     """The upload as a program. One that is no ``.pt2`` is kept as one, for the latency of the float model."""
     dataset = task.evaluation or task.calibration
     program = open_program(folder / task.model_file, task.model.format, folder / dataset if dataset else None)
+    if dataset is None:
+        write_examples(program.exported.example_inputs, signature(program), folder)
     if task.model.format != "pt2":
         torch.export.save(program.exported, folder / FLOAT_PROGRAM)
     return program

@@ -7,13 +7,14 @@ import zlib
 from pathlib import Path
 
 DEBUG = ".debug_pkl"  # source positions for error messages: half of a small TorchScript archive
-LARGEST_TRIED = 1 << 17  # bytes: int8 weights hardly compress, and stored ones load fastest
-WORTH_IT = 0.9
+LARGE = 1 << 17  # bytes: above it stored weights load fastest, and only text and zeros are worth the time
+WORTH_IT, WORTH_IT_WHEN_LARGE = 0.9, 0.5  # a graph's JSON comes to a twentieth, int8 weights to nine tenths
 SAMPLE = 1 << 12  # bytes of the start, the middle and the end each: what tells weights from text and from zeros
 
 
 def shrink(path: Path) -> None:
-    """Rewrite the zip at ``path`` in place: debug records dropped, entries deflated where that saves a tenth.
+    """Rewrite the zip at ``path`` in place: debug records dropped, entries deflated where that saves a tenth, of
+    large ones half.
 
     Code, graphs and the float64 scales and zero points of packed weights shrink to a fraction; torch reads deflated
     entries like any others.
@@ -28,10 +29,8 @@ def shrink(path: Path) -> None:
 
 
 def _method(content: bytes) -> int:
-    if len(content) > LARGEST_TRIED:
-        return zipfile.ZIP_STORED
-    sample = _sample(content)
-    worth_it = len(zlib.compress(sample, 6)) <= WORTH_IT * len(sample)
+    sample, share = _sample(content), WORTH_IT if len(content) <= LARGE else WORTH_IT_WHEN_LARGE
+    worth_it = len(zlib.compress(sample, 6)) <= share * len(sample)
     return zipfile.ZIP_DEFLATED if worth_it else zipfile.ZIP_STORED
 
 

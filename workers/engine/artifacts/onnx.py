@@ -30,6 +30,7 @@ from fewbit.runtime.record import LayerRecord, PerToken, QuantizedValue, WeightR
 from fewbit.runtime.script import Call
 from fewbit.runtime.source import NotExpressible, user_outputs
 from workers.engine.artifacts.onnx_operators import dequantize, high_nibbles, quantize_dequantize, translations
+from workers.engine.artifacts.onnx_rewrites import rewrite_for_onnx
 from workers.engine.graph.editor import Surgery, after
 from workers.engine.quantization.reference import Reference
 from workers.errors import first_line
@@ -117,6 +118,7 @@ class _Rewriter(Surgery):
         self.drop_dead()
         for node in self.graph.find_nodes(op="call_function", target=aten.bitwise_right_shift.Tensor_Scalar):
             self._shift(node)
+        rewrite_for_onnx(self)
         return self.finish()
 
     # --- Values ---

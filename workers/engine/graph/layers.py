@@ -96,7 +96,8 @@ class _Match:
 
 
 def find_layers(program: Program) -> tuple[tuple[Layer, ...], tuple[Product, ...]]:
-    """Walk the graph once. Layers come in order of first use; a weight used by several calls of one name is one row."""
+    """Walk the graph once. Layers come in order of first use; a weight used by several calls of one name is one row
+    where they read it in the same way."""
     rows: dict[Any, list[_Match]] = {}
     products: list[Product] = []
     for node in program.graph.nodes:
@@ -104,13 +105,18 @@ def find_layers(program: Program) -> tuple[tuple[Layer, ...], tuple[Product, ...
             continue
         match = _match(program, node)
         if match is not None:
-            key = (_name_of(program, match), _origin(match.owned[0]), match.use.left)
+            key = (_name_of(program, match), _origin(match.owned[0]), _form(match))
             rows.setdefault(key, []).append(match)
         elif node.target in PRODUCTS and program.constant(node) is None:
             path, kind = layer_path(node)
             products.append(Product(path, kind, op_name(node), node))
     layers = tuple(_layer(program, name, matches) for (name, *_), matches in rows.items())
     return tuple(_unique((*layers, *_nested_layers(program)))), tuple(products)
+
+
+def _form(match: _Match) -> tuple[Any, ...]:
+    """A weight that is read in two orientations, or by two kinds of calls, is two layers: each stores its own form."""
+    return match.kind, match.use.left, tuple((operand.transposed, operand.reduce) for operand in match.operands)
 
 
 def _origin(operand: fx.Node) -> tuple[Any, ...]:

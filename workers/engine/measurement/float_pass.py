@@ -102,8 +102,7 @@ def outputs_of(program: Program, batch: Batch) -> np.ndarray[Any, Any]:
 
 def output_rows(output: Tensor, batch: Batch) -> np.ndarray[Any, Any]:
     """One row a sample; an output without the batch as its first axis is one row as a whole."""
-    size = len(batch.inputs[0]) if batch.inputs else 1
-    if output.dim() == 0 or output.shape[0] != size:
+    if output.dim() == 0 or output.shape[0] != batch.size:
         output = output.unsqueeze(0)
         return output.numpy()
     return output[: batch.count].numpy()
@@ -166,7 +165,7 @@ class _Look:
 def _timed(
     layers: Sequence[Layer], observation: Observation, batch: Batch, look: _Look | None
 ) -> dict[fx.Node, Around]:
-    size = len(batch.inputs[0]) if batch.inputs else 1
+    size = batch.size
     return {
         use.node: _watch(layer, use, observation, look, size, batch.start == 0)
         for layer in layers

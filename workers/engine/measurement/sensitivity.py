@@ -279,12 +279,12 @@ class _Layout:
 
 
 def _layouts(output: Tensor, taps: _Taps, batch: Batch) -> list[_Layout | None]:
-    return [_layout(each, len(batch.inputs[0])) for each in _of_one_sample(output, taps, batch)]
+    return [_layout(each, batch.size) for each in _of_one_sample(output, taps, batch)]
 
 
 def _of_one_sample(output: Tensor, taps: _Taps, batch: Batch) -> tuple[Tensor | None, ...]:
     """What the second sample's output alone leaves at each layer."""
-    samples = len(batch.inputs[0])
+    samples = batch.size
     if samples < 2 or len(output) != samples:
         return (None,) * len(taps.taps)
     direction = torch.zeros_like(output)

@@ -165,7 +165,7 @@ def measure_latency_of(runs: Runs, task: Task, data: Data, folder: Path) -> Late
         if large:
             del before, after
             gc.collect()  # graph modules refer to themselves
-    return latency_of(races, task.threads, len(batch.inputs[0]))
+    return latency_of(races, task.threads, batch.size)
 
 
 def rows_of(named: str, run: Run, batch: Batch) -> np.ndarray[Any, Any]:

@@ -49,7 +49,12 @@ def report_of(
     artifacts = tuple(_artifact(kind, compared.get(kind), folder) for kind in draft.artifacts)
     size = _size(task.model_size, artifacts)
     accuracy, accuracy_findings = _accuracy(task, data, compared, folder)
-    noted = (*draft.findings, *accuracy_findings, *_measured_findings(task, draft, data, latency))
+    noted = (
+        *draft.findings,
+        *accuracy_findings,
+        *_measured_findings(task, draft, data, latency),
+        *findings.size_findings(artifacts, task.model_size),
+    )
     gates = check_gates(task.spec.gates, draft.coverage, size, accuracy, latency)
     return Report(
         job=task.job,

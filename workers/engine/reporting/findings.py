@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from fewbit.contract.report import Finding, Latency, LayerReport
+from fewbit.contract.report import Finding, Latency, LayerReport, ReportArtifact
 from fewbit.contract.spec import JobSpec
 from fewbit.runtime.program import Program
 from workers.engine.graph.layers import KNOWN_SPACES
@@ -18,6 +18,7 @@ from workers.engine.quantization.quantize import QuantizedLayer
 from workers.engine.reporting.patches import left_float
 
 LEAST_OWN_SQNR_DB = 15.0
+WORTH_SHRINKING = 1 << 20  # bytes of the upload: below, a graph is larger than its weights
 WORTH_SPEEDING_UP_MS = 10.0  # below this call overhead and a busy machine weigh as much as the arithmetic
 
 
@@ -137,6 +138,24 @@ def latency_findings(latency: Latency) -> Iterator[Finding]:
         + (": at so few milliseconds a batch, call overhead outweighs the arithmetic." if small else "."),
         remedy="Serve larger batches, or exclude the smallest layers.",
     )
+
+
+def size_findings(artifacts: Sequence[ReportArtifact], before: int) -> Iterator[Finding]:
+    """``before``: bytes of the upload."""
+    larger = [artifact for artifact in artifacts if artifact.size > before]
+    if larger:
+        shown = ", ".join(f"{artifact.name} ({artifact.size / before:.2f} times)" for artifact in larger)
+        yield Finding(
+            severity="info" if before < WORTH_SHRINKING else "warning",
+            code="larger-than-float",
+            message=f"Larger than the upload: {shown}."
+            + (
+                " In so small a model the graph and the scales outweigh the weights."
+                if before < WORTH_SHRINKING
+                else ""
+            ),
+            remedy="Deliver the smallest artifact that you can load; layers[].reason says what stayed float.",
+        )
 
 
 def custom_operators(program: Program) -> Iterator[Finding]:

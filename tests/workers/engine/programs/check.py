@@ -20,6 +20,7 @@ from tests.workers.engine.programs.program import SmallProgram
 from tests.workers.engine.runs import BATCH, EngineRun, run_upload
 
 BARE = {"latency": False, "sensitivity": "off", "saturation": False}  # what takes long, and decides nothing
+APART_DB = 3.0
 KINDS = ("torchscript", "pt2", "onnx", "safetensors")
 
 
@@ -37,8 +38,7 @@ def run_program(program: SmallProgram, folder: Path, kinds: tuple[str, ...] = KI
     module, example = program.build().eval(), program.example()
     path = save(program, module, example, folder / "model.pt2")
     names = list(inspect.signature(module.forward).parameters)
-    constant = [name for name, value in zip(names, example, strict=True) if is_constant(program, name, value)]
-    arrays = None if constant else {name: value.numpy() for name, value in zip(names, example, strict=True)}
+    arrays = {name: value.numpy() for name, value in zip(names, example, strict=True)}
     spec = {"report": BARE, "smooth": program.smooth, **spec}
     if spec.get("method") == "static":
         spec["calibration_arrays"] = arrays
@@ -47,8 +47,22 @@ def run_program(program: SmallProgram, folder: Path, kinds: tuple[str, ...] = KI
     return Truth(run, truth(module, run, example))
 
 
-def is_constant(program: SmallProgram, name: str, value: Tensor) -> bool:
-    return value.dim() == 0 or (program.free is not None and name not in program.free)
+def require_right(program: SmallProgram, found: Truth) -> None:
+    """Every kind is delivered and right, or says why it has no form."""
+    report = found.run.report
+    delivered = {artifact.kind: artifact for artifact in report.artifacts}
+    said = " ".join(finding.message for finding in report.findings if finding.code == "artifact-not-written")
+    assert set(KINDS) - set(delivered) == set(program.missing), said
+    assert all(reason in said for reason in program.missing.values()), said
+    if program.random:
+        assert [finding.code for finding in report.findings if finding.severity != "info"] == ["random-in-forward"]
+        assert all(artifact.output is None and not artifact.loaders for artifact in report.artifacts)
+        return
+    told = {name: output.sqnr_db for artifact in report.artifacts for name, output in artifact.loaders.items()}
+    assert set(told) == set(found.sqnr_db)
+    for loader, sqnr in found.sqnr_db.items():
+        assert sqnr >= program.least_db, (loader, sqnr, told[loader])
+        assert sqnr >= told[loader] - APART_DB, (loader, sqnr, told[loader])
 
 
 def save(program: SmallProgram, module: torch.nn.Module, example: tuple[Tensor, ...], path: Path) -> Path:
@@ -108,10 +122,10 @@ def onnx(run: EngineRun) -> Callable[..., Any]:
 
 
 LOADERS = {
-    "torchscript": ("torchscript", torchscript),
-    "pt2": ("pt2", pt2),
-    "fewbit.runtime": ("pt2", runtime),
-    "onnx": ("onnx", onnx),
+    "torch.jit.load": ("torchscript", torchscript),
+    "torch.export.load": ("pt2", pt2),
+    "fewbit.runtime.load": ("pt2", runtime),
+    "onnxruntime": ("onnx", onnx),
 }
 
 

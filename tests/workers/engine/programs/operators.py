@@ -77,7 +77,8 @@ OPERATORS = (
         lambda: _pooled(pool=nn.AvgPool2d(3, 2, padding=1, ceil_mode=True, count_include_pad=True)),
         IMAGES,
     ),
-    SmallProgram("random draw", lambda: module(random_draw, e=linear(16, 16), d=linear(8, 16)), normals((64, 16))),
+    SmallProgram("random draw", lambda: module(random_draw, e=linear(16, 16), d=linear(8, 16)), normals((64, 16)),
+                 random=True),
     SmallProgram(
         "depthwise behind a pad",
         lambda: module(padded_depthwise, d=nn.Conv2d(16, 16, 3, 2, groups=16), o=linear(16, 4)),

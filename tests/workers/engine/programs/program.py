@@ -13,7 +13,8 @@ from torch import Tensor, nn
 @dataclass(frozen=True)
 class SmallProgram:
     """``example`` gives the inputs; those of ``free`` have a free first axis (None: all of them). ``missing``: the
-    kinds that have no form for it, and what the finding must say."""
+    kinds that have no form for it, and what the finding must say; ``random``: it draws numbers, so that nothing can be
+    compared."""
 
     name: str
     build: Callable[[], nn.Module]
@@ -23,6 +24,8 @@ class SmallProgram:
     methods: tuple[str, ...] = ("dynamic", "static", "weight_only")
     smooth: Any = None
     decompose: bool = False
+    random: bool = False
+    least_db: float = 30.0
 
 
 def module(forward: Callable[..., Any], /, **held: nn.Module | Tensor) -> nn.Module:
