@@ -70,10 +70,22 @@ class Data:
             inputs = (self._taken(index, array, rows) for index, array in enumerate(self.arrays))
             yield Batch(tuple(map(Tensor.to, inputs, self.dtypes)), start, count, len(rows))
 
+    def part(self, start: int, stop: int) -> Data:
+        """The samples ``start`` to ``stop``; ``start`` is the first one of a batch where ``rows`` are given."""
+        skipped = self.rows or (self.batch_size,) * len(self.arrays)
+        first = [start // self.batch_size * rows if self.rows else start for rows in skipped]
+        arrays = tuple(
+            array if self._is_whole(index) else array[begin:]
+            for index, (array, begin) in enumerate(zip(self.arrays, first, strict=True))
+        )
+        return replace(self, arrays=arrays, samples=max(0, min(stop, self.samples) - start))
+
+    def _is_whole(self, index: int) -> bool:
+        return bool(self.constant) and self.names[index] in self.constant
+
     def _taken(self, index: int, array: Array, rows: Array) -> Tensor:
         """A copy: a program may write to its inputs."""
-        whole = bool(self.constant) and self.names[index] in self.constant
-        return torch.from_numpy(np.array(array)) if whole else torch.from_numpy(array[rows])
+        return torch.from_numpy(np.array(array)) if self._is_whole(index) else torch.from_numpy(array[rows])
 
     def _uneven(self) -> Iterator[Batch]:
         for index in range(self.samples // self.batch_size):

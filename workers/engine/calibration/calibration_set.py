@@ -87,14 +87,16 @@ def _duplicates(data: Data) -> int:
 
 def _digest(data: Data, index: int) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
-    for array in data.arrays:
+    for _, array in _arrays(data):
         digest.update(np.ascontiguousarray(array[index]).tobytes())
     return digest.digest()
 
 
 def _arrays(data: Data) -> list[tuple[str, Array]]:
+    """Those that have an axis for samples."""
     names = data.names or tuple(map(str, range(len(data.arrays))))
-    return [(name, array[: data.samples]) for name, array in zip(names, data.arrays, strict=True)]
+    named = zip(names, data.arrays, strict=True)
+    return [(name, array[: data.samples]) for name, array in named if name not in data.constant]
 
 
 def _is_finite(array: Array) -> bool:

@@ -152,12 +152,7 @@ def _budgeted(data: Data, taken: float = 0.0) -> _Budget:
 
 def _part(data: Data, start: int, stop: int) -> Iterator[Batch]:
     """The batches of samples ``start`` to ``stop``."""
-    rows = data.rows or (data.batch_size,) * len(data.arrays)
-    skipped = start // data.batch_size
-    arrays = tuple(
-        array[skipped * each if data.rows else start :] for array, each in zip(data.arrays, rows, strict=True)
-    )
-    return replace(data, arrays=arrays, samples=max(0, min(stop, data.samples) - start)).batches()
+    return data.part(start, stop).batches()
 
 
 @dataclass
