@@ -8,7 +8,7 @@ from typing import Literal
 from redis.asyncio import Redis
 
 from fewbit.contract.resources import ArraySignature, Dataset
-from store.blobs.blobs import BlobInfo, Blobs
+from store.blobs.blob_store import BlobInfo, Blobs
 from store.ids import new_id
 from store.records import DatasetRecord, dataset_key
 from store.tenancy.tenants import DEFAULT_TENANT, Tenant, owned

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from fewbit.contract.problems import JobProblem
 from fewbit.contract.resources import InputSignature, ModelLayer
-from store.blobs.blobs import BlobInfo, Blobs
+from store.blobs.blob_store import BlobInfo, Blobs
 from store.ids import new_id
 from store.queue import INSPECT
 from store.records import (

@@ -12,7 +12,7 @@ from typing import Literal, cast, get_args
 from redis.asyncio import Redis
 
 from fewbit.contract.resources import FINAL, JobStatus
-from store.blobs.blobs import Blobs
+from store.blobs.blob_store import Blobs
 from store.blobs.references import drop_references
 from store.tenancy.tenants import Tenant
 

@@ -13,9 +13,9 @@ from typing import get_args
 from fastapi import APIRouter, Request, Response
 
 from fewbit.contract.resources import JobStatus
-from service.authentication import caller_of
-from service.dependencies import Parts, parts_of
+from service.context import ServiceContext, context_of
 from service.http.openapi_operations import TEXT, documents
+from service.keys.authentication import caller_of
 from store.tenancy.tenants import Tenant
 from store.tenancy.usage import Usage, tenants, usage
 from store.webhooks import Outbox
@@ -44,10 +44,10 @@ DELIVERIES = Gauge("fewbit_webhook_deliveries_due", "Webhook deliveries that wai
 )
 async def get_metrics(request: Request) -> Response:
     """Counts of your tenant, for Prometheus. For keys of scope `admin`; the operator's see every tenant, by label."""
-    parts, operator = parts_of(request), caller_of(request).operator
-    names = await tenants(parts.redis) if operator else [parts.tenant]
-    rows = [(name if operator else "", await usage(parts.redis, Tenant(name))) for name in names]
-    lines = [*_of_tenants(rows), *(await _of_all(parts) if operator else ())]
+    context, operator = context_of(request), caller_of(request).operator
+    names = await tenants(context.redis) if operator else [context.tenant]
+    rows = [(name if operator else "", await usage(context.redis, Tenant(name))) for name in names]
+    lines = [*_of_tenants(rows), *(await _of_all(context) if operator else ())]
     return Response("\n".join(lines) + "\n", headers={"Content-Type": PLAIN})
 
 
@@ -62,9 +62,9 @@ def _of_tenants(rows: Sequence[tuple[str, Usage]]) -> Iterator[str]:
             yield _line(gauge, {MODELS: used.models, DATASETS: used.datasets, BYTES: used.bytes}[gauge], tenant=tenant)
 
 
-async def _of_all(parts: Parts) -> list[str]:
-    due = await Outbox(parts.redis).waiting()
-    alive = len(await parts.fleet.workers())
+async def _of_all(context: ServiceContext) -> list[str]:
+    due = await Outbox(context.redis).waiting()
+    alive = len(await context.fleet.workers())
     return [*_head(WORKERS), _line(WORKERS, alive), *_head(DELIVERIES), _line(DELIVERIES, due)]
 
 

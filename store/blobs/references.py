@@ -21,7 +21,7 @@ from typing import cast
 import redis
 from redis.asyncio import Redis
 
-from store.blobs.blobs import BlobInfo, Blobs
+from store.blobs.blob_store import BlobInfo, Blobs
 from store.records import DELETING, HOLDS
 from store.retries import persist
 from store.tenancy.tenants import Tenant

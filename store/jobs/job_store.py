@@ -12,7 +12,7 @@ from typing import Any, cast
 from redis.asyncio import Redis
 
 from fewbit.contract.resources import FINAL
-from store.blobs.blobs import Blobs
+from store.blobs.blob_store import Blobs
 from store.blobs.references import drop_references
 from store.ids import first_id, new_id
 from store.jobs.batched_reads import Together
