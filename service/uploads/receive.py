@@ -22,7 +22,7 @@ from service.http.problems import DigestMismatch, MalformedRequest, PayloadTooLa
 from service.uploads.abandoned import reading_folder
 from store.blobs.blob_store import BlobInfo, BlobMismatch, BlobTooLarge
 from store.blobs.references import holding
-from store.blobs.stored_bytes import NoRoom, Reservation
+from store.blobs.stored_bytes import QuotaPassed, Reservation
 from store.tenancy.tenants import Tenant
 
 RAW, FORM = "application/octet-stream", "multipart/form-data"
@@ -63,7 +63,7 @@ async def received(request: Request, max_bytes: int, look: Look) -> AsyncIterato
         except BaseException as error:
             if room.size:
                 await room.release()
-            if isinstance(error, NoRoom):
+            if isinstance(error, QuotaPassed):
                 raise QuotaExceeded.of_bytes(error.used, error.limit) from error
             raise
         yield upload
@@ -108,7 +108,7 @@ async def looked_at(chunks: AsyncIterator[bytes], look: Look) -> AsyncIterator[b
 
 
 async def covered(chunks: AsyncIterator[bytes], room: Reservation) -> AsyncIterator[bytes]:
-    """The same chunks, as long as there is room for them. Raises ``NoRoom``."""
+    """The same chunks, as long as there is room for them. Raises ``QuotaPassed``."""
     size = 0
     async for chunk in chunks:
         size += len(chunk)
