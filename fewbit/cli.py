@@ -263,10 +263,12 @@ def _print_deliveries(listed: Sequence[Delivery], as_json: bool) -> None:
         _print_json("[" + ",".join(delivery.model_dump_json() for delivery in listed) + "]")
         return
     table = _table("delivery", "type", "job", "status", "attempts", "last answer")
-    for each in listed:
-        last = each.attempts[-1] if each.attempts else None
+    for resource in listed:
+        last = resource.attempts[-1] if resource.attempts else None
         answer = str(last.status or last.error) if last else ""
-        table.add_row(each.id, each.type, each.job or "", each.status, str(len(each.attempts)), answer)
+        table.add_row(
+            resource.id, resource.type, resource.job or "", resource.status, str(len(resource.attempts)), answer
+        )
     out.print(table)
 
 

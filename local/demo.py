@@ -89,11 +89,11 @@ def demo(folder: Path) -> list[str]:
     with Stack(folder / "stack") as stack, stack.client() as client:
         console.print(f"Fewbit runs at {stack.url}.\n", highlight=False)
         dataset = client.upload_dataset(test).id
-        reports = [quantize(client, each, dataset) for each in trained]
+        reports = [quantize(client, model, dataset) for model in trained]
         checks = []
-        for each, report in zip(trained, reports, strict=True):
-            complaints += [f"{each.name}: the verdict is fail"] if report.verdict == "fail" else []
-            checks += check(client, each, report, folder / each.name)
+        for model, report in zip(trained, reports, strict=True):
+            complaints += [f"{model.name}: the verdict is fail"] if report.verdict == "fail" else []
+            checks += check(client, model, report, folder / model.name)
     console.print(Rule("the artifacts, each alone with torch", style="dim"))
     print_checks(checks)
     differing = [

@@ -99,8 +99,8 @@ class _Measured:
 def _numbers(reports: Sequence[Report]) -> list[ComparedNumber]:
     """Rows that no job has a value for are left out."""
     measured = [dict(_measured(report)) for report in reports]
-    names = dict.fromkeys(name for each in measured for name in each)
-    rows = [_number(name, [each.get(name) for each in measured]) for name in names]
+    names = dict.fromkeys(name for row in measured for name in row)
+    rows = [_number(name, [row.get(name) for row in measured]) for name in names]
     return [row for row in rows if any(value is not None for value in row.values)]
 
 
@@ -118,15 +118,15 @@ def _measured(report: Report) -> Iterator[tuple[str, _Measured]]:
         yield "accuracy.flips", _Measured("count", "lower", len(accuracy.flips))
         yield "output.sqnr_db", _Measured("dB", "higher", accuracy.output.sqnr_db)
     if latency:
-        for kind, each in latency.artifacts.items():
-            yield f"latency.{kind}.p50", _Measured("ms", "lower", each.p50)
-            yield f"latency.{kind}.speedup", _Measured("times", "higher", each.speedup)
+        for kind, timing in latency.artifacts.items():
+            yield f"latency.{kind}.p50", _Measured("ms", "lower", timing.p50)
+            yield f"latency.{kind}.speedup", _Measured("times", "higher", timing.speedup)
     yield "peak_memory_bytes", _Measured("bytes", "lower", report.provenance.peak_memory_bytes)
 
 
 def _number(name: str, cells: Sequence[_Measured | None]) -> ComparedNumber:
-    values = [each.value if each else None for each in cells]
-    kind = next(each for each in cells if each)
+    values = [cell.value if cell else None for cell in cells]
+    kind = next(cell for cell in cells if cell)
     best = _best(values, kind.better)
     return ComparedNumber(name=name, unit=kind.unit, better=kind.better, values=tuple(values), best=best)
 

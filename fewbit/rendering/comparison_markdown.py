@@ -33,7 +33,7 @@ def comparison_markdown(comparison: Comparison) -> str:
 def _number(comparison: Comparison, index: int) -> str:
     number = comparison.summary[index]
     words = [text(number_words(number, position)) for position in range(len(number.values))]
-    marked = [f"**{each}**" if position in number.best else each for position, each in enumerate(words)]
+    marked = [f"**{value}**" if position in number.best else value for position, value in enumerate(words)]
     return f"| {text(number.name)} {ARROWS[number.better]} | " + " | ".join(marked) + " |"
 
 

@@ -106,10 +106,12 @@ def _findings(report: Report, links: Links) -> Iterator[str]:
         return
     yield "**Findings**"
     yield ""
-    yield from (_finding(each, links) for each in found[:FINDINGS_SHOWN])
+    yield from (_finding(finding, links) for finding in found[:FINDINGS_SHOWN])
     if len(found) > FINDINGS_SHOWN:
         yield f"- and {len(found) - FINDINGS_SHOWN} more"
-    patches = [each.patch for each in found[:FINDINGS_SHOWN] if each.patch is not None and each.severity != "info"]
+    patches = [
+        finding.patch for finding in found[:FINDINGS_SHOWN] if finding.patch is not None and finding.severity != "info"
+    ]
     if report.patch is not None:
         patches = [report.patch]  # what they all ask for, in one
     if patches:
@@ -133,7 +135,7 @@ def _float(report: Report, links: Links) -> Iterator[str]:
     if not reasons:
         return
     number = sum(len(names) for _, names in reasons.values())
-    lines = [line for each in list(reasons.items())[:REASONS_SHOWN] for line in _reason(*each, links)]
+    lines = [line for reason in list(reasons.items())[:REASONS_SHOWN] for line in _reason(*reason, links)]
     if len(reasons) > REASONS_SHOWN:
         lines.append(f"- and {len(reasons) - REASONS_SHOWN} more reasons")
     yield from folded(f"{number} of {len(report.layers)} layers stayed float", lines)

@@ -95,8 +95,8 @@ def metrics(accuracy: Accuracy | None) -> RenderableType | None:
     if accuracy is None or len(accuracy.metrics) < 2:
         return None
     lines = [
-        Text(f"  {each.name}  {metric_value(each, each.before)} → {metric_value(each, each.after)}  {said}")
-        for each, said in ((each, each.note.partition(";")[0]) for each in accuracy.metrics)
+        Text(f"  {metric.name}  {metric_value(metric, metric.before)} → {metric_value(metric, metric.after)}  {said}")
+        for metric, said in ((metric, metric.note.partition(";")[0]) for metric in accuracy.metrics)
     ]
     return Group(Text("Metrics", "bold"), *lines)
 
@@ -225,7 +225,7 @@ def most_sensitive(layers: Sequence[LayerReport]) -> RenderableType | None:
 
 def calibration(report: Report) -> RenderableType | None:
     said = list(calibration_words(report))
-    return Group(Text("Calibration", "bold"), *[Text(f"  {each}", "dim") for each in said]) if said else None
+    return Group(Text("Calibration", "bold"), *[Text(f"  {sentence}", "dim") for sentence in said]) if said else None
 
 
 def findings(all_findings: Sequence[Finding]) -> RenderableType | None:

@@ -25,7 +25,7 @@ def verdict_sentence(report: Report) -> str:
     unmet = [gate for gate in report.gates if not gate.met]
     if unmet:
         return f"{_counted(len(unmet), 'gate')} of {len(report.gates)} not met: " + "; ".join(map(gate_words, unmet))
-    worst = [each for each in report.findings if each.severity != "info"]
+    worst = [finding for finding in report.findings if finding.severity != "info"]
     kept = f"{len(report.gates)} of {_counted(len(report.gates), 'gate')} met" if report.gates else "No gate was set"
     noted = f", {_counted(len(worst), 'finding')} to look at" if worst else ", nothing to look at"
     return kept + noted
@@ -177,8 +177,10 @@ class Step:
 
 def next_steps(report: Report) -> list[Step]:
     """What errors and warnings ask for, worst first, then what would make more layers int8; each once."""
-    findings = [each for each in worst_first(report.findings) if each.severity != "info" and each.remedy]
-    found = [(each.code, each.severity, each.layer, each.remedy or "", each.patch) for each in findings]
+    findings = [finding for finding in worst_first(report.findings) if finding.severity != "info" and finding.remedy]
+    found = [
+        (finding.code, finding.severity, finding.layer, finding.remedy or "", finding.patch) for finding in findings
+    ]
     asked = [
         (layer.reason.code, "info", layer.name, layer.reason.remedy or "", layer.reason.patch)
         for layer in report.layers

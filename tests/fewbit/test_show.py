@@ -37,7 +37,7 @@ def test_the_verdict_comes_first() -> None:
 def test_every_layer_has_a_row_with_its_whole_name() -> None:
     report = example_report()
     flat = "".join(line.split()[0] for line in printed(report).splitlines() if line.split())
-    assert all(each.name in flat for each in report.layers)
+    assert all(layer.name in flat for layer in report.layers)
 
 
 def test_a_float_layer_says_why_and_how_to_change_it() -> None:

@@ -143,7 +143,7 @@ def test_every_thread_is_fenced(forks: ForkServer, folder: Path) -> None:
     done = tried(forks, folder, "threads fenced").done
     assert done is not None
     assert len(done["told"]) > 1
-    assert all(each == ["NoNewPrivs:\t1", "Seccomp:\t2"] for each in done["told"])
+    assert all(line == ["NoNewPrivs:\t1", "Seccomp:\t2"] for line in done["told"])
 
 
 def test_a_call_that_is_newer_than_the_table_is_not_there(forks: ForkServer, folder: Path, canary: Path) -> None:

@@ -91,7 +91,7 @@ def extract(path: Path, target: Path) -> Path:
             folder, _, plain = name.rpartition("/")
             if "/" not in folder and _counts(plain):
                 _write(target / folder / plain, content)
-    return next(each.parent for each in (target / CONFIG, *target.glob(f"*/{CONFIG}")) if each.exists())
+    return next(path.parent for path in (target / CONFIG, *target.glob(f"*/{CONFIG}")) if path.exists())
 
 
 def is_folder(names: list[str]) -> bool:
@@ -260,7 +260,7 @@ def _span(file: str, tensor: str, value: Any) -> tuple[int, int]:
     except (KeyError, TypeError, ValueError) as error:
         what = f"{file}: {tensor[:200]!r} has no data_offsets, shape and known dtype."
         raise EngineError("invalid-model", what) from error
-    if len(shape) > _MOST_DIMENSIONS or not all(type(each) is int and abs(each) < 1 << 63 for each in numbers):
+    if len(shape) > _MOST_DIMENSIONS or not all(type(number) is int and abs(number) < 1 << 63 for number in numbers):
         raise EngineError("invalid-model", f"{file}: {tensor[:200]!r} has a shape or an offset that is none.")
     if min(numbers) < 0 or end < start:
         raise EngineError("unsafe-model", f"{file}: {tensor[:200]!r} has a negative shape, offset or length.")

@@ -148,12 +148,12 @@ def denied_path(error: BaseException) -> str | None:
     """The path behind ``error`` that the fence did not let it touch; ``None`` if that is not what went wrong. C++
     writes the path into its message, right before what was wrong with it, Python into the exception. Landlock calls a
     link from outside EXDEV."""
-    for each in chain(error):
-        if isinstance(each, PermissionError) or (isinstance(each, OSError) and each.errno == errno.EXDEV):
-            return each.filename if isinstance(each.filename, str) else _NOT_NAMED
-        text = str(each)
+    for cause in chain(error):
+        if isinstance(cause, PermissionError) or (isinstance(cause, OSError) and cause.errno == errno.EXDEV):
+            return cause.filename if isinstance(cause.filename, str) else _NOT_NAMED
+        text = str(cause)
         denied = next((words for words in _DENIED if words in text), None)
-        if denied is not None and not isinstance(each, OSError):
+        if denied is not None and not isinstance(cause, OSError):
             before, _, after = text.partition(denied)
             return next(iter([*reversed(_QUOTED.findall(before)), *_QUOTED.findall(after)]), _NOT_NAMED)
     return None

@@ -131,12 +131,12 @@ def _problem(error: BaseException) -> tuple[str, str]:
         return "sandbox-violation", f"The model tried to use {path}, which is outside its own folder."
     if isinstance(error, OSError) and error.errno in (errno.EFBIG, errno.ENOSPC):
         return "sandbox-violation", "The model wrote more to disk than a job may."
-    starved = next((each for each in fence.chain(error) if _is_out_of_memory(each)), None)
+    starved = next((cause for cause in fence.chain(error) if _is_out_of_memory(cause)), None)
     if starved is not None:
         return "out-of-memory", f"The stage ran out of memory: {_one_line(starved)}"
     if isinstance(error, EngineError):
         return error.slug, error.detail
-    if any(isinstance(each, RecursionError) for each in fence.chain(error)):
+    if any(isinstance(cause, RecursionError) for cause in fence.chain(error)):
         return "invalid-model", "The model is nested deeper than the engine can follow."
     return "internal-error", _one_line(error)
 
@@ -144,7 +144,7 @@ def _problem(error: BaseException) -> tuple[str, str]:
 def _is_out_of_memory(error: BaseException) -> bool:
     """Python's own, or torch's allocator's: also where the engine has wrapped it into what it was doing."""
     words = ("not enough memory", "can't allocate memory", "Cannot allocate memory", "std::bad_alloc")
-    return isinstance(error, MemoryError) or any(each in str(error) for each in words)
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def without_folders(text: str) -> str:

@@ -117,10 +117,10 @@ def denied() -> dict[int, str]:
     return _numbered(_DENIED, _DENIED_X86)
 
 
-def _numbered(each: dict[str, tuple[int, int]], only_x86: dict[str, int]) -> dict[int, str]:
+def _numbered(calls: dict[str, tuple[int, int]], only_x86: dict[str, int]) -> dict[int, str]:
     column = _ARCHITECTURES[machine()][1]
     alone = only_x86 if column == 0 else {}
-    return {numbers[column]: name for name, numbers in each.items()} | {number: name for name, number in alone.items()}
+    return {numbers[column]: name for name, numbers in calls.items()} | {number: name for name, number in alone.items()}
 
 
 def name_of(number: int) -> str:

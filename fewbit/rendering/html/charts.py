@@ -146,7 +146,7 @@ def plot(label: str, lines: Sequence[Line], axis: Axis, ends: Sequence[str], bar
     if bars:
         shapes.append(tag("path", class_="bars", d=_columns(bars, axis)))
     shapes += [tag("path", class_=f"line {line.css}", d=_path(line.points, axis)) for line in lines]
-    legend = [tag("span", each.name, class_=f"key {each.css}") for each in lines]
+    legend = [tag("span", line.name, class_=f"key {line.css}") for line in lines]
     return tag(
         "div",
         tag("div", *legend, class_="legend") if len(lines) > 1 else None,

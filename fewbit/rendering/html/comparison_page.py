@@ -45,10 +45,10 @@ def comparison_page(comparison: Comparison, base: str = "") -> str:
 def _summary(comparison: Comparison) -> Markup:
     rows = [
         tag(
-            "tr", tag("th", tag("code", each.name), tag("small", DIRECTIONS[each.better]), scope="row"),
-            *[_number(each, position) for position in range(len(comparison.jobs))],
+            "tr", tag("th", tag("code", number.name), tag("small", DIRECTIONS[number.better]), scope="row"),
+            *[_number(number, position) for position in range(len(comparison.jobs))],
         )
-        for each in comparison.summary
+        for number in comparison.summary
     ]  # fmt: skip
     drawn = _table("Best values are marked", "", comparison.jobs, rows, "compare", numbers=True)
     return section("summary", "Summary", drawn)
@@ -85,8 +85,8 @@ def _table(
 
 
 def _layers(comparison: Comparison, links: Links) -> Markup:
-    rows = [_layer(each, links) for each in comparison.layers]
-    different = sum(bool(each.differences) for each in comparison.layers)
+    rows = [_layer(layer, links) for layer in comparison.layers]
+    different = sum(bool(layer.differences) for layer in comparison.layers)
     caption = f"{different} of {len(rows)} layers differ in what they are; they are marked"
     only = tag(
         "p", tag("label", tag("input", type="checkbox"), " Only layers that differ"),
@@ -109,7 +109,7 @@ def _cell(cell: ComparedCell | None, best: bool, links: Links) -> Markup:
     chip = tag("span", "int8" if cell.quantized else "float", class_=f"chip {'int8' if cell.quantized else 'float'}")
     error = tag("span", f" {decibels(cell.output_sqnr_db)}", class_="best" if best else None)
     spent = f"{milliseconds(cell.ms)}" if cell.ms is not None else None
-    ran = ", ".join(each for each in (spent, (cell.kernel or "").rsplit("::", 1)[-1]) if each)
+    ran = ", ".join(part for part in (spent, (cell.kernel or "").rsplit("::", 1)[-1]) if part)
     return tag(
         "td", chip, error if cell.output_sqnr_db is not None else None,
         tag("div", links.code(cell.reason)) if cell.reason else None,

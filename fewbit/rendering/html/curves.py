@@ -30,13 +30,13 @@ def sensitivity_section(report: Report) -> Markup:
 
 def _pareto(ranked: Sequence[LayerReport]) -> Markup:
     """Bars from the most sensitive down, and the share of the sum they have reached."""
-    values = [sensitivity(each) or 0.0 for each in ranked]
+    values = [sensitivity(layer) or 0.0 for layer in ranked]
     total = sum(values) or 1.0
-    reached = [each / total for each in accumulate(values)]
-    half = next(index for index, each in enumerate(reached, 1) if each >= 0.5 or index == len(reached))
+    reached = [running_sum / total for running_sum in accumulate(values)]
+    half = next(index for index, share in enumerate(reached, 1) if share >= 0.5 or index == len(reached))
     label = f"Sensitivity of {len(values)} layers, sorted, and its cumulative share: {half} make half of the sum"
-    bars = [each / (max(values) or 1.0) * 100 for each in values]
-    line = Line("cumulative share", "accent", spread([100 * each for each in reached]))
+    bars = [value / (max(values) or 1.0) * 100 for value in values]
+    line = Line("cumulative share", "accent", spread([100 * share for share in reached]))
     drawn = plot(label, [line], Axis(0, 100, " %"), ["most sensitive", "least"], bars)
     said = f"{half} of {len(values)} layers make half of the loss."
     return tag("figure", drawn, tag("figcaption", said, " Bars: each against the largest; line: cumulative share."))
@@ -54,17 +54,17 @@ def _ranking(ranked: Sequence[LayerReport]) -> Markup:
 
 
 def depth_section(report: Report) -> Markup:
-    own = [_error(each.error.output_sqnr_db) if each.error and each.quantized else None for each in report.layers]
-    whole = [_error(each.error.accumulated_sqnr_db) if each.error else None for each in report.layers]
+    own = [_error(layer.error.output_sqnr_db) if layer.error and layer.quantized else None for layer in report.layers]
+    whole = [_error(layer.error.accumulated_sqnr_db) if layer.error else None for layer in report.layers]
     known = [value for value in (*own, *whole) if value is not None]
     if len(known) < 2 or len(report.layers) < 2:
         nothing = "Nothing to draw: fewer than two layers with an error that was measured."
         return section("depth", "Error along the depth", tag("p", nothing, class_="empty"))
     lines = [
         Line("own output", "int8", spread(own)),
-        *([Line("accumulated", "accent dashed", spread(whole))] if any(each is not None for each in whole) else []),
+        *([Line("accumulated", "accent dashed", spread(whole))] if any(value is not None for value in whole) else []),
     ]
-    names = [layer_name(each.name) for each in report.layers]
+    names = [layer_name(layer.name) for layer in report.layers]
     ends = [names[0], names[-1]] if len(names) > 1 else names
     lead = "Higher is better. Own: the layer alone, on float inputs. Accumulated: with every error before it."
     drawn = plot(_depth_label(report.layers, own, whole), lines, axis_of(known, " dB"), ends)
@@ -93,7 +93,7 @@ def calibration_section(report: Report) -> Markup | None:
     """Nothing for a job that needs no calibration."""
     if report.calibration is None:
         return None
-    said = [tag("p", each) for each in calibration_words(report)]
+    said = [tag("p", sentence) for sentence in calibration_words(report)]
     chart = _convergence(report.calibration) if len(report.calibration.convergence) > 1 else None
     return section("calibration", "Calibration", tag("div", tag("div", *said), chart, class_="halves"))
 
@@ -101,12 +101,12 @@ def calibration_section(report: Report) -> Markup | None:
 def _convergence(calibration: CalibrationReport) -> Child:
     """Sample counts on a log scale would need more ticks than a phone has room for: equal steps, and the counts."""
     steps = calibration.convergence
-    line = Line("range reached", "accent", spread([100 * each.range_share for each in steps]))
+    line = Line("range reached", "accent", spread([100 * step.range_share for step in steps]))
     label = "Share of the final ranges reached: " + ", ".join(
-        f"{percent(each.range_share)} after {each.samples} samples" for each in steps
+        f"{percent(step.range_share)} after {step.samples} samples" for step in steps
     )
-    lowest = 100 * min(each.range_share for each in steps)
+    lowest = 100 * min(step.range_share for step in steps)
     axis = Axis(next(low for low in (90, 80, 60, 0) if low <= max(lowest, 0)), 100, " %")
-    ends = [str(each.samples) for each in steps]
+    ends = [str(step.samples) for step in steps]
     drawn = plot(label, [line], axis, ends if len(ends) <= 8 else [ends[0], ends[-1]])
     return tag("figure", drawn, tag("figcaption", "Share of the final ranges that is reached, by number of samples."))

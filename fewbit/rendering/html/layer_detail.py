@@ -31,7 +31,7 @@ def detail(layer: LayerReport, found: Sequence[Finding], links: Links) -> Markup
 def _why(layer: LayerReport, found: Sequence[Finding], links: Links) -> list[Child]:
     return [
         _reason(layer.reason, "Why it is so", links) if layer.reason else None,
-        [finding_block(each, links, with_layer=False) for each in found],
+        [finding_block(finding, links, with_layer=False) for finding in found],
         _as_it_is(layer),
         _reason(layer.eager.reason, "With plain quantize_dynamic", links) if layer.eager.reason else None,
     ]
@@ -93,13 +93,13 @@ def _weights(stats: WeightStats, name: str) -> Markup:
 
 
 def _activations(stats: ActivationStats, name: str) -> Markup:
-    percentiles = {f"{each} % below": small(value) for each, value in stats.percentiles.items()}
+    percentiles = {f"{percentile} % below": small(value) for percentile, value in stats.percentiles.items()}
     channels = [
-        f"{each.channel}: up to {small(each.max_abs)}, {each.ratio:.3g} × the median channel"
-        for each in stats.outlier_channels[:CHANNELS_SHOWN]
+        f"{channel.channel}: up to {small(channel.max_abs)}, {channel.ratio:.3g} × the median channel"
+        for channel in stats.outlier_channels[:CHANNELS_SHOWN]
     ]
     more = len(stats.outlier_channels) - CHANNELS_SHOWN
-    said = [tag("div", each) for each in channels + ([f"and {more} more"] if more > 0 else [])]
+    said = [tag("div", line) for line in channels + ([f"and {more} more"] if more > 0 else [])]
     return tag(
         "div",
         tag("h3", "Activations"),
@@ -125,8 +125,8 @@ def _moments(stats: WeightStats | ActivationStats) -> dict[str, Child]:
 
 def _saturation(targets: Mapping[str, TargetSaturation], name: str) -> Markup:
     rows = [
-        (TARGETS.get(each, each), small_share(value.saturated_ratio), decibels(value.output_sqnr_db))
-        for each, value in targets.items()
+        (TARGETS.get(target, target), small_share(value.saturated_ratio), decibels(value.output_sqnr_db))
+        for target, value in targets.items()
     ]
     caption = "Integer sums on other CPUs"
     return tag(

@@ -45,9 +45,9 @@ def layers_section(report: Report, links: Links) -> Markup:
     if not report.layers:
         return section("layers", "Layers", tag("p", "The model has no layer with a constant operand.", class_="empty"))
     found = _by_layer(report.findings)
-    largest = max((sensitivity(each) or 0.0 for each in by_sensitivity(report.layers)), default=0.0)
-    rows = [_pair(each, found.get(each.name, ()), largest, links) for each in report.layers]
-    heads = [tag("th", each.title, scope="col", class_=each.css or None, title=each.about) for each in COLUMNS]
+    largest = max((sensitivity(layer) or 0.0 for layer in by_sensitivity(report.layers)), default=0.0)
+    rows = [_pair(layer, found.get(layer.name, ()), largest, links) for layer in report.layers]
+    heads = [tag("th", column.title, scope="col", class_=column.css or None, title=column.about) for column in COLUMNS]
     drawn = tag(
         "table",
         tag("caption", f"{len(report.layers)} layers, in the order they run. Open a layer for everything known of it."),
@@ -168,5 +168,5 @@ def _plain(layer: LayerReport, links: Links) -> Child:
 
 
 def _codes(found: Sequence[Finding], links: Links) -> Child:
-    ordered = sorted(found, key=lambda each: SEVERITIES.index(each.severity))
-    return [tag("div", severity_mark(each.severity), " ", links.code(each.code)) for each in ordered]
+    ordered = sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+    return [tag("div", severity_mark(finding.severity), " ", links.code(finding.code)) for finding in ordered]

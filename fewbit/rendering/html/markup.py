@@ -21,7 +21,7 @@ Attribute = str | int | float | bool | None
 
 def tag(name: str, *children: Child, **attributes: Attribute) -> Markup:
     """An element. ``class_`` is ``class``, ``aria_label`` is ``aria-label``; ``None`` and ``False`` are left out."""
-    opened = f"<{name}{''.join(_attribute(*each) for each in attributes.items())}"
+    opened = f"<{name}{''.join(_attribute(*attribute) for attribute in attributes.items())}"
     if name in VOID:
         return Markup(f"{opened}/>" if name in ("path", "rect", "line") else f"{opened}>")
     return Markup(f"{opened}>{join(children)}</{name}>")

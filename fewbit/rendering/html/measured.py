@@ -58,14 +58,15 @@ def _no_latency() -> Markup:
 
 
 def _latency(latency: Latency) -> Markup:
-    slowest = max([latency.before_ms.p50, *(each.p50 for each in latency.artifacts.values())]) or 1.0
+    slowest = max([latency.before_ms.p50, *(timing.p50 for timing in latency.artifacts.values())]) or 1.0
     rows = [_bar_row("Float", latency.before_ms.p50 / slowest, milliseconds(latency.before_ms.p50), "rest-strong")]
-    for kind, each in sorted(latency.artifacts.items(), key=lambda item: item[1].p50):
-        note = f"{milliseconds(each.p50)}, {each.speedup:.2f} ×"
-        rows.append(_bar_row(kind, each.p50 / slowest, note, "loss" if each.speedup < 1 else "int8"))
+    for kind, timing in sorted(latency.artifacts.items(), key=lambda item: item[1].p50):
+        note = f"{milliseconds(timing.p50)}, {timing.speedup:.2f} ×"
+        rows.append(_bar_row(kind, timing.p50 / slowest, note, "loss" if timing.speedup < 1 else "int8"))
     every = {"float": latency.before_ms, **latency.artifacts}
     spread = [
-        (name, milliseconds(each.min), milliseconds(each.p50), milliseconds(each.p95)) for name, each in every.items()
+        (name, milliseconds(timing.min), milliseconds(timing.p50), milliseconds(timing.p95))
+        for name, timing in every.items()
     ]
     conditions = f"median of one batch of {latency.batch}, {latency.threads} threads"
     percentiles = tag(
@@ -92,7 +93,7 @@ def _accuracy(accuracy: Accuracy) -> Markup:
         "div",
         tag("h3", "Accuracy ", tag("small", f"{accuracy.samples} samples through {accuracy.artifact}")),
         tag("p", note, class_="note") if note else None,
-        [_metric(each, accuracy.samples) for each in accuracy.metrics],
+        [_metric(metric, accuracy.samples) for metric in accuracy.metrics],
         _similarity(accuracy),
         tag("div", *_classes(accuracy), *_flips(accuracy), class_="halves"),
     )
@@ -105,7 +106,7 @@ def _metric(metric: Metric, samples: int) -> Markup:
         low, high = metric.ci95
         drawn = interval(low, metric.delta, high, f"Difference with its 95 % interval, zero in the middle: {said}")
     chance = f", p = {metric.p_value:.2g}" if metric.p_value is not None else ""
-    between = [metric_change(metric, each) for each in metric.ci95 or ()]
+    between = [metric_change(metric, bound) for bound in metric.ci95 or ()]
     wide = f", 95 % between {' and '.join(between)}" if between else ""
     small_print = (metric.note + chance + wide).strip(", ")
     return tag(
@@ -134,13 +135,13 @@ def _similarity(accuracy: Accuracy) -> Markup:
 def _classes(accuracy: Accuracy) -> Iterator[Child]:
     if not accuracy.classes:
         return
-    largest = max(abs(each.delta) for each in accuracy.classes)
+    largest = max(abs(row.delta) for row in accuracy.classes)
     rows = [
         (
-            each.label, each.samples, percent(each.before), percent(each.after),
-            diverging(each.delta, largest, f"{points(each.delta)} points") if each.delta else "", points(each.delta),
+            row.label, row.samples, percent(row.before), percent(row.after),
+            diverging(row.delta, largest, f"{points(row.delta)} points") if row.delta else "", points(row.delta),
         )
-        for each in accuracy.classes[:CLASSES_SHOWN]
+        for row in accuracy.classes[:CLASSES_SHOWN]
     ]  # fmt: skip
     shown = f", the {CLASSES_SHOWN} that changed most" if len(accuracy.classes) > CLASSES_SHOWN else ""
     heads = ("Label", "#Samples", "#Float", "#int8", "Change", "#Points")
@@ -151,8 +152,8 @@ def _flips(accuracy: Accuracy) -> Iterator[Child]:
     if not accuracy.flips:
         return
     rows = [
-        (each.sample, each.before, each.after, "—" if each.label is None else each.label, _outcome(each))
-        for each in accuracy.flips[:FLIPS_SHOWN]
+        (flip.sample, flip.before, flip.after, "—" if flip.label is None else flip.label, _outcome(flip))
+        for flip in accuracy.flips[:FLIPS_SHOWN]
     ]
     number = len(accuracy.flips)
     caption = "Samples whose predicted class changed" + (f", the first {FLIPS_SHOWN}" if number > FLIPS_SHOWN else "")

@@ -13,12 +13,13 @@ def artifacts_section(report: Report) -> Markup:
         return section("artifacts", "Artifacts", tag("p", "This job made none.", class_="empty"))
     rows = [
         (
-            tag("code", each.name), each.kind, kilobytes(each.size),
-            tag("span", "ran in a fresh process" if each.verified else "not verified",
-                class_=f"mark {'pass' if each.verified else 'error'}"),
-            decibels(each.output.sqnr_db) if each.output else "—", tag("code", each.sha256[:12], title=each.sha256),
+            tag("code", artifact.name), artifact.kind, kilobytes(artifact.size),
+            tag("span", "ran in a fresh process" if artifact.verified else "not verified",
+                class_=f"mark {'pass' if artifact.verified else 'error'}"),
+            decibels(artifact.output.sqnr_db) if artifact.output else "—",
+            tag("code", artifact.sha256[:12], title=artifact.sha256),
         )
-        for each in report.artifacts
+        for artifact in report.artifacts
     ]  # fmt: skip
     heads = ("File", "Kind", "#Size", "Verified", "#Output SQNR", "SHA-256")
     return section("artifacts", "Artifacts", table("Delivered files", heads, rows))
@@ -48,8 +49,13 @@ def _products(report: Report) -> Markup | None:
     if not report.products:
         return None
     rows = [
-        (named(each.name), each.type.rsplit(".", 1)[-1], each.op, "—" if each.macs is None else count(each.macs))
-        for each in report.products
+        (
+            named(product.name),
+            product.type.rsplit(".", 1)[-1],
+            product.op,
+            "—" if product.macs is None else count(product.macs),
+        )
+        for product in report.products
     ]
     return tag(
         "details",

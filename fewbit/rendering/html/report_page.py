@@ -36,7 +36,7 @@ def report_page(report: Report, base: str = "") -> str:
         artifacts_section(report),
         record_section(report),
     ]
-    main = tag("main", head(report), _contents(report), *[each for each in sections if each], id="main")
+    main = tag("main", head(report), _contents(report), *[part for part in sections if part], id="main")
     title = f"{report.verdict}: {report.model.id}, {report.spec.method} ({report.job})"
     return document(title, tag("a", "Skip to the report", href="#main", class_="skip"), main)
 

@@ -24,7 +24,7 @@ def head(report: Report) -> Markup:
     ]  # fmt: skip
     return tag(
         "header",
-        tag("p", *[tag("span", each) for each in about], class_="about"),
+        tag("p", *[tag("span", fact) for fact in about], class_="about"),
         tag(
             "h1",
             tag("span", report.verdict.capitalize(), class_=f"verdict {report.verdict}"),
@@ -53,8 +53,8 @@ def next_section(report: Report, links: Links) -> Markup:
     steps = next_steps(report)
     if not steps:
         return section("next", "What to do next", tag("p", "Nothing: no finding asks for a change.", class_="empty"))
-    shown = tag("ol", *[_step(each, links) for each in steps[:STEPS_SHOWN]], class_="steps")
-    rest = [_step(each, links) for each in steps[STEPS_SHOWN:]]
+    shown = tag("ol", *[_step(step, links) for step in steps[:STEPS_SHOWN]], class_="steps")
+    rest = [_step(step, links) for step in steps[STEPS_SHOWN:]]
     more = tag("details", tag("summary", f"{len(rest)} more"), tag("ol", *rest, class_="steps")) if rest else None
     lead = "Each patch is a JSON merge patch for the job spec: apply it to the spec, post the job again."
     return section("next", "What to do next", shown, more, _at_once(report.patch), lead=lead)
@@ -100,7 +100,7 @@ def findings_section(report: Report, links: Links) -> Markup:
 
 
 def _list(found: Sequence[Finding], links: Links) -> Markup:
-    return tag("ul", *[tag("li", finding_block(each, links)) for each in found], class_="findings")
+    return tag("ul", *[tag("li", finding_block(finding, links)) for finding in found], class_="findings")
 
 
 def finding_block(finding: Finding, links: Links, with_layer: bool = True) -> Markup:

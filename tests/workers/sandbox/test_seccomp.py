@@ -110,7 +110,7 @@ def test_some_calls_are_judged_by_an_argument(
 
 
 def test_another_machines_calls_end_it_and_newer_ones_are_not_there(machine: str) -> None:
-    other = next(each for name, each in ARCHITECTURE.items() if name != machine)
+    other = next(column for name, column in ARCHITECTURE.items() if name != machine)
     assert answer(0, architecture=other) == KILL
     assert answer(0x40000000 | 59, architecture=ARCHITECTURE[machine]) == KILL  # x32
     for number in (452, 463, 500, 10_000):
