@@ -64,7 +64,7 @@ def test_every_number_is_the_kernels(machine: str) -> None:
     assert len(named) > 100
     assert {name: numbers.get(name) for name in named} == named
     for name in ("clone", "kill", "tgkill", "prctl", "prlimit64", "fcntl", "sched_setaffinity"):
-        assert seccomp.name_of(numbers[name]) == name
+        assert seccomp.call_name(numbers[name]) == name
 
 
 def test_what_is_committed_is_what_the_headers_say(machine: str) -> None:
