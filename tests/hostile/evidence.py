@@ -16,8 +16,9 @@ from typing import Any
 
 from tests.hostile.case import Case
 from tests.workers.stage_requests import stage_request
-from workers.sandbox.child import DeadlinePassed, LimitExceeded, run_child
-from workers.sandbox.fork_server import ForkServer
+from workers.sandbox.child import DeadlinePassed, run_child
+from workers.sandbox.fork_server import ChildRequest, ForkServer
+from workers.sandbox.usage import LimitExceeded
 from workers.scratch import scratch_folder
 from workers.supervisor import job_problem
 

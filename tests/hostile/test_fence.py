@@ -17,9 +17,11 @@ from fewbit.contract.problems import JobProblem
 from tests.hostile.evidence import Remembering, processes_of, state_of
 from workers import process
 from workers.sandbox import fence
-from workers.sandbox.child import ChildOutcome, DeadlinePassed, LimitExceeded, run_child
+from workers.sandbox.child import DeadlinePassed, run_child
 from workers.sandbox.fork_server import ForkServer
 from workers.sandbox.limits import Limits
+from workers.sandbox.outcome import ChildOutcome
+from workers.sandbox.usage import LimitExceeded
 from workers.scratch import scratch_folder
 from workers.settings import WorkerSettings
 

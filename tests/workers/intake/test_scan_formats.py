@@ -143,7 +143,7 @@ def test_weights_that_are_pickles_only_are_refused(files: Files, tmp_path: Path)
 
 def test_two_folders_are_one_too_many(files: Files, tmp_path: Path) -> None:
     twice = {f"{name}/{file}": data for name in ("a", "b") for file, data in files.items()}
-    refused(packed.tarred(twice, tmp_path / "upload"), "invalid-model", "2 of config.json")
+    refused(packed.tarred(twice, tmp_path / "upload"), "invalid-model", "2 config.json files")
     refused(packed.tarred({"a.txt": b"hello"}, tmp_path / "upload"), "invalid-model", "no config.json")
 
 

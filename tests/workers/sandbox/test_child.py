@@ -11,8 +11,9 @@ import pytest
 from fewbit.contract.report import ReportModel
 from fewbit.contract.spec import JobSpec
 from workers.engine.task import Task
-from workers.sandbox.child import ChildOutcome, DeadlinePassed, run_child
+from workers.sandbox.child import DeadlinePassed, run_child
 from workers.sandbox.fork_server import ForkServer
+from workers.sandbox.outcome import ChildOutcome
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from tests.workers.world import wait_until
-from workers.sandbox.child import ChildOutcome, DeadlinePassed, run_child, watch
+from workers.sandbox.child import DeadlinePassed, run_child, watch
 from workers.sandbox.fork_server import ForkServer, ForkServerLost
+from workers.sandbox.outcome import ChildOutcome
 
 ENTRY = "tests.workers.children:main"
 

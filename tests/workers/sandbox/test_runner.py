@@ -18,8 +18,9 @@ from tests.workers.stage_requests import stage_request
 from workers.engine.task import Task
 from workers.errors import EngineError
 from workers.sandbox import runner
-from workers.sandbox.child import ChildOutcome, run_child
+from workers.sandbox.child import run_child
 from workers.sandbox.fork_server import ForkServer
+from workers.sandbox.outcome import ChildOutcome
 
 
 @pytest.fixture(scope="module")
