@@ -32,7 +32,7 @@ from local import digits
 from local.alone import predictions
 from local.stack import Stack, StackError
 
-console = terminal.terminal()
+console = terminal.standard_output()
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def quantize(client: Client, trained: Trained, dataset: str) -> Report:
     job = client.create_job(JobSpec(model=model.id, evaluation=Evaluation(dataset=dataset)))
     follow(client, job, console, trained.name)
     report = client.report(job)
-    terminal.show(report, console, trained.path.name)
+    terminal.print_report(report, console, trained.path.name)
     console.print()
     return report
 

@@ -1,16 +1,16 @@
-"""The end of the page: files, products, where the numbers come from, the spec."""
+"""The end of the page: artifacts, where the numbers come from, products, the spec."""
 
 from __future__ import annotations
 
 from fewbit.contract.report import Report
-from fewbit.rendering.html.elements import facts, named, section, table
+from fewbit.rendering.html.elements import fact_list, qualified_name, section, table
 from fewbit.rendering.html.markup import Markup, tag
-from fewbit.rendering.numbers import count, decibels, kilobytes
+from fewbit.rendering.numbers import count, counted, decibels, kilobytes
 
 
 def artifacts_section(report: Report) -> Markup:
     if not report.artifacts:
-        return section("artifacts", "Artifacts", tag("p", "This job made none.", class_="empty"))
+        return section("artifacts", "Artifacts", tag("p", "This job made no artifacts.", class_="empty"))
     rows = [
         (
             tag("code", artifact.name), artifact.kind, kilobytes(artifact.size),
@@ -26,23 +26,23 @@ def artifacts_section(report: Report) -> Markup:
 
 
 def record_section(report: Report) -> Markup:
-    made = report.provenance
-    spent = [f"{stage} {seconds:.2f} s" for stage, seconds in made.timings_s.items()]
-    told = facts({
+    origin = report.provenance
+    spent = [f"{stage} {seconds:.2f} s" for stage, seconds in origin.timings_s.items()]
+    facts = fact_list({
         "Model": [report.model.id, tag("small", f" sha256 {report.model.sha256}")],
-        "Versions": f"fewbit {made.fewbit}, torch {made.torch}, "
-        + (f"torchao {made.torchao}, " if made.torchao else "") + f"numpy {made.numpy}, Python {made.python}",
-        "CPU": f"{made.cpu}, {made.isa}, {made.threads} threads",
-        "Seed": str(made.seed),
+        "Versions": f"fewbit {origin.fewbit}, torch {origin.torch}, "
+        + (f"torchao {origin.torchao}, " if origin.torchao else "") + f"numpy {origin.numpy}, Python {origin.python}",
+        "CPU": f"{origin.cpu}, {origin.isa}, {counted(origin.threads, 'thread')}",
+        "Seed": str(origin.seed),
         "Time": ", ".join(spent) or None,
-        "Peak memory": kilobytes(made.peak_memory_bytes),
+        "Peak memory": kilobytes(origin.peak_memory_bytes),
     })  # fmt: skip
     spec = tag(
         "details",
         tag("summary", "The job spec, every default filled in"),
         tag("pre", tag("code", report.spec.model_dump_json(indent=2)), class_="spec", tabindex=0),
     )
-    return section("record", "Where these numbers come from", told, _products(report), spec)
+    return section("record", "Where these numbers come from", facts, _products(report), spec)
 
 
 def _products(report: Report) -> Markup | None:
@@ -50,7 +50,7 @@ def _products(report: Report) -> Markup | None:
         return None
     rows = [
         (
-            named(product.name),
+            qualified_name(product.name),
             product.type.rsplit(".", 1)[-1],
             product.op,
             "—" if product.macs is None else count(product.macs),
