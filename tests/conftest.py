@@ -22,7 +22,7 @@ ALONE = (  # they measure time or memory, or run gateway and workers with all co
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests in ``ALONE``."""
-    alone = {HERE / each for each in ALONE}
+    alone = {HERE / path for path in ALONE}
     for item in items:
         if alone & {item.path, *item.path.parents}:
             item.add_marker("alone")
