@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from fewbit.untrusted.json_objects import unique_keys
 from service.http.answers import JSON, media_type
 from service.http.problems import MalformedRequest, PayloadTooLarge, UnsupportedMediaType
 
@@ -34,7 +35,7 @@ def json_object(body: bytes) -> dict[str, Any]:
     try:
         text = body.decode()
         _check_depth(text)
-        fields = json.loads(text, object_pairs_hook=_pairs, parse_constant=_no_constant, parse_int=_int)
+        fields = json.loads(text, object_pairs_hook=unique_keys, parse_constant=_no_constant, parse_int=_int)
         json.dumps(fields, ensure_ascii=False).encode()  # a lone surrogate is no text
     except UnicodeEncodeError:
         raise MalformedRequest("The body is not JSON: it holds half a surrogate pair.") from None
@@ -61,15 +62,6 @@ def _check_depth(text: str) -> None:
                 raise ValueError(f"it is nested more than {DEEPEST} deep")
         elif each in "]}":
             depth -= 1
-
-
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in fields:
-            raise ValueError(f"the key {name!r} appears twice in one object")
-        fields[name] = value
-    return fields
 
 
 def _no_constant(name: str) -> None:
