@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
 from fewbit.version import VERSION
-from service import capabilities, compare, front_page, health, ids, metrics, problem_pages, reason_pages  # noqa: F401  # ids: registers {…:id} before routes need it
+from service import capabilities, compare, docs_page, front_page, health, ids, metrics, problem_pages, reason_pages  # noqa: F401  # ids: registers {…:id} before routes need it
 from service.artifacts import endpoints as artifacts
 from service.audit import endpoints as audit
 from service.auth import KeyAuth
@@ -47,6 +47,7 @@ ROUTERS = (
     problem_pages,
     reason_pages,
     front_page,
+    docs_page,
 )  # matched in order: most used first
 
 
@@ -73,6 +74,7 @@ def create_app(settings: ServiceSettings | None = None, store: StoreSettings | N
         description=ABOUT,
         openapi_tags=TAGS,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         exception_handlers={HTTPException: refuse, RequestValidationError: refuse},

@@ -57,7 +57,7 @@ class Envelope:
         async def labelled(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"].append((b"x-request-id", request_id))
-                secure(message, scope["path"])
+                secure(message)
             await send(message)
 
         await answered(self.app, inner, receive, labelled)

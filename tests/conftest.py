@@ -16,7 +16,7 @@ ALONE = (  # they measure time or memory, or run gateway and workers with all co
     "e2e", "local", "store/test_outages.py", "service/test_tenants.py", "service/test_hostile_requests.py",
     "service/test_slow_clients.py", "service/test_webhooks.py", "store/test_rates.py",
     "workers/test_celery.py", "workers/test_supervisor.py", "workers/test_watch.py", "workers/engine/test_memory.py",
-    "fewbit/test_page.py",
+    "fewbit/test_page.py", "service/test_docs_page.py",
 )  # fmt: skip
 
 
