@@ -76,7 +76,7 @@ def _require_sandbox(settings: WorkerSettings) -> None:
     from workers.sandbox import fence
 
     there = fence.support()
-    if settings.sandbox == "required" and not there.stands:
+    if settings.sandbox == "required" and not there.sufficient:
         raise NotReady(
             f"this kernel lacks {'; '.join(there.missing)}. Take one that has Landlock and seccomp, and let the "
             "container use them; or set FEWBIT_SANDBOX=best-effort, for models you trust."
