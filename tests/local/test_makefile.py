@@ -10,6 +10,8 @@ import pytest
 
 from local.stack import ROOT
 
+LOCKS = sorted(lock.stem for lock in (ROOT / "requirements").glob("*.lock"))
+
 
 def test_make_alone_lists_every_target() -> None:
     listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -18,11 +20,11 @@ def test_make_alone_lists_every_target() -> None:
     assert [name for name in phony[1].split() if not re.search(rf"^  make {name} +\S", listed, re.M)] == []
 
 
-def locked(name: str) -> dict[str, list[str]]:
-    """The hashes of each distribution that a lock pins."""
+def locked(name: str) -> list[tuple[str, list[str]]]:
+    """The distributions that a lock pins, with their hashes; one of several builds stands there several times."""
     text = (ROOT / "requirements" / f"{name}.lock").read_text().lower()
-    return {pin: re.findall(r"--hash=sha256:([0-9a-f]{64})", rest) for pin, rest in
-            re.findall(r"^([\w.-]+)==[\w.+]+((?: \\\n\s+--hash=\S+)*)$", text, re.M)}  # fmt: skip
+    pins = re.findall(r"^([\w.-]+)==[\w.+]+(?: ; [^\n\\]+)?((?: \\\n\s+--hash=\S+)*)$", text, re.M)
+    return [(pin, re.findall(r"--hash=sha256:([0-9a-f]{64})", rest)) for pin, rest in pins]
 
 
 def wanted(*extras: str) -> set[str]:
@@ -42,22 +44,29 @@ def wanted(*extras: str) -> set[str]:
 
 @pytest.mark.parametrize(
     ("lock", "extras"),
-    [("dev", ("dev",)), ("bench", ("dev", "bench")), ("gateway", ("service",)), ("worker", ("workers",))],
+    [
+        ("dev", ("dev",)),
+        ("bench", ("dev", "bench")),
+        ("gateway", ("service",)),
+        ("worker", ("workers",)),
+        ("client", ()),
+        ("runtime", ("torch",)),
+    ],
 )
 def test_a_lock_pins_every_dependency_of_its_extras(lock: str, extras: tuple[str, ...]) -> None:
-    assert sorted(wanted(*extras) - set(locked(lock)) - set(locked("torch"))) == []
+    assert sorted(wanted(*extras) - {pin for pin, _ in locked(lock) + locked("torch")}) == []
 
 
-@pytest.mark.parametrize("lock", ["torch", "dev", "bench", "gateway", "worker"])
+@pytest.mark.parametrize("lock", LOCKS)
 def test_every_pin_has_its_hashes_and_no_lock_names_an_index(lock: str) -> None:
     text = (ROOT / "requirements" / f"{lock}.lock").read_text()
     pins = locked(lock)
     assert len(pins) == len(re.findall(r"^[\w.-]+==", text, re.M)) > 0
-    assert [name for name, hashes in pins.items() if not hashes] == []
+    assert [name for name, hashes in pins if not hashes] == []
     assert "://" not in text
 
 
-@pytest.mark.parametrize("lock", ["bench", "gateway", "worker"])
+@pytest.mark.parametrize("lock", ["bench", "gateway", "worker", "client", "runtime"])
 def test_the_locks_agree(lock: str) -> None:
     def pins(name: str) -> dict[str, str]:
         return dict(re.findall(r"^([\w.-]+)==([\w.+]+)", (ROOT / "requirements" / f"{name}.lock").read_text(), re.M))
