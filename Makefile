@@ -2,8 +2,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 PIP_LOCKED := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes
-# Where pip finds the CPU build of torch when the default index has only the CUDA one, e.g. an --extra-index-url.
-TORCH_PIP ?=
+# Where the CPU build of torch is, if neither where pip looks nor on PyTorch's index: requirements/install_torch.py.
+export TORCH_PIP TORCH_INDEX
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up down test fuzz check format openapi bench lock clean
@@ -48,27 +48,18 @@ bench: .venv/installed  ## side by side with what one would use instead
 	@$(PIP_LOCKED) -r requirements/bench.lock
 	@$(BIN)/python -m benchmarks
 
-lock:  ## write requirements/*.lock: the newest versions that pyproject.toml allows, by hash (ten minutes)
-	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(PYTHON) -m venv "$$fresh" \
-	  && "$$fresh/bin/pip" install -qq --disable-pip-version-check -U pip pip-tools==7.6.2 \
-	  && lock() { name=$$1; shift; echo "requirements/$$name.lock ..."; \
-	       "$$fresh/bin/pip-compile" --quiet --generate-hashes --strip-extras --no-annotate --no-header \
-	         $(TORCH_PIP) --no-emit-index-url --no-emit-find-links --no-allow-unsafe --unsafe-package torch --unsafe-package fewbit \
-	         -o "requirements/$$name.lock" "$$@" pyproject.toml && sed -i '/^#/d; /^$$/d' "requirements/$$name.lock"; } \
-	  && lock dev --upgrade --extra dev \
-	  && lock bench -c requirements/dev.lock --extra dev --extra bench \
-	  && lock gateway -c requirements/dev.lock --extra service \
-	  && lock worker -c requirements/dev.lock --extra workers
+lock:  ## write requirements/*.lock: the newest versions that pyproject.toml allows, by hash
+	@$(PYTHON) requirements/lock.py --upgrade
 
 clean: down  ## stop the stack; forget its data, caches and .venv
 	@rm -rf .run .venv .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
-# torch is locked apart, to its CPU builds; --no-deps: what the locks leave out is not installed, and pip check says so.
+# --no-deps: what the locks leave out is not installed, and pip check says so.
 .venv/installed: pyproject.toml requirements/torch.lock requirements/dev.lock
 	@echo "Installing into .venv (torch is large: a minute or two) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(PIP_LOCKED) $(TORCH_PIP) -r requirements/torch.lock || { echo "No CPU build of torch where pip looks: only those are installed (requirements/torch.lock). Name the index that has them: make TORCH_PIP=\"--extra-index-url <address>\""; exit 1; }
+	@$(BIN)/python requirements/install_torch.py
 	@$(PIP_LOCKED) -r requirements/dev.lock
 	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
 	@$(BIN)/python -m pip check
