@@ -1,5 +1,8 @@
 # One command for each thing one does here. `make` lists them.
-PYTHON ?= python3.11
+# The Python that .venv is made with: python3 where it is a supported one, else the first supported one on PATH.
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
+PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3.14; do \
+	"$$python" -c '$(SUPPORTED)' 2>/dev/null && echo "$$python" && break; done)
 BIN := .venv/bin
 PIP_LOCKED := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes
 # Where the CPU build of torch is, if neither where pip looks nor on PyTorch's index: requirements/install_torch.py.
@@ -56,11 +59,15 @@ clean: down  ## stop the stack; forget its data, caches and .venv
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
 # --no-deps: what the locks leave out is not installed, and pip check says so.
-.venv/installed: pyproject.toml requirements/torch.lock requirements/dev.lock
+.venv/installed: pyproject.toml requirements/torch.lock requirements/dev.lock | .venv/bin/python
 	@echo "Installing into .venv (torch is large: a minute or two) ..."
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python requirements/install_torch.py
 	@$(PIP_LOCKED) -r requirements/dev.lock
 	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
 	@$(BIN)/python -m pip check
 	@touch $@
+
+# A venv whose ensurepip failed has a python and no pip: it must not be there the next time.
+.venv/bin/python:
+	@$(or $(PYTHON),false) -c '$(SUPPORTED)' || { echo "Fewbit needs Python 3.11 to 3.14, and $(or $(PYTHON),what is on PATH) is none. Name one: make PYTHON=<path>"; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
