@@ -26,8 +26,8 @@ down: .venv/installed  ## stop what `make up` started
 	@$(BIN)/python -m local.up down
 
 test: .venv/installed  ## every test, against real Redis, Celery and HTTP
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not alone" -n auto --dist worksteal
-	@$(BIN)/pytest -m alone
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not alone and not images" -n auto --dist worksteal
+	@$(BIN)/pytest -m "alone and not images"
 
 fuzz: .venv/installed  ## half an hour of changed files for every parser in front of the sandbox
 	@$(BIN)/python -m tests.fuzz --minutes 30
