@@ -7,6 +7,7 @@ health checks (Podman asks systemd to, and runs them on demand where there is no
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -40,7 +41,7 @@ class Engine:
         return output([self.name, *arguments], self.env, timeout)
 
     def attempt(self, *arguments: str, timeout: float = TEN_MINUTES) -> subprocess.CompletedProcess[str]:
-        """The same for a command that may fail; its errors are in ``stdout`` too."""
+        """The same for a command that may fail."""
         return attempt([self.name, *arguments], self.env, timeout)
 
     def composed(self, *arguments: str, env: Mapping[str, str]) -> str:
@@ -49,7 +50,7 @@ class Engine:
         return output([*self.compose, "-p", PROJECT, *options, *arguments], {**self.env, **env}, TEN_MINUTES)
 
     def run(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        """One container that is gone afterwards; what it printed is in ``stdout``."""
+        """One container that is gone afterwards."""
         return self.attempt("run", "--rm", *self.run_options, *arguments, timeout=timeout)
 
     def has(self, image: str) -> bool:
@@ -72,7 +73,7 @@ class Engine:
             ran = engine.run("--memory", "64m", image, "true")
             if ran.returncode == 0:
                 return engine
-        raise EngineError(f"{self.name} starts no container here:\n{ran.stdout.strip()[-2000:]}")
+        raise EngineError(f"{self.name} starts no container here:\n{said(ran)[-2000:]}")
 
 
 def choose() -> Engine:
@@ -92,19 +93,24 @@ def _works(*command: str) -> bool:
 
 
 def attempt(command: list[str], env: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
-    """The command run from the checkout, its errors among its output."""
-    return subprocess.run(
-        command, cwd=ROOT, env=env, check=False, timeout=timeout, text=True, errors="replace",
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    """The command run from the checkout, without a terminal. Raises ``EngineError`` when it takes too long."""
+    try:
+        return subprocess.run(
+            command, cwd=ROOT, env=env, check=False, timeout=timeout, text=True, errors="replace",
+            stdin=subprocess.DEVNULL, capture_output=True,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(f"`{shlex.join(command)}` took more than {timeout:.0f} s") from error
+
+
+def said(ran: subprocess.CompletedProcess[str]) -> str:
+    """All it printed."""
+    return f"{ran.stdout}\n{ran.stderr}".strip()
 
 
 def output(command: list[str], env: Mapping[str, str], timeout: float) -> str:
     """What the command printed. Raises ``EngineError`` when it fails."""
-    try:
-        ran = attempt(command, env, timeout)
-    except subprocess.TimeoutExpired as error:
-        raise EngineError(f"`{' '.join(command)}` took more than {timeout:.0f} s") from error
+    ran = attempt(command, env, timeout)
     if ran.returncode:
-        raise EngineError(f"`{' '.join(command)}` ended with {ran.returncode}:\n{ran.stdout.strip()[-6000:]}")
+        raise EngineError(f"`{shlex.join(command)}` ended with {ran.returncode}:\n{said(ran)[-6000:]}")
     return ran.stdout
