@@ -43,4 +43,4 @@ USER fewbit
 # Healthy: this container's worker announced itself to Redis within the last seconds.
 HEALTHCHECK --interval=10s --timeout=10s --start-period=30s \
     CMD ["python", "-c", "import os, sys, redis; from store.records import worker_key; from store.settings import StoreSettings; sys.exit(not redis.Redis.from_url(StoreSettings().redis_url).exists(worker_key(os.environ['HOSTNAME'])))"]
-CMD ["sh", "-c", "FEWBIT_WORKER=$HOSTNAME exec python -m celery -A workers.celery worker --pool threads --concurrency 1 --queues $FEWBIT_QUEUES --hostname worker@%h"]
+CMD ["sh", "-c", "FEWBIT_WORKER=$HOSTNAME exec python -m workers"]

@@ -31,6 +31,7 @@ class StoreSettings(BaseSettings):
     inspect_s: float = Field(default=120, gt=0)
     max_running_jobs: int = Field(default=64, ge=1)
     large_model_bytes: int = Field(default=GIBIBYTE, ge=1)
+    startup_s: float = Field(default=30, ge=0)
 
     @property
     def broker_url(self) -> str:
