@@ -21,7 +21,7 @@ from local.images.engine import LABEL, Engine, said
 
 OURS = ("gateway", "worker", "inspector")
 MOST_SECONDS = 60.0
-REDIS_URL = "$(cat /data/REDIS_URL)"
+AUTHENTICATE = "echo AUTH $(cat /data/password);"
 WITHOUT_CUDA = """
 import importlib.metadata, torch
 assert torch.version.cuda is None, torch.version.cuda
@@ -97,14 +97,15 @@ def check_health(service: Composed) -> Iterator[str]:
 def check_redis(service: Composed) -> Iterator[str]:
     """It wants its password, knows its limit below the container's, and evicts nothing."""
 
-    def ask(words: str, url: str = f"-u {REDIS_URL} --no-auth-warning") -> str:
-        return service.inside("redis", "sh", "-c", f"valkey-cli {url} {words} 2>&1").strip()
+    def ask(words: str, first: str = AUTHENTICATE) -> str:
+        return service.inside("redis", "sh", "-c", f"({first} echo {words}) | valkey-cli 2>&1").strip()
 
-    require("NOAUTH" in ask("ping", url=""), f"Redis answers without a password: {ask('ping', url='')}")
-    most = int(ask("config get maxmemory").split()[-1])
+    stranger = ask("PING", first="")
+    require("NOAUTH" in stranger, f"Redis answers without a password: {stranger}")
+    most = int(ask("CONFIG GET maxmemory").split()[-1])
     container = service.inspect("redis")["HostConfig"]["Memory"]
-    policy = ask("config get maxmemory-policy").split()[-1]
     require(0 < most < container, f"Redis may use {most} bytes of a container's {container}")
+    policy = ask("CONFIG GET maxmemory-policy").split()[-1]
     require(policy == "noeviction", f"Redis' policy is {policy}")
     yield f"Redis wants its password; {most >> 20} MiB of data in {container >> 20} MiB; {policy}"
 

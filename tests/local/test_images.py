@@ -111,19 +111,24 @@ def test_redis_neither_forgets_nor_evicts() -> None:
 
 def test_redis_knows_a_memory_limit_below_that_of_its_container() -> None:
     redis = COMPOSE["services"]["redis"]
-    (known,) = re.findall(r"--maxmemory (\d+)gb", redis["command"][-1])
+    (known,) = re.findall(r"--maxmemory (\d+)gb ", redis["command"][-1])
     assert 0 < int(known) < int(redis["mem_limit"].removesuffix("g"))
 
 
 def redis_start(folder: Path, password: str | None = None) -> tuple[str, dict[str, str]]:
-    """The password that Redis' command asks for, and what is written beside its data and readable by the others."""
-    (shell, flag, script) = COMPOSE["services"]["redis"]["command"]
-    told = script.replace("$$", "$").replace("exec valkey-server", "printf '%s\\n'")
-    env = {"PATH": os.environ["PATH"]} | ({"FEWBIT_REDIS_PASSWORD": password} if password else {})
-    told_to = subprocess.run([shell, flag, told], cwd=folder, env=env, check=True, capture_output=True, text=True)
-    words = told_to.stdout.splitlines()
-    readable = {path.name: path.read_text().strip() for path in folder.iterdir() if path.stat().st_mode & 0o004}
-    return words[words.index("--requirepass") + 1], readable
+    """The password that Redis is started with, and what then lies in its folder for others to read."""
+    programs = folder.with_name(f"{folder.name}-programs")
+    programs.mkdir(exist_ok=True)
+    (server := programs / "valkey-server").write_text('#!/bin/sh\necho "$@"\ncat\n')
+    server.chmod(0o755)
+    command = [word.replace("$$", "$") for word in COMPOSE["services"]["redis"]["command"]]
+    env = {"PATH": f"{programs}:{os.environ['PATH']}"} | ({"FEWBIT_REDIS_PASSWORD": password} if password else {})
+    ran = subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True, text=True)
+    arguments, configuration = ran.stdout.splitlines()
+    used = configuration.removeprefix("requirepass ")
+    assert arguments.startswith("- --")
+    assert used not in arguments
+    return used, {path.name: path.read_text().strip() for path in folder.iterdir() if path.stat().st_mode & 0o004}
 
 
 def test_redis_makes_a_password_once_and_tells_it_to_the_others(tmp_path: Path) -> None:
