@@ -42,5 +42,5 @@ ENV FEWBIT_QUEUES=small,large
 USER fewbit
 # Healthy: this container's worker announced itself to Redis within the last seconds.
 HEALTHCHECK --interval=10s --timeout=10s --start-period=30s \
-    CMD ["python", "-c", "import os, sys, redis; from store.records import worker_key; from store.settings import StoreSettings; sys.exit(not redis.Redis.from_url(StoreSettings().redis_url).exists(worker_key(os.environ['HOSTNAME'])))"]
-CMD ["sh", "-c", "FEWBIT_WORKER=$HOSTNAME exec python -m workers"]
+    CMD ["python", "-c", "import os, sys, redis; from store.records import worker_key; from store.settings import StoreSettings; sys.exit(not redis.Redis.from_url(StoreSettings().redis_url).exists(worker_key(os.uname().nodename)))"]
+CMD ["sh", "-c", "FEWBIT_WORKER=$(uname -n) exec python -m workers"]

@@ -208,14 +208,18 @@ def test_every_volume_is_declared(name: str) -> None:
             assert volume.split(":")[0] in COMPOSE["volumes"]
 
 
-def test_the_workers_health_check_sees_an_announced_worker_and_no_other(tmp_path: Path) -> None:
+def test_the_workers_health_check_sees_the_worker_of_its_container_and_no_other(tmp_path: Path) -> None:
     check = json.loads(re.findall(r"HEALTHCHECK .*\\\n\s+CMD (\[.*\])", STAGES["worker"])[0])
+    (name,) = re.findall(r"FEWBIT_WORKER=(.+?) exec python -m workers", command_lines("worker"))
+    here = subprocess.run(["sh", "-c", f"echo {name}"], capture_output=True, text=True, check=True).stdout.strip()
     with EmbeddedRedis(tmp_path) as server, Redis.from_url(server.url) as connection:
-        Announcer(connection).announce("container1", {"queues": ["small"]})
+        announcer = Announcer(connection)
 
-        def healthy(hostname: str) -> bool:
-            env = os.environ | {"REDIS_URL": server.url, "HOSTNAME": hostname}
+        def healthy() -> bool:
+            env = os.environ | {"REDIS_URL": server.url}
             return subprocess.run([sys.executable, *check[1:]], cwd=ROOT, env=env, check=False).returncode == 0
 
-        assert healthy("container1")
-        assert not healthy("container2")
+        announcer.announce("another", {"queues": ["small"]})
+        assert not healthy()
+        announcer.announce(here, {"queues": ["small"]})
+        assert healthy()
