@@ -9,7 +9,7 @@ PIP_LOCKED := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-
 export TORCH_PIP TORCH_INDEX
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test fuzz check format openapi bench lock clean
+.PHONY: help setup demo up down test images fuzz check format openapi bench lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ down: .venv/installed  ## stop what `make up` started
 test: .venv/installed  ## every test, against real Redis, Celery and HTTP
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not alone and not images" -n auto --dist worksteal
 	@$(BIN)/pytest -m "alone and not images"
+
+images: .venv/installed  ## build both images, run docker-compose.yml, quantize through it (Docker or Podman)
+	@$(BIN)/python -m local.images
 
 fuzz: .venv/installed  ## half an hour of changed files for every parser in front of the sandbox
 	@$(BIN)/python -m tests.fuzz --minutes 30

@@ -134,8 +134,7 @@ class Stack:
             return False
 
     def _worker(self, name: str, queues: str) -> Child:
-        options = ("--pool", "threads", "--concurrency", "1", "--loglevel", "INFO")
-        return self._child(name, "celery", "-A", "workers.celery", "worker", *options, "-Q", queues, "-n", f"{name}@%h")
+        return self._child(name, "workers", "--queues", queues, "--name", name)
 
     def _child(self, name: str, module: str, *arguments: str) -> Child:
         command = [sys.executable, "-m", module, *arguments]

@@ -25,6 +25,7 @@ from service.leftovers import tidied
 from service.models import endpoints as models
 from service.parts import Parts, by_tenant
 from service.settings import ServiceSettings
+from service.startup import NO_KEYS
 from service.stopping import stopped
 from service.webhooks import endpoints as webhooks
 from service.webhooks.courier import Courier
@@ -90,10 +91,7 @@ async def _refuse_to_start_unguarded(parts: Parts) -> None:
     settings = parts.settings
     if settings.auth == "off" or settings.key_digests or await _any_stored(parts):
         return
-    raise RuntimeError(
-        "No API keys. Set FEWBIT_API_KEYS (comma separated; `openssl rand -hex 24` makes one), make one with "
-        "`python -m service.keys make`, or set FEWBIT_AUTH=off to let everyone in."
-    )
+    raise RuntimeError(NO_KEYS)
 
 
 async def _any_stored(parts: Parts) -> bool:

@@ -43,6 +43,7 @@ Request = dict[str, Any]
 
 _MAX_REQUEST = 1 << 16
 _PR_SET_PDEATHSIG = 1
+_LONGEST_WORD = 1000
 _START_S = 300  # torch from a cold disk
 _FORK_S = 30
 # All that the server, and so every child's memory and /proc/self/environ, keeps of the worker's environment.
@@ -167,17 +168,21 @@ class ForkServer:
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True, env=kept)
         ours.settimeout(_START_S)
         self._control = ours
-        try:
-            ready = ours.recv(16) == b"ready"
-        except TimeoutError:
-            ready = False
-        if not ready:
+        if (word := _first_word(ours)) != "ready":
             ours.close()
             _reap(self._process)
-            self._process = self._control = None
-            raise ForkServerLost("The fork server could not be started; its last words are in the worker's log.")
+            code, self._process, self._control = self._process.returncode, None, None
+            raise ForkServerLost(word or f"the fork server ended with status {code} before it was ready")
         ours.settimeout(None)
         return ours
+
+
+def _first_word(control: socket.socket) -> str:
+    """``ready``, or what the server could not do; empty when it died in silence, or took too long."""
+    try:
+        return control.recv(_LONGEST_WORD).decode()
+    except OSError:
+        return ""
 
 
 def _started_pid(status: socket.socket) -> int:
@@ -409,8 +414,12 @@ def _main(entry: str, preload: str, control_fd: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     control = socket.socket(fileno=int(control_fd))
-    run = _function(entry)
-    _function(preload)()
+    try:
+        run = _function(entry)
+        _function(preload)()
+    except Exception as error:
+        control.send(" ".join(f"{type(error).__name__}: {error}".split()).encode()[:_LONGEST_WORD])
+        raise
     gc.collect()
     gc.freeze()  # a collection in a child would write to, and so copy, every page of the server's objects
     control.send(b"ready")
