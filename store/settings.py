@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pydantic import AliasChoices, Field
@@ -11,9 +12,12 @@ GIBIBYTE = 1024**3
 
 
 class StoreSettings(BaseSettings):
-    """Read from the environment: ``FEWBIT_<NAME>``, and ``REDIS_URL`` as everyone spells it. Times are in seconds."""
+    """Read from the environment: ``FEWBIT_<NAME>``, and ``REDIS_URL`` as everyone spells it. Times are in seconds. What
+    is not there is read from a file of that name in the folder ``FEWBIT_SECRETS``, where that is set."""
 
-    model_config = SettingsConfigDict(env_prefix="FEWBIT_", populate_by_name=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="FEWBIT_", populate_by_name=True, extra="ignore", secrets_dir=os.environ.get("FEWBIT_SECRETS")
+    )
 
     redis_url: str = Field(
         default="redis://127.0.0.1:6379/0", validation_alias=AliasChoices("REDIS_URL", "FEWBIT_REDIS_URL")
