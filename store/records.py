@@ -7,9 +7,10 @@ and a concatenation, and Lua never encodes JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -98,7 +99,7 @@ class JobRecord:
     labels_json: bytes
     artifacts_json: bytes
 
-    FIELDS = (
+    FIELDS: ClassVar[tuple[str, ...]] = (
         "id", "status", "revision", "attempts", "spec", "progress", "error",
         "created_at", "started_at", "finished_at", "labels", "artifacts",
     )  # fmt: skip
@@ -172,7 +173,19 @@ class ModelRecord:
     created_at: str
     tenant: str
 
-    FIELDS = ("id", "status", "format", "size", "sha256", "name", "inputs", "layers", "error", "created_at", "tenant")
+    FIELDS: ClassVar[tuple[str, ...]] = (
+        "id",
+        "status",
+        "format",
+        "size",
+        "sha256",
+        "name",
+        "inputs",
+        "layers",
+        "error",
+        "created_at",
+        "tenant",
+    )
 
     @classmethod
     def of(cls, fields: Fields) -> ModelRecord | None:
@@ -229,7 +242,7 @@ class DatasetRecord:
     dataset: Dataset
     tenant: str
 
-    FIELDS = ("record", "tenant")
+    FIELDS: ClassVar[tuple[str, ...]] = ("record", "tenant")
 
     @classmethod
     def of(cls, fields: Fields) -> DatasetRecord | None:
@@ -294,11 +307,6 @@ def encode_ref(ref: BlobRef) -> str:
 
 def decode_ref(text: bytes | None) -> BlobRef | None:
     return None if text is None else BlobRef(*json.loads(text))
-
-
-def flat(fields: Mapping[str, str] | Mapping[str, str | bytes]) -> list[str | bytes]:
-    """``{"a": "1"}`` as Redis takes it: ``["a", "1"]``."""
-    return [part for pair in fields.items() for part in pair]
 
 
 def _text(value: bytes | None) -> str | None:
