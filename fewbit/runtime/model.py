@@ -19,13 +19,13 @@ from pydantic import ValidationError
 from torch import nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
-from torch.utils import _pytree as pytree
 
 from fewbit.runtime.kernels import REDUCED_LEVELS, has_vnni
 from fewbit.runtime.program import program_of
 from fewbit.runtime.record import FILE, LayerRecord, QuantizedValue, Record
 from fewbit.runtime.script import script
 from fewbit.runtime.source import NotExpressible
+from fewbit.runtime.torch_internals import pytree
 
 SEVEN_BITS = 2 * REDUCED_LEVELS + 1  # the largest step of an activation that never saturates
 
@@ -79,8 +79,8 @@ def for_this_machine(record: Record) -> Record:
 def reduced(record: Record) -> Record:
     """The same ranges in half the steps: rows divided by their largest magnitude take any number of levels."""
     return record.model_copy(update={
-        "layers": tuple(_reduced_rows(each) for each in record.layers),
-        "values": tuple(_reduced_value(each) for each in record.values),
+        "layers": tuple(_reduced_rows(layer) for layer in record.layers),
+        "values": tuple(_reduced_value(value) for value in record.values),
     })  # fmt: skip
 
 
@@ -131,8 +131,8 @@ def _read(path: Path) -> tuple[Record, ExportedProgram]:
 def _called_like(exported: ExportedProgram, module: torch.jit.ScriptModule) -> Callable[..., Any]:
     """The module takes flat tensors; its callers give what the float model's ``forward`` takes."""
     in_spec = exported.call_spec.in_spec
-    specs = [each for each in exported.graph_signature.input_specs if each.kind is InputKind.USER_INPUT]
-    taken = [not isinstance(each.arg, ConstantArgument) for each in specs]
+    specs = [spec for spec in exported.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
+    taken = [not isinstance(spec.arg, ConstantArgument) for spec in specs]
 
     def forward(*arguments: Any, **keywords: Any) -> Any:
         named = {name: keywords[name] for name in in_spec.child(1).context if name in keywords}

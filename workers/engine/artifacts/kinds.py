@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export.graph_signature import ConstantArgument, InputKind
-from torch.utils import _pytree as pytree
 
 from fewbit.runtime.script import Call
 from workers.engine.artifacts.onnx import load_onnx, save_onnx
@@ -18,6 +17,7 @@ from workers.engine.artifacts.pt2 import save_pt2
 from workers.engine.artifacts.safetensors import check_safetensors, save_safetensors
 from workers.engine.artifacts.torchscript import save_torchscript
 from workers.engine.graph.pt2_reader import read_exported
+from workers.engine.graph.torch_internals import pytree
 from workers.engine.quantization.reference import Reference
 
 Run = Callable[[Sequence[Tensor]], list[Any]]
@@ -38,7 +38,8 @@ class Kind:
 
 
 def load_torchscript(path: Path) -> Run:
-    module = torch.jit.load(path)  # type: ignore[no-untyped-call]
+    read: Any = torch.jit.load  # it has no types
+    module = read(path)
     return lambda inputs: pytree.tree_leaves(module(*inputs))
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from fewbit.runtime.program import Program, dtype_of, rank
 from workers.engine.calibration.calibrate import run_over
 from workers.engine.data import Data
-from workers.engine.graph.editor import Surgery
+from workers.engine.graph.editor import GraphEditor
 from workers.engine.graph.layers import Layer, Use
 from workers.engine.quantization.quantize import QuantizedLayer
 from workers.engine.quantization.reference import FixedRange
@@ -62,10 +62,10 @@ def corrected(
     if not chosen:
         return Corrected(program, quantized)
     errors = mean_errors(program, chosen, ranges, data(), advance)
-    surgery = Surgery(program)
-    layers = {name: _shift(surgery, program, layer, errors[name]) for name, layer in _named(chosen) if name in errors}
+    editor = GraphEditor(program)
+    layers = {name: _shift(editor, program, layer, errors[name]) for name, layer in _named(chosen) if name in errors}
     changed = tuple(replace(each, layer=layers.get(each.layer.name, each.layer)) for each in quantized)
-    return Corrected(surgery.finish(), changed)
+    return Corrected(editor.finish(), changed)
 
 
 def mean_errors(
@@ -138,28 +138,28 @@ def _has_place(program: Program, use: Use) -> bool:
     return use.node.target in WITH_BIAS_THIRD or (use.node.target in PRODUCTS and flat)
 
 
-def _shift(surgery: Surgery, program: Program, layer: Layer, error: Tensor) -> Layer:
+def _shift(editor: GraphEditor, program: Program, layer: Layer, error: Tensor) -> Layer:
     """The layer with ``error`` added to the bias of each of its calls; calls that shared a bias share one still."""
     biases: dict[Any, fx.Node] = {}
     uses = []
     for use in layer.uses:
         key = (use.bias, use.beta)
         if key not in biases:
-            biases[key] = _bias(surgery, program, layer, use, error / use.beta, len(biases))
-        _read(surgery.originals[use.node.name], biases[key])
+            biases[key] = _bias(editor, program, layer, use, error / use.beta, len(biases))
+        _read(editor.originals[use.node.name], biases[key])
         uses.append(replace(use, bias=biases[key]))
     return replace(layer, uses=tuple(uses))
 
 
-def _bias(surgery: Surgery, program: Program, layer: Layer, use: Use, shift: Tensor, index: int) -> fx.Node:
+def _bias(editor: GraphEditor, program: Program, layer: Layer, use: Use, shift: Tensor, index: int) -> fx.Node:
     """The bias' own constant with another value where only this layer reads it, else a new one."""
     before = program.constant(use.bias) if use.bias is not None else None
     value = (shift if before is None else before.to(torch.float32) + shift).to(dtype_of(use.node))
     calls = {each.node for each in layer.uses if each.bias is use.bias and each.beta == use.beta}
     if use.bias in program.constants and set(use.bias.users) <= calls:
-        surgery.put(program.constants[use.bias].name, value)
-        return surgery.originals[use.bias.name]
-    return surgery.buffer(f"{layer.name}.corrected_bias{index or ''}".lstrip("."), value)
+        editor.set_value(program.constants[use.bias].name, value)
+        return editor.originals[use.bias.name]
+    return editor.add_buffer(f"{layer.name}.corrected_bias{index or ''}".lstrip("."), value)
 
 
 def _read(node: fx.Node, bias: fx.Node) -> None:

@@ -31,8 +31,9 @@ from fewbit.runtime.program import Program, dtype_of, rank
 from workers.engine.calibration.activation_statistics import InputWatch
 from workers.engine.calibration.calibrate import run_over
 from workers.engine.data import Data
-from workers.engine.graph.editor import Surgery, after
-from workers.engine.graph.layers import VIEWS, Layer, find_layers
+from workers.engine.graph.editor import GraphEditor, after
+from workers.engine.graph.layers import Layer, find_layers
+from workers.engine.graph.ops import VIEWS
 from workers.engine.quantization.observers import fake_quantize, observer_for
 from workers.engine.quantization.plan import Planned
 from workers.engine.quantization.simulation import per_token
@@ -83,14 +84,14 @@ def smoothed(
         return before
     seen = _watched(program, groups, data(), lambda share: advance(share / 2))
     fixed = {use.node.name for each in planned if not _may_scale_rows(each) for use in each.layer.uses}
-    surgery, alphas = Surgery(program), dict[str, float]()
+    editor, alphas = GraphEditor(program), dict[str, float]()
     for index, group in enumerate(groups):
         found = _found(group, seen[group.input], smooth)
         if found is not None:
-            _divide(surgery, group, found.factors, fixed)
+            _divide(editor, group, found.factors, fixed)
             alphas.update((each.planned.layer.name, found.alpha) for each in group.members)
         advance(0.5 + (index + 1) / len(groups) / 2)
-    return _replanned(surgery.finish(), planned, alphas) if alphas else before
+    return _replanned(editor.finish(), planned, alphas) if alphas else before
 
 
 def _replanned(program: Program, planned: Iterable[Planned], alphas: Mapping[str, float]) -> Smoothed:
@@ -351,25 +352,25 @@ def possible_gain_db(
 # --- Changing the program ---------------------------------------------------------------------------------------------
 
 
-def _divide(surgery: Surgery, group: _Group, factors: Tensor, fixed: set[str]) -> None:
+def _divide(editor: GraphEditor, group: _Group, factors: Tensor, fixed: set[str]) -> None:
     """Weights times ``factors``, their input by it. ``fixed``: calls whose own weight must stay."""
     for each in group.members:
-        _scale(surgery, each.target, factors if each.axis == 1 else factors.unsqueeze(1))
-    x = surgery.originals[group.input.name]
-    calls = {surgery.originals[node.name] for node in group.calls}
+        _scale(editor, each.target, factors if each.axis == 1 else factors.unsqueeze(1))
+    x = editor.originals[group.input.name]
+    calls = {editor.originals[node.name] for node in group.calls}
     maker = _maker(x, calls)
-    held = _held(surgery, maker) if maker is not None and maker.name not in fixed else None
+    held = _held(editor, maker) if maker is not None and maker.name not in fixed else None
     for target in held or ():
-        shape = [-1, *[1] * (surgery.held(target).dim() - 1)]  # type: ignore[union-attr]
-        _scale(surgery, target, factors.reciprocal().view(shape))
+        shape = [-1, *[1] * (editor.value(target).dim() - 1)]  # type: ignore[union-attr]
+        _scale(editor, target, factors.reciprocal().view(shape))
     if held is None:
-        _multiply(surgery, group, x, factors.reciprocal())
+        _multiply(editor, group, x, factors.reciprocal())
 
 
-def _scale(surgery: Surgery, target: str, factors: Tensor) -> None:
-    value = surgery.held(target)
+def _scale(editor: GraphEditor, target: str, factors: Tensor) -> None:
+    value = editor.value(target)
     assert value is not None
-    surgery.put(target, (value.detach().to(torch.float32) * factors).to(value.dtype))
+    editor.set_value(target, (value.detach().to(torch.float32) * factors).to(value.dtype))
 
 
 def _maker(x: fx.Node, calls: set[fx.Node]) -> fx.Node | None:
@@ -395,7 +396,7 @@ def _keeps_channels(node: fx.Node) -> bool:
     return node.target in SAME or (node.target is aten.dropout.default and not node.args[2])
 
 
-def _held(surgery: Surgery, maker: fx.Node) -> list[str] | None:
+def _held(editor: GraphEditor, maker: fx.Node) -> list[str] | None:
     """The constants that every channel of the maker's result is a multiple of; None unless they are its alone."""
     place, rank_of_weight = MAKERS[maker.target]
     given: Any = maker.args[place : place + 2]
@@ -404,14 +405,14 @@ def _held(surgery: Surgery, maker: fx.Node) -> list[str] | None:
         return None
     if any(each.op != "placeholder" or len(each.users) > 1 for each in owned):
         return None
-    targets = [surgery.target_of(each) for each in owned]
-    known = [each for each in targets if each is not None and surgery.held(each) is not None]
+    targets = [editor.constant_name(each) for each in owned]
+    known = [each for each in targets if each is not None and editor.value(each) is not None]
     return known if len(known) == len(owned) else None
 
 
-def _multiply(surgery: Surgery, group: _Group, x: fx.Node, factors: Tensor) -> None:
+def _multiply(editor: GraphEditor, group: _Group, x: fx.Node, factors: Tensor) -> None:
     name = f"{group.members[0].planned.layer.name}.smoothing".lstrip(".")
-    with surgery.graph.inserting_before(after(x)):
-        product = surgery.call(x, aten.mul.Tensor, x, surgery.buffer(name, factors.to(dtype_of(x))))
+    with editor.graph.inserting_before(after(x)):
+        product = editor.call(x, aten.mul.Tensor, x, editor.add_buffer(name, factors.to(dtype_of(x))))
     for node in group.calls:
-        surgery.originals[node.name].replace_input_with(x, product)
+        editor.originals[node.name].replace_input_with(x, product)

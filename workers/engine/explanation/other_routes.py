@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from fewbit.contract.report import Finding
-from fewbit.runtime.program import Program, rank
+from fewbit.runtime.program import Program, mutates, rank
 from fewbit.runtime.regions import REGION
 from workers.engine.explanation.eager_verdict import LINEAR
 from workers.engine.graph.layers import Layer, Product
@@ -134,7 +134,7 @@ def _dead(model: Model) -> list[str]:
 def _read(program: Program) -> set[fx.Node]:
     read: set[fx.Node] = set()
     for node in reversed(program.graph.nodes):
-        mutable = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        mutable = mutates(node)
         if node.op == "output" or node in read or mutable:
             read.update((node, *node.all_input_nodes))
     return read

@@ -21,6 +21,7 @@ from fewbit.runtime.program import Program, program_of
 from workers.engine.formats.examples import Argument, float_dtype, from_dataset
 from workers.engine.formats.exporting import Arguments, export
 from workers.engine.formats.stock import check_names, class_of, require, shown_class, table
+from workers.engine.graph.torch_internals import torchscript_converter
 from workers.errors import EngineError, first_line
 
 
@@ -78,12 +79,10 @@ def _require_positions(example: Arguments, accepted: tuple[Argument, ...]) -> No
 
 def _converted(script: torch.jit.ScriptModule, example: Arguments) -> ExportedProgram | None:
     """By torch's converter, then exported anew under forward's own argument names; None where that fails."""
-    from torch._export.converter import TS2EPConverter
-
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            module = TS2EPConverter(script, tuple(example.values()), {}).convert().module(check_guards=False)
+            module = torchscript_converter()(script, tuple(example.values()), {}).convert().module(check_guards=False)
             _require_same(script, module, example)
             original = module.forward
             exported = export(module, example, lambda **given: original(*given.values()))

@@ -15,11 +15,9 @@ from typing import IO, Any
 from unittest.mock import patch
 
 import torch
-from torch._export.serde import schema, serialize
-from torch._export.serde.union import _Union, _UnionTag
 from torch.export import ExportedProgram
 
-from workers.engine.graph.fake_tensors import CPU, fake_tensor
+from workers.engine.graph.torch_internals import CPU, Union, fake_tensor, schema, serialize, union_tag
 
 Build = Callable[[Any], Any]
 
@@ -54,7 +52,7 @@ def _builder(kind: Any) -> Build:
     kind = _torchs_class(kind)
     if typing.get_origin(kind) is typing.Annotated:
         return _builder(kind.__origin__)
-    if isinstance(kind, type) and issubclass(kind, _Union):
+    if isinstance(kind, type) and issubclass(kind, Union):
         return functools.partial(_union, kind)
     if dataclasses.is_dataclass(kind):
         return functools.partial(_record, kind)
@@ -77,7 +75,7 @@ def _union(kind: Any, data: Any) -> Any:
     chosen = _fields(kind)[name](value)
     made = kind.__new__(kind)  # as its ``create`` makes it, which first gives every other field its None by name
     made.__dict__.update(dict.fromkeys(_fields(kind)), **{name: chosen})
-    made._type = _UnionTag.create(name, kind)  # type: ignore[no-untyped-call]
+    made._type = union_tag(name, kind)
     return made
 
 
@@ -87,7 +85,7 @@ def _record(kind: Any, data: Any) -> Any:
 
 def _list(kind: Any, data: Any) -> Any:
     build = _builder(typing.get_args(kind)[0])
-    return [build(each) for each in data] if isinstance(data, list) else _torchs_build(kind, data)
+    return [build(item) for item in data] if isinstance(data, list) else _torchs_build(kind, data)
 
 
 # --- What a value's metadata says of it ---
@@ -108,6 +106,6 @@ def _size(reader: Any, size: Any) -> Any:
 def _tensor(reader: Any, meta: Any) -> Any:
     if serialize.deserialize_device(meta.device) != CPU:
         return _torchs_tensor(reader, meta)
-    sizes, strides = (tuple(_size(reader, each) for each in given) for given in (meta.sizes, meta.strides))
+    sizes, strides = (tuple(_size(reader, size) for size in given) for given in (meta.sizes, meta.strides))
     dtype = serialize._SERIALIZE_TO_TORCH_DTYPE[meta.dtype]
     return fake_tensor(reader.fake_tensor_mode, sizes, strides, dtype, meta.requires_grad)

@@ -9,8 +9,9 @@ import torch
 from fewbit.contract.report import Finding, Latency, LayerReport
 from fewbit.contract.spec import JobSpec
 from fewbit.runtime.program import Program
-from workers.engine.graph.layers import KNOWN_SPACES
+from workers.engine.graph.ops import KNOWN_NAMESPACES
 from workers.engine.graph.program import layer_path
+from workers.engine.graph.torch_internals import is_operator
 from workers.engine.quantization.quantize import QuantizedLayer
 from workers.engine.reporting.patches import left_float
 
@@ -122,8 +123,8 @@ def latency_findings(latency: Latency) -> Iterator[Finding]:
 
 def custom_operators(program: Program) -> Iterator[Finding]:
     """Operators that torch alone does not have."""
-    targets = {each.target for each in program.graph.nodes if isinstance(each.target, torch._ops.OpOverload)}
-    names = sorted({str(each) for each in targets if each.namespace not in KNOWN_SPACES})
+    targets = {each.target for each in program.graph.nodes if is_operator(each.target)}
+    names = sorted({str(each) for each in targets if each.namespace not in KNOWN_NAMESPACES})
     if names:
         yield Finding(
             severity="warning",
