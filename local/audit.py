@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -39,31 +40,45 @@ class Verdict(NamedTuple):
 
 def exceptions(file: Path) -> list[Exempt]:
     """The written exceptions. ValueError: one of them has no reason."""
-    read = [Exempt(**each) for each in tomllib.loads(file.read_text()).get("exception", [])]
-    if nameless := [each.id for each in read if not each.reason.strip()]:
+    read = [Exempt(**entry) for entry in tomllib.loads(file.read_text()).get("exception", [])]
+    if nameless := [exception.id for exception in read if not exception.reason.strip()]:
         raise ValueError(f"{file.name}: no reason is given for {', '.join(nameless)}")
     return read
 
 
 def judge(dependencies: list[dict[str, Any]], exempt: list[Exempt], today: date) -> Verdict:
     """What pip-audit's JSON says of each release, less the exceptions that still hold."""
-    held = {each.id for each in exempt if each.until >= today}
+    exempted = {exception.id for exception in exempt if exception.until >= today}
     vulnerable = [
-        f"{each['name']} {each['version']}: {hole['id']}, fixed in {', '.join(hole['fix_versions']) or 'no release'}"
-        for each in dependencies
-        for hole in each.get("vulns", [])
-        if not held & {hole["id"], *hole.get("aliases", [])}
+        _vulnerability_line(release, found)
+        for release in dependencies
+        for found in release.get("vulns", [])
+        if not exempted & {found["id"], *found.get("aliases", [])}
     ]
-    unknown = [each["name"] for each in dependencies if "skip_reason" in each]
-    return Verdict(vulnerable, unknown, [each.id for each in exempt if each.until < today])
+    unknown = [release["name"] for release in dependencies if "skip_reason" in release]
+    return Verdict(vulnerable, unknown, [exception.id for exception in exempt if exception.until < today])
+
+
+def _vulnerability_line(release: dict[str, Any], found: dict[str, Any]) -> str:
+    fixed = ", ".join(found["fix_versions"]) or "no release"
+    return f"{release['name']} {release['version']}: {found['id']}, fixed in {fixed}"
+
+
+def without_builds(lock: str) -> str:
+    """``2.13.0`` for ``2.13.0+cpu``: what is known is known of releases."""
+    return re.sub(r"^([\w.-]+==[\w.]+)\+\w+", r"\1", lock, flags=re.M)
 
 
 def audited(*files: Path) -> list[dict[str, Any]]:
     """pip-audit's record of each release that the files pin; empty where it could not ask."""
-    chosen = [word for file in files for word in ("-r", str(file))]
-    command = [sys.executable, "-m", "pip_audit", *chosen, "--no-deps", "--disable-pip"]
-    command += ["--format", "json", "--progress-spinner", "off"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS)
+    with tempfile.TemporaryDirectory(prefix="fewbit-audit-") as name:
+        chosen = []
+        for file in files:
+            (asked := Path(name) / file.name).write_text(without_builds(file.read_text()))
+            chosen += ["-r", str(asked)]
+        command = [sys.executable, "-m", "pip_audit", *chosen, "--no-deps", "--disable-pip"]
+        command += ["--format", "json", "--progress-spinner", "off"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS)
     return json.loads(done.stdout)["dependencies"] if done.stdout.startswith("{") else []
 
 
@@ -71,7 +86,7 @@ def finds_the_known() -> bool:
     """Whether the service that pip-audit asks knows of a vulnerability at all."""
     with tempfile.TemporaryDirectory(prefix="fewbit-audit-") as name:
         (canary := Path(name) / "canary.txt").write_text(f"{KNOWN_BAD}\n")
-        return any(each.get("vulns") for each in audited(canary))
+        return any(release.get("vulns") for release in audited(canary))
 
 
 def main() -> int:

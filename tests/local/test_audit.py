@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from local.audit import Exempt, Verdict, exceptions, finds_the_known, judge
+from local.audit import Exempt, Verdict, exceptions, finds_the_known, judge, without_builds
 from local.stack import ROOT
 
 TODAY = date(2026, 11, 27)
@@ -47,6 +47,13 @@ def test_a_release_that_could_not_be_looked_up_is_not_called_sound() -> None:
     assert judge([UNKNOWN], [], TODAY).unknown == ["ours"]
 
 
+def test_a_build_is_looked_up_as_the_release_it_is_of() -> None:
+    lock = (
+        "torch==2.13.0+cpu ; sys_platform == 'linux' \\\n    --hash=sha256:00\nsix==1.17.0 \\\n    --hash=sha256:11\n"
+    )
+    assert without_builds(lock) == lock.replace("+cpu", "")
+
+
 def test_an_exception_without_a_reason_is_none(tmp_path: Path) -> None:
     (file := tmp_path / "exceptions.toml").write_text('[[exception]]\nid = "CVE-1"\nreason = " "\nuntil = 2027-01-31\n')
     with pytest.raises(ValueError, match="no reason is given for CVE-1"):
@@ -54,7 +61,7 @@ def test_an_exception_without_a_reason_is_none(tmp_path: Path) -> None:
 
 
 def test_our_own_exceptions_can_be_read() -> None:
-    assert all(each.until for each in exceptions(ROOT / "requirements" / "exceptions.toml"))
+    assert all(exception.until for exception in exceptions(ROOT / "requirements" / "exceptions.toml"))
 
 
 def test_where_no_service_answers_the_audit_says_so_and_fails_where_it_is_required() -> None:

@@ -17,7 +17,14 @@ from workers.settings import WorkerSettings
 
 DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text()
 CLIENT = {"FEWBIT_URL", "FEWBIT_KEY"}
-CONTAINERS = {"FEWBIT_PORT", "FEWBIT_QUEUES"}
+CONTAINERS = {
+    "FEWBIT_PORT",
+    "FEWBIT_QUEUES",
+    "FEWBIT_SECRETS",
+    "FEWBIT_REDIS_PASSWORD",
+    "FEWBIT_WORKER_MEMORY",
+    "TORCH_INDEX",
+}
 
 
 def variables(settings: type[BaseSettings]) -> set[str]:
@@ -28,7 +35,7 @@ def variables(settings: type[BaseSettings]) -> set[str]:
     return names
 
 
-SETTINGS = {name for each in (StoreSettings, ServiceSettings, WorkerSettings) for name in variables(each)}
+SETTINGS = {name for settings in (StoreSettings, ServiceSettings, WorkerSettings) for name in variables(settings)}
 
 
 def test_every_setting_is_documented_and_nothing_else() -> None:

@@ -24,7 +24,7 @@ START_S = 90.0
 
 
 class CeleryWorker:
-    """``celery -A workers.celery worker`` on all queues, started when first needed and again when it has died."""
+    """``python -m workers`` on all queues, started when first needed and again when it has died."""
 
     def __init__(self, redis_url: str, folder: Path) -> None:
         self.log = folder / "worker.log"
@@ -39,11 +39,10 @@ class CeleryWorker:
 
     def ensure(self) -> subprocess.Popen[bytes]:
         if self.process is None or self.process.poll() is not None:
-            options = "--pool threads --concurrency 1 --loglevel INFO -Q small,large,inspect".split()  # noqa: SIM905
             self.log.write_text("")
             with self.log.open("ab") as log:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", "celery", "-A", "workers.celery", "worker", *options],
+                    [sys.executable, "-m", "workers", "--queues", "small,large,inspect"],
                     cwd=ROOT, env=self._environment, stdout=log, stderr=log,
                 )  # fmt: skip
             assert wait_until(lambda: b" ready." in self.log.read_bytes(), START_S), self.log.read_text()[-4000:]
@@ -121,7 +120,9 @@ def test_an_upload_is_inspected_and_a_job_runs(there: World, worker: CeleryWorke
     assert ended(there, job) == "succeeded", worker.log.read_text()[-4000:]
     report = json.loads(there.report(job))
     assert report["coverage"]["layers"]["quantized"] == 2
-    assert {each.name for each in there.artifacts(job)} == {each["name"] for each in report["artifacts"]}
+    assert {artifact.name for artifact in there.artifacts(job)} == {
+        artifact["name"] for artifact in report["artifacts"]
+    }
 
 
 def test_the_log_is_json_and_names_the_job(there: World, worker: CeleryWorker, queue: Queue, model: bytes) -> None:
