@@ -18,7 +18,7 @@ import torch
 
 from fewbit.contract.spec import JobSpec
 from fewbit.runtime.program import Program
-from workers.engine.artifacts.write import package
+from workers.engine.artifacts.write import write_artifacts
 from workers.engine.calibration.bias import corrected
 from workers.engine.calibration.calibrate import ranges_of
 from workers.engine.calibration.smooth import smoothed, with_alphas
@@ -27,7 +27,7 @@ from workers.engine.draft import Draft
 from workers.engine.eager import backend
 from workers.engine.explanation.other_routes import structure_findings
 from workers.engine.formats import open_program
-from workers.engine.graph.canonicalize import canonical
+from workers.engine.graph.canonicalize import canonicalize
 from workers.engine.graph.layers import Layer, find_layers
 from workers.engine.graph.program import signature
 from workers.engine.measurement.float_pass import observe
@@ -35,8 +35,8 @@ from workers.engine.measurement.machine import peak_memory_bytes
 from workers.engine.measurement.verification import Runs, measure_artifacts, measure_latency_of
 from workers.engine.quantization.plan import full_range, plan, weights_for
 from workers.engine.quantization.quantize import quantize
-from workers.engine.quantization.reference import Reference, reference_of
-from workers.engine.quantization.repair import non_finite, repaired
+from workers.engine.quantization.reference import Reference, build_reference
+from workers.engine.quantization.repair import non_finite, repair_non_finite_weights
 from workers.engine.reporting.assemble import report_of
 from workers.engine.reporting.defects import Case, defects
 from workers.engine.reporting.diagnose import diagnose
@@ -63,7 +63,7 @@ def convert(folder: Path, progress: Progress) -> None:
 def _by_torch(task: Task, folder: Path, watch: Stopwatch) -> Draft:
     """``torch.ao`` on the module itself; the program says what its layers are, and what they give in float."""
     with watch("load"):
-        program = canonical(_opened(task, folder))
+        program = canonicalize(_opened(task, folder))
     return backend.convert(task, folder, program, watch)
 
 
@@ -72,7 +72,7 @@ def _by_graph(task: Task, folder: Path, watch: Stopwatch) -> Draft:
     if task.model_size > WORTH_COLLECTING:
         gc.collect()  # the float weights are gone before the artifacts are written
     with watch("package"):
-        written = package(reference, task.spec, folder)
+        written = write_artifacts(reference, task.spec, folder)
     return draft.model_copy(update={"calls": written.calls, "findings": (*draft.findings, *written.findings)})
 
 
@@ -80,7 +80,7 @@ def _quantized(task: Task, folder: Path, watch: Stopwatch) -> tuple[Reference, D
     """The reference, and all that is known before it is written: every layer's row above all."""
     parts = task.spec.report
     with watch("load"):
-        program = canonical(_opened(task, folder))
+        program = canonicalize(_opened(task, folder))
         inputs = signature(program)
         data = read_evaluation(task, folder, inputs)
     with watch("plan"):
@@ -100,7 +100,7 @@ def _quantized(task: Task, folder: Path, watch: Stopwatch) -> tuple[Reference, D
     with watch("correct") as advance:
         wanted = task.spec.bias_correction
         biased = corrected(program, quantized, ranges, wanted, lambda: read_calibration(task, folder, inputs), advance)
-        reference = reference_of(biased.program, layers, biased.quantized, ranges)
+        reference = build_reference(biased.program, layers, biased.quantized, ranges)
     with watch("observe") as advance:
         seen = observe(program, layers, quantized, ranges, data, folder / "float.npy", parts, advance)
         rows = with_alphas(report_rows(planned, quantized, seen), smooth.alphas)
@@ -125,7 +125,7 @@ def mended(program: Program, layers: Iterable[Layer], spec: JobSpec) -> Program:
     wanted = [each for each in layers if weights_for(each.name, spec).non_finite == "repair"]
     broken = non_finite(program) if wanted else {}
     names = [source.name for each in wanted for source in each.sources if source.name in broken]
-    return repaired(program, names) if names else program
+    return repair_non_finite_weights(program, names) if names else program
 
 
 def _opened(task: Task, folder: Path) -> Program:

@@ -26,7 +26,7 @@ from workers.engine.graph.editor import GraphEditor
 from workers.engine.graph.layers import Layer, Use
 from workers.engine.quantization.quantize import QuantizedLayer
 from workers.engine.quantization.reference import FixedRange
-from workers.engine.quantization.simulation import imitated
+from workers.engine.quantization.simulation import simulate_layer
 
 aten = torch.ops.aten
 WITH_BIAS_THIRD = frozenset(
@@ -108,7 +108,7 @@ def _watch(
     axis = channel_axis(quantized.layer)
 
     def around(_: fx.Node, compute: Callable[[], Any], value: Callable[[Any], Any]) -> Any:
-        approximation = imitated(quantized, use, value, ranges)
+        approximation = simulate_layer(quantized, use, value, ranges)
         result = compute()
         if approximation is not None:
             difference = result.to(torch.float32) - approximation.to(torch.float32)

@@ -22,7 +22,7 @@ from workers.engine.quantization.integer_chains import FixedValue, fixed_values
 from workers.engine.quantization.observers import Observer, QParams, observer_for
 from workers.engine.quantization.plan import Planned
 from workers.engine.quantization.reference import FixedRange
-from workers.engine.quantization.repair import cleaned
+from workers.engine.quantization.repair import with_finite_weights
 from workers.errors import EngineError, first_line
 
 
@@ -55,7 +55,7 @@ def ranges_of(
     extents = {node: RangeWatch() for node in observers} if parts.calibration else {}
     inputs = watches_of(each.layer for each in planned) if parts.activations else {}
     watched = [*observers.items(), *extents.items(), *inputs.items()]
-    run_over(cleaned(program), {**_around(watched), **branches.around()}, given, advance)
+    run_over(with_finite_weights(program), {**_around(watched), **branches.around()}, given, advance)
     planned, ranges = _known(program, planned, values, observers)
     unseen = {node for node, each in observers.items() if not each.seen}
     missed = (each.layer.name for each in planned if any(use.input in unseen for use in each.layer.uses))

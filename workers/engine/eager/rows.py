@@ -24,7 +24,8 @@ from workers.engine.graph.layers import Layer
 from workers.engine.graph.program import module_classes
 from workers.engine.measurement.float_pass import Observation
 from workers.engine.quantization.plan import Planned
-from workers.engine.quantization.weights import QuantizedWeight, weight_stats
+from workers.engine.quantization.weight_statistics import weight_stats
+from workers.engine.quantization.weights import QuantizedWeight
 from workers.engine.reporting import findings
 from workers.engine.reporting.layer_rows import report_rows
 

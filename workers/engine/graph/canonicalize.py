@@ -36,7 +36,7 @@ from workers.engine.graph.torch_internals import (
 aten = torch.ops.aten
 
 
-def canonical(program: Program) -> Program:
+def canonicalize(program: Program) -> Program:
     """``program`` itself when there is nothing to change."""
     nodes = program.graph.nodes
     if not any(_is_written_otherwise(node) or _pure_overload(node) is not None for node in nodes):

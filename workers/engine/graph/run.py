@@ -87,10 +87,10 @@ class ProgramRun:
 
 def primary_output(outputs: Sequence[Any]) -> Tensor:
     """The output that accuracy is measured on: the first floating-point tensor, as float32."""
-    return with_gradient(outputs).detach()
+    return differentiable_output(outputs).detach()
 
 
-def with_gradient(outputs: Sequence[Any]) -> Tensor:
+def differentiable_output(outputs: Sequence[Any]) -> Tensor:
     """The primary output, still part of the pass that gave it."""
     for output in outputs:
         if isinstance(output, Tensor) and output.dtype.is_floating_point:

@@ -23,8 +23,8 @@ from workers.engine.graph.run import ProgramRun, primary_output
 from workers.engine.measurement.saturation import saturation_of
 from workers.engine.quantization.quantize import QuantizedLayer
 from workers.engine.quantization.reference import FixedRange
-from workers.engine.quantization.repair import cleaned
-from workers.engine.quantization.simulation import imitated
+from workers.engine.quantization.repair import with_finite_weights
+from workers.engine.quantization.simulation import simulate_layer
 from workers.engine.quantization.weights import sqnr_db
 from workers.errors import EngineError, first_line
 
@@ -74,7 +74,7 @@ def observe(
     seen = {layer.name: LayerObservation() for layer in layers}
     observation = Observation(seen, inputs, Branches(program, layers))
     look = _Look({each.layer.name: each for each in quantized}, ranges, parts, observation)
-    sound = cleaned(program)
+    sound = with_finite_weights(program)
     written: np.memmap[Any, Any] | None = None
     for batch in data.batches():
         observation.spent = {}
@@ -144,7 +144,7 @@ class _Look:
             fixed = self.ranges.get(use.input)
             seen = self.observation.layers[layer.name]
             seen.saturation = saturation_of(quantized, use, value(use.input), fixed.qparams if fixed else None)
-        return imitated(quantized, use, value, self.ranges) if self.parts.errors else None
+        return simulate_layer(quantized, use, value, self.ranges) if self.parts.errors else None
 
     def after(self, layer: Layer, use: Use, output: Any, approximation: Tensor | None, first: bool) -> None:
         seen = self.observation.layers[layer.name]

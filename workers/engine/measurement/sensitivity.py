@@ -32,10 +32,10 @@ from fewbit.contract.report import SensitivitySummary
 from fewbit.runtime.program import Program
 from workers.engine.data import Batch, Data
 from workers.engine.graph.layers import Use
-from workers.engine.graph.run import ProgramRun, primary_output, with_gradient
+from workers.engine.graph.run import ProgramRun, differentiable_output, primary_output
 from workers.engine.quantization.quantize import QuantizedLayer
 from workers.engine.quantization.reference import FixedRange
-from workers.engine.quantization.simulation import imitated, operand_value
+from workers.engine.quantization.simulation import operand_value, simulate_layer
 from workers.errors import EngineError
 
 PASSES = 4.0  # of the float model over all samples: what it may cost
@@ -220,7 +220,7 @@ def _forward(
     """The float model's output, or the ``rounded`` one's, with a gradient at every layer."""
     taps = _Taps()
     around = {use.node: _tapped(each, use, ranges, taps, rounded) for each in quantized for use in each.layer.uses}
-    output = with_gradient(ProgramRun(program, around).outputs(batch.inputs, grad=True))
+    output = differentiable_output(ProgramRun(program, around).outputs(batch.inputs, grad=True))
     if not output.requires_grad:
         raise RuntimeError("the output has no gradient")
     return output.reshape(output.shape or (1,)), taps
@@ -231,7 +231,7 @@ def _tapped(
 ) -> Any:
     def around(_: fx.Node, compute: Callable[[], Any], value: Callable[[Any], Any]) -> Any:
         with torch.no_grad():
-            given = imitated(quantized, use, value, ranges)
+            given = simulate_layer(quantized, use, value, ranges)
         result = compute()
         first = result[0] if isinstance(result, list | tuple) else result
         if given is None:
@@ -380,7 +380,7 @@ def _with_weights(program: Program, quantized: Iterable[QuantizedLayer]) -> Prog
 
 def _replaced(quantized: QuantizedLayer, use: Use, ranges: Mapping[fx.Node, FixedRange]) -> Any:
     def around(_: fx.Node, compute: Callable[[], Any], value: Callable[[Any], Any]) -> Any:
-        given = imitated(quantized, use, value, ranges)
+        given = simulate_layer(quantized, use, value, ranges)
         result = compute()
         return result if given is None else _with_first(result, given)
 

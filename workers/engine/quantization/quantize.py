@@ -10,7 +10,8 @@ from fewbit.contract.spec import Weights
 from workers.engine.graph.layers import Layer, Operand
 from workers.engine.quantization.arithmetic import Arithmetic
 from workers.engine.quantization.plan import Planned
-from workers.engine.quantization.weights import QuantizedWeight, quantize_weight, weight_stats
+from workers.engine.quantization.weight_statistics import weight_stats
+from workers.engine.quantization.weights import QuantizedWeight, quantize_weight
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class FixedRange:
     everywhere: bool
 
 
-def reference_of(
+def build_reference(
     program: Program,
     layers: Iterable[Layer],
     quantized: Iterable[QuantizedLayer],

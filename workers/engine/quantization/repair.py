@@ -22,7 +22,7 @@ def non_finite(program: Program) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def cleaned(program: Program) -> Program:
+def with_finite_weights(program: Program) -> Program:
     """``program`` on finite constants, on the same graph: what is behind a NaN can be measured again. ``program``
     itself where there is none."""
     broken = non_finite(program)
@@ -35,7 +35,7 @@ def cleaned(program: Program) -> Program:
     return replace(program, constants=constants, folded={})
 
 
-def repaired(program: Program, names: Collection[str]) -> Program:
+def repair_non_finite_weights(program: Program, names: Collection[str]) -> Program:
     """A program whose parameters and buffers of these names are finite. ``program`` is not changed."""
     editor = GraphEditor(program)
     for name in names:

@@ -21,7 +21,7 @@ from workers.engine.quantization.weights import QuantizedWeight
 LARGEST_TABLE = 1 << 28  # elements: an embedding bag's table beyond this is not dequantized just to be measured
 
 
-def imitated(
+def simulate_layer(
     quantized: QuantizedLayer, use: Use, value: Callable[[Any], Any], ranges: Mapping[fx.Node, FixedRange]
 ) -> Tensor | None:
     """What the quantized layer gives for the float inputs ``value`` answers; None where that is not computed."""

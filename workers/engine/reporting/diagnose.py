@@ -21,7 +21,7 @@ from workers.engine.measurement.float_pass import Observation, output_rows
 from workers.engine.measurement.sensitivity import Sensitivity, sensitivity_of
 from workers.engine.quantization.quantize import QuantizedLayer
 from workers.engine.quantization.reference import Reference
-from workers.engine.quantization.repair import cleaned
+from workers.engine.quantization.repair import with_finite_weights
 from workers.engine.quantization.weights import sqnr_db
 
 
@@ -50,7 +50,9 @@ def diagnose(
 ) -> Diagnosis:
     """``layers`` and ``quantized`` are of ``program``; ``rows`` are theirs, in order."""
     expected, accumulated = follow(reference, next(data.batches()), seen, parts.errors)
-    sensitivity = sensitivity_of(parts.sensitivity, cleaned(program), quantized, calibrated.ranges, data, advance)
+    sensitivity = sensitivity_of(
+        parts.sensitivity, with_finite_weights(program), quantized, calibrated.ranges, data, advance
+    )
     qparams = {node: fixed.qparams for node, fixed in calibrated.ranges.items()}
     by_name = {layer.name: layer for layer in layers}
     return Diagnosis(

@@ -20,7 +20,8 @@ from workers.engine.graph.source_lines import source_line
 from workers.engine.measurement.float_pass import LayerObservation, Observation
 from workers.engine.quantization.plan import Planned
 from workers.engine.quantization.quantize import QuantizedLayer
-from workers.engine.quantization.weights import quantize_weight, weight_stats
+from workers.engine.quantization.weight_statistics import weight_stats
+from workers.engine.quantization.weights import quantize_weight
 
 
 def model_layers(layers: Iterable[Layer]) -> tuple[ModelLayer, ...]:

@@ -24,7 +24,7 @@ from workers.engine.graph.program import load
 from workers.engine.measurement.float_pass import outputs_of
 from workers.engine.quantization.plan import plan
 from workers.engine.quantization.quantize import quantize
-from workers.engine.quantization.reference import Reference, reference_of
+from workers.engine.quantization.reference import Reference, build_reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch.export's own
 aten = torch.ops.aten
@@ -49,7 +49,7 @@ class Made:
         self.shifted = self.reference(self.corrected)
 
     def reference(self, made: Corrected) -> Reference:
-        return reference_of(made.program, self.layers, made.quantized, self.ranges)
+        return build_reference(made.program, self.layers, made.quantized, self.ranges)
 
     def names_of_corrected(self) -> set[str]:
         pairs = zip(self.quantized, self.corrected.quantized, strict=True)

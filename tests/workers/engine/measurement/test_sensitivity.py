@@ -19,7 +19,7 @@ from tests.workers.engine.runs import export, run_engine
 from tests.workers.engine.trained import TRAININGS
 from workers.engine.calibration.calibrate import ranges_of
 from workers.engine.data import Data, read_data
-from workers.engine.graph.canonicalize import canonical
+from workers.engine.graph.canonicalize import canonicalize
 from workers.engine.graph.layers import find_layers
 from workers.engine.graph.program import load, signature
 from workers.engine.graph.run import ProgramRun
@@ -57,7 +57,7 @@ def ignored(_: float) -> None:
 
 
 def job_of(folder: Path, module: nn.Module, x: torch.Tensor, samples: int = 512) -> Job:
-    program = canonical(load(export(module, (x[:2],), folder / "model.pt2")))
+    program = canonicalize(load(export(module, (x[:2],), folder / "model.pt2")))
     np.savez(folder / "evaluation.npz", x=x[:samples].numpy())
     return Job(program, read_data(folder / "evaluation.npz", signature(program), 32, None))
 
@@ -98,7 +98,7 @@ def test_any_number_of_samples_costs_at_most_five_passes(
 ) -> None:
     """Counted here, not believed: every forward and backward pass, times its samples."""
     module = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 8))
-    program = canonical(load(export(module, (torch.randn(8, 16),), tmp_path / "model.pt2", dynamic=dynamic)))
+    program = canonicalize(load(export(module, (torch.randn(8, 16),), tmp_path / "model.pt2", dynamic=dynamic)))
     np.savez(tmp_path / "evaluation.npz", x=torch.randn(samples, 16).numpy())
     job = Job(program, read_data(tmp_path / "evaluation.npz", signature(program), 32, None))
     spent = counted(monkeypatch)
