@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from workers.engine.graph.torch_internals import (
     fake_mode_of,
     fake_tensor,
 )
-from workers.engine.graph.tracing import TensorFunction, keeps_first_argument, traced
+from workers.engine.graph.tracing import Number, TensorFunction, keeps_first_argument, traced
 
 aten = torch.ops.aten
 
@@ -84,22 +85,39 @@ class GraphEditor:
 
     # --- New nodes ---
 
-    def insert(self, like: fx.Node, function: TensorFunction, *nodes: fx.Node, **settings: Any) -> Any:
-        """The calls of ``function(*nodes, **settings)`` as new nodes, at the place in the module tree that ``like``
-        has. Gives what the function gives: a node, or a tuple of nodes and None."""
-        steps = traced(function, nodes, **settings)
+    def insert(
+        self,
+        like: fx.Node,
+        function: TensorFunction,
+        *nodes: fx.Node,
+        numbers: Mapping[str, float] | None = None,
+        **settings: Any,
+    ) -> Any:
+        """The calls of ``function(*nodes, **numbers, **settings)`` as new nodes, at the place in the module tree that
+        ``like`` has. Gives what the function gives: a node, or a tuple of nodes and None. It is traced anew for other
+        settings, but not for other ``numbers``."""
+        numbers = numbers or {}
+        steps = traced(function, nodes, numbers, **settings)
         inputs = [step for step in steps.nodes if step.op == "placeholder"]
         copies: dict[fx.Node, fx.Node] = dict(zip(inputs, nodes, strict=True))
         made: set[fx.Node] = set()
         for step in steps.nodes:
             if step.op == "call_function":
-                copies[step] = self._copy(like, step, copies, made)
+                copies[step] = self._copy(like, step, copies, made, numbers)
                 made.add(copies[step])
         result = next(step for step in steps.nodes if step.op == "output").args[0]
         return fx.node.map_arg(result, copies.__getitem__)
 
-    def _copy(self, like: fx.Node, step: fx.Node, copies: dict[fx.Node, fx.Node], made: set[fx.Node]) -> fx.Node:
-        arguments: Any = fx.node.map_arg(step.args, copies.__getitem__)
+    def _copy(
+        self,
+        like: fx.Node,
+        step: fx.Node,
+        copies: dict[fx.Node, fx.Node],
+        made: set[fx.Node],
+        numbers: Mapping[str, float],
+    ) -> fx.Node:
+        given = tuple(numbers[value.name] if isinstance(value, Number) else value for value in step.args)
+        arguments: Any = fx.node.map_arg(given, copies.__getitem__)
         keywords: Any = fx.node.map_arg(dict(step.kwargs), copies.__getitem__)
         if step.target is aten.to.dtype:
             return self.cast(like, *arguments)

@@ -40,7 +40,7 @@ def quantize_per_token(x: Tensor, scheme: PerToken) -> Tensor:
     return result if low is None else result + low
 
 
-def quantize_at(x: Tensor, scale: float, zero_point: int, qmin: int, qmax: int) -> Tensor:
+def quantize_at(x: Tensor, scale: float, zero_point: float, qmin: float, qmax: float) -> Tensor:
     """Float32 ``x`` quantized and dequantized at a fixed range."""
-    steps = torch.round(x / scale) + float(zero_point)
-    return (steps.clamp(float(qmin), float(qmax)) - float(zero_point)) * scale
+    steps = torch.round(x / scale) + zero_point
+    return (steps.clamp(qmin, qmax) - zero_point) * scale

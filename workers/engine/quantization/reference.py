@@ -258,10 +258,10 @@ class _Rewriter(GraphEditor):
     def _fix(self, name: str, fixed: FixedRange) -> None:
         x, q = self.nodes[name], fixed.qparams
         dtype, readers = dtype_of(x), list(x.users)
-        at = {"scale": q.scale, "zero_point": q.zero_point, "qmin": q.qmin, "qmax": q.qmax}
+        at = {"scale": q.scale, "zero_point": float(q.zero_point), "qmin": float(q.qmin), "qmax": float(q.qmax)}
         with self.graph.inserting_before(after(x)):
             wide = self.cast(x, x, torch.float32)
-            result = self.cast(x, self.insert(x, quantize_at, wide, **at), dtype)
+            result = self.cast(x, self.insert(x, quantize_at, wide, numbers=at), dtype)
         if fixed.everywhere:
             for reader in readers:
                 reader.replace_input_with(x, result)

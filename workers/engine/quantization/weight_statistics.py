@@ -47,11 +47,11 @@ def weight_stats(
         name: sums.noise if name == quantized.granularity else _noise(weight, name, quantized.dtype, reduce, unit)
         for name in dict.fromkeys(("per_tensor", "per_channel", quantized.granularity))
     }
-    decibels = {name: round(decibels(sums.power, noise), 2) for name, noise in noises.items()}
+    sqnr = {name: round(decibels(sums.power, noise), 2) for name, noise in noises.items()}
     part = _some_rows(weight, reduce)
     size = _group_size(part, reduce)
     if size and quantized.granularity != "per_group":
-        decibels["per_group"] = _sqnr_at(part, Weights(granularity="per_group", group_size=size), quantized, reduce)
+        sqnr["per_group"] = _sqnr_at(part, Weights(granularity="per_group", group_size=size), quantized, reduce)
     return WeightStats(
         min=low,
         max=high,
@@ -61,7 +61,7 @@ def weight_stats(
         outlier_ratio=_outliers(weight, mean, OUTLIER_SIGMAS * spread * unit, max(high - mean, mean - low)),
         zeroed_ratio=sums.zeroed,
         saturated_ratio=sums.saturated,
-        sqnr_db=decibels,
+        sqnr_db=sqnr,
         mse_range_gain_db=_mse_gain_db(part, quantized, range_, reduce),
         histogram=Histogram(edges=_edges(low, high), counts=sums.counts),
     )

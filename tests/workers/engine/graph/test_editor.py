@@ -53,9 +53,13 @@ def test_an_inserted_function_computes_what_it_computes_on_tensors(program: Prog
 
 
 def test_a_fixed_range_is_one_formula_too(program: Program) -> None:
-    changed = inserted(program, quantize_at, scale=0.02, zero_point=128, qmin=0, qmax=255)
     x = torch.randn(5, 6, 8)
-    assert torch.equal(changed.exported.module()(x), torch.fake_quantize_per_tensor_affine(2 * x, 0.02, 128, 0, 255))
+    for scale, zero_point in ((0.02, 128), (0.5, 3)):  # the second is not traced again
+        numbers = {"scale": scale, "zero_point": float(zero_point), "qmin": 0.0, "qmax": 255.0}
+        changed = inserted(program, quantize_at, numbers=numbers)
+        expected = torch.fake_quantize_per_tensor_affine(2 * x, scale, zero_point, 0, 255)
+        assert torch.allclose(changed.exported.module()(x), expected, atol=1e-6)
+        assert torch.equal(changed.exported.module()(x), quantize_at(2 * x, **numbers))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
