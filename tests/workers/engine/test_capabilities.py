@@ -9,8 +9,8 @@ from fewbit.contract import capabilities, spec
 from fewbit.contract.metrics import family
 from tests.workers.engine.metrics.outputs import FORMS, Outputs, regression, retrieval
 from workers.engine.artifacts.kinds import KINDS
-from workers.engine.metrics.fitting import NotApplicable, fitted
-from workers.engine.metrics.registry import drawn
+from workers.engine.metrics.fitting import NotApplicable, fit
+from workers.engine.metrics.registry import resampler
 from workers.engine.quantization.observers import observer_for
 from workers.engine.quantization.weights import clip_bound, quantize_weight
 
@@ -27,9 +27,9 @@ def test_every_metric_that_is_offered_is_measured_on_some_output_and_labels() ->
 
 
 def _measures(name: str, outputs: Outputs) -> bool:
-    rows = fitted(family(name), outputs.before, outputs.after, outputs.labels)
+    rows = fit(family(name), outputs.before, outputs.after, outputs.labels)
     try:
-        return bool(np.isfinite(drawn(name, rows).statistic(np.ones((1, rows.samples)))).all())
+        return bool(np.isfinite(resampler(name, rows).statistic(np.ones((1, rows.samples)))).all())
     except NotApplicable:
         return False
 

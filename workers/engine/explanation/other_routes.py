@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from fewbit.contract.report import Finding
 from fewbit.runtime.program import Program, rank
 from fewbit.runtime.regions import REGION
-from workers.engine.explanation.eager_verdict import LINEAR
+from workers.engine.explanation.quantize_dynamic import LINEAR
 from workers.engine.graph.layers import Layer, Product
 from workers.engine.graph.program import layer_path
 

@@ -21,21 +21,21 @@ PASSES = 2
 
 
 @dataclass(frozen=True)
-class Executed:
+class ExecutedKernel:
     """The kernel of one layer, and the milliseconds of all its calls in one pass: the fastest seen of each call."""
 
     kernel: str
     ms: float
 
 
-def executed_kernels(calls: Sequence[Call], forward: Callable[[], Any]) -> dict[str, Executed]:
+def executed_kernels(calls: Sequence[Call], forward: Callable[[], Any]) -> dict[str, ExecutedKernel]:
     """By layer. One is left out when the pass made another number of calls than the program says, but for equal calls
     of one layer, which TorchScript makes once."""
     wanted: dict[str, list[str | None]] = defaultdict(list)
     for call in calls:
         wanted[call.operator].append(call.layer)
     seen = _fastest([_profiled(forward, frozenset(wanted)) for _ in range(PASSES)])
-    executed: dict[str, Executed] = {}
+    executed: dict[str, ExecutedKernel] = {}
     for operator, layers in wanted.items():
         kernels = seen[operator]
         distinct = layers if len(layers) == len(kernels) else list(dict.fromkeys(layers))
@@ -43,13 +43,13 @@ def executed_kernels(calls: Sequence[Call], forward: Callable[[], Any]) -> dict[
         for layer, kernel in pairs:
             if layer is not None:
                 before = executed[layer].ms if layer in executed else 0.0
-                executed[layer] = Executed(kernel.kernel, before + kernel.ms)
+                executed[layer] = ExecutedKernel(kernel.kernel, before + kernel.ms)
     return executed
 
 
-def _fastest(passes: Sequence[Mapping[str, list[Executed]]]) -> dict[str, list[Executed]]:
+def _fastest(passes: Sequence[Mapping[str, list[ExecutedKernel]]]) -> dict[str, list[ExecutedKernel]]:
     """Call by call: one pass alone is as noisy as the machine is busy."""
-    fastest: dict[str, list[Executed]] = defaultdict(list)
+    fastest: dict[str, list[ExecutedKernel]] = defaultdict(list)
     for operator, first in passes[0].items():
         others = [each[operator] for each in passes[1:] if len(each.get(operator, ())) == len(first)]
         columns = zip(first, *others, strict=True)
@@ -57,14 +57,14 @@ def _fastest(passes: Sequence[Mapping[str, list[Executed]]]) -> dict[str, list[E
     return fastest
 
 
-def _profiled(forward: Callable[[], Any], operators: frozenset[str]) -> dict[str, list[Executed]]:
+def _profiled(forward: Callable[[], Any], operators: frozenset[str]) -> dict[str, list[ExecutedKernel]]:
     """For each operator, in order, the kernel below each of its outermost calls."""
     with torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as record:
         forward()
-    seen: dict[str, list[Executed]] = defaultdict(list)
+    seen: dict[str, list[ExecutedKernel]] = defaultdict(list)
     for event in sorted(record.events(), key=lambda each: each.time_range.start):
         if event.name in operators and not _inside_operator(event):
-            seen[event.name].append(Executed(_kernel(event), event.cpu_time_total / 1000))
+            seen[event.name].append(ExecutedKernel(_kernel(event), event.cpu_time_total / 1000))
     return seen
 
 

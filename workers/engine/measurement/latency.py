@@ -36,7 +36,7 @@ def race(before: Callable[[], Any], after: Mapping[str, Callable[[], Any]], shar
     return {name: Race(first, each) for name, each in zip(after, others, strict=True)}
 
 
-def latency_of(races: Mapping[str, Race], threads: int, batch: int) -> Latency:
+def summarize_races(races: Mapping[str, Race], threads: int, batch: int) -> Latency:
     """``speedup`` is the median over rounds of float/artifact."""
     return Latency(
         threads=threads,

@@ -30,7 +30,7 @@ MOST_PAIRS = 2**22  # products of one layer looked at
 PAIRWISE = ("avx2", "avx512")  # sum pairs in int16
 
 
-def saturation_of(
+def simulate_saturation(
     quantized: QuantizedLayer, use: Use, x: Tensor, qparams: QParams | None
 ) -> dict[str, TargetSaturation] | None:
     """By kind of CPU. ``x``: the float input of this call. None where the layer makes no integer product of two

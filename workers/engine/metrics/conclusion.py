@@ -8,7 +8,7 @@ from scipy import stats
 
 from fewbit.contract.metrics import is_share
 from fewbit.contract.report import SQNR_CAP_DB, ClassAccuracy, Flip, Metric, OutputSimilarity
-from workers.engine.metrics.paired import in_words
+from workers.engine.metrics.paired import describe_interval
 
 UNLIKELY = 0.05  # of a class that differs by chance, shared out over all classes (Bonferroni)
 
@@ -36,7 +36,7 @@ def _of_metric(metric: Metric, samples: int) -> str:
     low, high = metric.ci95
     unit = " points" if is_share(metric.name) else ""
     interval = f"95 % interval {_change(metric, low)} to {_change(metric, high)}{unit}"
-    return f"{moved}: {in_words(metric.name, low, high, samples)} ({interval})."
+    return f"{moved}: {describe_interval(metric.name, low, high, samples)} ({interval})."
 
 
 def _of_flips(flips: Sequence[Flip], output: OutputSimilarity) -> Iterator[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from workers.engine.metrics.fitting import Array, Fitted
+from workers.engine.metrics.fitting import Array, FittedRows
 from workers.engine.metrics.resampling import Statistic
 
 
@@ -102,7 +102,7 @@ COUNTED: dict[str, Callable[[Counts], Array]] = {
 }
 
 
-def counted(rows: Fitted, formula: Callable[[Counts], Array]) -> Statistic:
+def count_statistic(rows: FittedRows, formula: Callable[[Counts], Array]) -> Statistic:
     """``formula`` of the counts in each draw."""
     true = _indicators(rows, rows.target)
     sides = []
@@ -124,7 +124,7 @@ def counted(rows: Fitted, formula: Callable[[Counts], Array]) -> Statistic:
     return statistic
 
 
-def _indicators(rows: Fitted, values: Array) -> sparse.csr_array:
+def _indicators(rows: FittedRows, values: Array) -> sparse.csr_array:
     """[samples, classes]: how many of a sample's rows are of each class; -1 is none."""
     if rows.task != "multiclass":
         return sparse.csr_array(values.reshape(len(values), -1).astype(np.float64))

@@ -23,7 +23,7 @@ class NotApplicable(Exception):
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedRows:
     """Rows of outputs against rows of targets.
 
     ``before``, ``after`` [samples, ...] as the model gave them; ``target`` [rows] or [rows, labels]; ``sample`` [rows]:
@@ -40,7 +40,7 @@ class Fitted:
     keep: Array | None = None
 
     @property
-    def is_one_a_sample(self) -> bool:
+    def is_one_per_sample(self) -> bool:
         return self.keep is None
 
     @cached_property
@@ -73,24 +73,24 @@ class Fitted:
         return np.asarray(outputs) if self.keep is None else np.asarray(outputs)[self.keep]
 
 
-def fitted(family: Family, before: Array, after: Array, labels: Array) -> Fitted:
+def fit(family: Family, before: Array, after: Array, labels: Array) -> FittedRows:
     """``before`` and ``after`` [samples, ...] float, ``labels`` [samples, ...]. Raises ``NotApplicable``."""
     if len(before) != len(labels):
         raise NotApplicable(f"one row of output a label; there are {len(labels)} labels and {len(before)} rows")
-    rows = Fitted("regression", len(labels), np.arange(len(labels)), before, after, labels)
+    rows = FittedRows("regression", len(labels), np.arange(len(labels)), before, after, labels)
     if family == "regression":
         return _regression(rows)
     return _retrieval(rows) if family == "retrieval" else _classification(rows)
 
 
-def _regression(rows: Fitted) -> Fitted:
+def _regression(rows: FittedRows) -> FittedRows:
     before, after, target = (each.reshape(len(each), -1) for each in (rows.before, rows.after, rows.target))
     if before.shape != target.shape:
         raise NotApplicable("labels of the output's shape, [N] or [N, k] numbers")
     return replace(rows, before=before, after=after, target=target.astype(np.float64))
 
 
-def _retrieval(rows: Fitted) -> Fitted:
+def _retrieval(rows: FittedRows) -> FittedRows:
     if rows.before.ndim != 2 or rows.before.shape != rows.target.shape or not _is_integer(rows.target):
         raise NotApplicable("scores [N, C] of C candidates a sample, and the relevance of each as whole labels [N, C]")
     if rows.target.min(initial=0) < 0:
@@ -98,7 +98,7 @@ def _retrieval(rows: Fitted) -> Fitted:
     return replace(rows, task="retrieval")
 
 
-def _classification(rows: Fitted) -> Fitted:
+def _classification(rows: FittedRows) -> FittedRows:
     if not _is_integer(rows.target):
         raise NotApplicable("whole numbers as labels")
     before, after, target = rows.before, rows.after, _without_last_one(rows.target)
@@ -116,10 +116,10 @@ def _classification(rows: Fitted) -> Fitted:
     return replace(rows, task=task, before=before, after=after, target=target)
 
 
-def _multiclass(rows: Fitted, before: Array, after: Array, target: Array) -> Fitted:
+def _multiclass(rows: FittedRows, before: Array, after: Array, target: Array) -> FittedRows:
     keep = target != IGNORED
-    counted = target[keep]
-    if not counted.size or counted.min() < 0 or counted.max() >= before.shape[-1]:
+    kept = target[keep]
+    if not kept.size or kept.min() < 0 or kept.max() >= before.shape[-1]:
         raise NotApplicable(f"class numbers from 0 to {before.shape[-1] - 1}, as there are {before.shape[-1]} scores")
     one_a_sample = target.ndim == 1 and bool(keep.all())
     return replace(
@@ -128,7 +128,7 @@ def _multiclass(rows: Fitted, before: Array, after: Array, target: Array) -> Fit
         sample=np.nonzero(keep)[0],
         before=before,
         after=after,
-        target=counted,
+        target=kept,
         keep=None if one_a_sample else keep,
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats
 
-from workers.engine.metrics.fitting import Array, Fitted, NotApplicable
+from workers.engine.metrics.fitting import Array, FittedRows, NotApplicable
 
 Formula = Callable[[Array, Array], Array]
 """(scores, whether each label holds) [samples, labels] -> [samples]"""
@@ -42,7 +42,7 @@ LABEL_RANKED: dict[str, Formula] = {
 }
 
 
-def of_labels(rows: Fitted, formula: Formula) -> tuple[Array, Array]:
+def label_ranking_scores(rows: FittedRows, formula: Formula) -> tuple[Array, Array]:
     """``formula`` of float and of int8, [samples] each. Raises ``NotApplicable``."""
     if rows.task != "multilabel":
         raise NotApplicable("scores [N, L] with labels 0 and 1 [N, L]")

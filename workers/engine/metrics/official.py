@@ -13,28 +13,30 @@ import torch
 
 from fewbit.contract.metrics import REGRESSION
 from workers.engine.metrics.counts import COUNTED
-from workers.engine.metrics.fitting import ONE_CLASS, Array, Fitted, NotApplicable
+from workers.engine.metrics.fitting import ONE_CLASS, Array, FittedRows, NotApplicable
 from workers.engine.metrics.resampling import Statistic
 
 ONE_AGAINST_REST = frozenset({"auroc", "average_precision", "eer", "logauc"})
 """torchmetrics scores a class without samples 0 here: they are averaged over those that occur instead."""
 
 
-def values(name: str, rows: Fitted) -> tuple[float, float]:
+def values(name: str, rows: FittedRows) -> tuple[float, float]:
     """The metric of float and of int8. Raises ``NotApplicable``."""
     compute = _function(name, rows.task)
     every = np.arange(len(rows.target))
     return _value(name, compute, rows, 0, every), _value(name, compute, rows, 1, every)
 
 
-def resampled(name: str, rows: Fitted) -> Statistic:
+def resampled(name: str, rows: FittedRows) -> Statistic:
     """torchmetrics' function, once a draw."""
     compute = _function(name, rows.task)
     places = np.arange(len(rows.target))
 
     def statistic(draws: Array) -> tuple[Array, Array]:
-        drawn = [np.repeat(places, each[rows.sample].astype(np.int64)) for each in draws]
-        before, after = (np.array([_value(name, compute, rows, side, each) for each in drawn]) for side in (0, 1))
+        draws_of_rows = [np.repeat(places, each[rows.sample].astype(np.int64)) for each in draws]
+        before, after = (
+            np.array([_value(name, compute, rows, side, each) for each in draws_of_rows]) for side in (0, 1)
+        )
         return before, after
 
     return statistic
@@ -56,7 +58,7 @@ def _function(name: str, task: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _value(name: str, compute: Callable[..., Any], rows: Fitted, side: int, chosen: Array) -> float:
+def _value(name: str, compute: Callable[..., Any], rows: FittedRows, side: int, chosen: Array) -> float:
     chosen_from = rows.predicted if name in COUNTED else rows.scores
     given, target = torch.from_numpy(chosen_from[side][chosen]), torch.from_numpy(rows.target[chosen])
     if name in REGRESSION:
@@ -84,7 +86,7 @@ def _of_numbers(name: str, compute: Callable[..., Any], given: torch.Tensor, tar
         return float(compute(given, target).mean())
 
 
-def _occurring(rows: Fitted, target: torch.Tensor) -> list[int]:
+def _occurring(rows: FittedRows, target: torch.Tensor) -> list[int]:
     if rows.task == "multiclass":
         return [int(each) for each in np.unique(target.numpy())]
     return [int(each) for each in np.flatnonzero(target.numpy().any(0))]

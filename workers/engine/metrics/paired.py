@@ -26,7 +26,7 @@ def proportion_metric(name: str, before: Array, after: Array) -> Metric:
         delta=(gained - lost) / before.size,
         ci95=(low, high),
         p_value=mcnemar(lost, gained),
-        note=in_words(name, low, high, before.size),
+        note=describe_interval(name, low, high, before.size),
     )
 
 
@@ -46,7 +46,7 @@ def mcnemar(lost: int, gained: int) -> float:
     return float(stats.binomtest(lost, changed, 0.5).pvalue) if changed else 1.0
 
 
-def in_words(name: str, low: float, high: float, samples: int) -> str:
+def describe_interval(name: str, low: float, high: float, samples: int) -> str:
     """What the 95 % interval of a difference says."""
     if low <= 0 <= high:
         return f"not distinguishable from zero with {samples} samples"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats
 
-from workers.engine.metrics.fitting import Array, Fitted
+from workers.engine.metrics.fitting import Array, FittedRows
 from workers.engine.metrics.resampling import Statistic
 
 BINS = 15  # of calibration_error, torchmetrics' default
@@ -43,7 +43,7 @@ def eer(positives: Array, negatives: Array) -> Array:
 CURVES: dict[str, Curve] = {"auroc": auroc, "average_precision": average_precision, "eer": eer}
 
 
-def area(rows: Fitted, curve: Curve) -> Statistic:
+def area(rows: FittedRows, curve: Curve) -> Statistic:
     """The mean over classes or labels of each one's area against the rest, but those without a positive row."""
     columns = _columns(rows)
     sides = [[_sorted(scores[:, at], positive) for at, positive in columns] for scores in _two_dimensional(rows)]
@@ -61,7 +61,7 @@ def area(rows: Fitted, curve: Curve) -> Statistic:
     return statistic
 
 
-def calibration_error(rows: Fitted) -> Statistic:
+def calibration_error(rows: FittedRows) -> Statistic:
     """Expected calibration error (Naeini et al. 2015): confidence less accuracy in 15 bins of confidence."""
     sides = []
     for scores, predicted in zip(rows.scores, rows.predicted, strict=True):
@@ -82,7 +82,7 @@ def calibration_error(rows: Fitted) -> Statistic:
     return statistic
 
 
-def spearman_corrcoef(rows: Fitted) -> Statistic:
+def spearman_corrcoef(rows: FittedRows) -> Statistic:
     """Correlation of ranks, equal values sharing theirs; the mean over the output's columns."""
     targets = [_groups(column) for column in rows.target.T]
     sides = [[_groups(column) for column in scores.T] for scores in rows.scores]
@@ -100,7 +100,7 @@ def spearman_corrcoef(rows: Fitted) -> Statistic:
     return statistic
 
 
-def _columns(rows: Fitted) -> list[tuple[int, Array]]:
+def _columns(rows: FittedRows) -> list[tuple[int, Array]]:
     """(column of the scores, which rows are positive)."""
     if rows.task == "multiclass":
         return [(each, rows.target == each) for each in np.unique(rows.target)]
@@ -108,7 +108,7 @@ def _columns(rows: Fitted) -> list[tuple[int, Array]]:
     return [(each, target[:, each]) for each in range(target.shape[1]) if target[:, each].any()]
 
 
-def _two_dimensional(rows: Fitted) -> tuple[Array, Array]:
+def _two_dimensional(rows: FittedRows) -> tuple[Array, Array]:
     before, after = (each.reshape(len(each), -1).astype(np.float32) for each in rows.scores)
     return before, after
 
@@ -147,7 +147,7 @@ def _correlation(draws: Array, one: Array, other: Array) -> Array:
     return np.asarray(joint / np.sqrt(first * second))
 
 
-def kendall_rank_corrcoef(rows: Fitted) -> Statistic:
+def kendall_rank_corrcoef(rows: FittedRows) -> Statistic:
     """Kendall's tau-b, the mean over the output's columns; each draw is sorted anew (Knight 1966)."""
     places = np.arange(rows.samples)
 
@@ -156,8 +156,8 @@ def kendall_rank_corrcoef(rows: Fitted) -> Statistic:
         return float(np.mean([stats.kendalltau(*pair).statistic for pair in pairs]))
 
     def statistic(draws: Array) -> tuple[Array, Array]:
-        drawn = [np.repeat(places, each.astype(np.int64)) for each in draws]
-        before, after = (np.array([tau(scores, each) for each in drawn]) for scores in rows.scores)
+        chosen_rows = [np.repeat(places, each.astype(np.int64)) for each in draws]
+        before, after = (np.array([tau(scores, each) for each in chosen_rows]) for scores in rows.scores)
         return before, after
 
     return statistic

@@ -34,7 +34,7 @@ class Interval:
     draws: int
 
 
-def draws_for(samples: int, columns: int = 1) -> int:
+def affordable_draws(samples: int, columns: int = 1) -> int:
     """As many draws as about a second pays for."""
     return int(np.clip(MOST_WORK / max(samples * columns, 1), FEWEST_DRAWS, MOST_DRAWS))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from workers.engine.metrics.fitting import Array, Fitted
+from workers.engine.metrics.fitting import Array, FittedRows
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Ranking:
         return self.relevant[:, : self.cutoff]
 
 
-def per_sample(rows: Fitted, formula: Callable[[Ranking], Array], cutoff: int | None) -> tuple[Array, Array]:
+def ranking_scores(rows: FittedRows, formula: Callable[[Ranking], Array], cutoff: int | None) -> tuple[Array, Array]:
     """``formula`` of each sample's ranking, [samples] each; 0 where it is not defined, as torchmetrics has it.
     Candidates of equal score keep their order."""
     values = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from workers.engine.metrics.fitting import Array, Fitted
+from workers.engine.metrics.fitting import Array, FittedRows
 from workers.engine.metrics.resampling import Statistic
 
 SMALLEST = 1.17e-06  # torchmetrics' least divisor of relative errors
@@ -63,7 +63,7 @@ FROM_MOMENTS: dict[str, Callable[[Moments], Array]] = {
 }
 
 
-def from_moments(rows: Fitted, formula: Callable[[Moments], Array]) -> Statistic:
+def moment_statistic(rows: FittedRows, formula: Callable[[Moments], Array]) -> Statistic:
     """``formula`` of the moments in each draw. Values are taken from the target's mean, or rounding would eat them."""
     origin = rows.target.mean(0)
     target = rows.target - origin

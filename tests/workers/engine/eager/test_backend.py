@@ -18,7 +18,7 @@ from fewbit.contract.resources import InputSignature, ModelFormat
 from service.jobs.support import resolved, unsuited, unsupported
 from tests.workers import packed
 from tests.workers.engine.runs import EngineRun
-from workers.engine.eager.script import Positional, scripted
+from workers.engine.eager.script import Positional, to_torchscript
 from workers.engine.formats import READERS
 from workers.engine.pipeline import convert, verify
 from workers.engine.task import Task
@@ -361,7 +361,7 @@ def test_a_run_that_does_not_hold_for_other_sizes_is_not_delivered() -> None:
     module = Positional(packed.Sized().eval(), ["x"])  # a branch over the batch
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        script = scripted(module, (torch.randn(3, 8),), (BATCH,))
+        script = to_torchscript(module, (torch.randn(3, 8),), (BATCH,))
         for size in (1, 2, 3, 5):
             given = torch.randn(size, 8)
             torch.testing.assert_close(script(given), module(given))
@@ -378,4 +378,4 @@ def test_without_a_script_that_holds_the_job_fails() -> None:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(EngineError, match=r"no TorchScript form.*backend: graph"):
-            scripted(Positional(Unwritten().eval(), ["x"]), (torch.randn(3, 8),), (BATCH,))
+            to_torchscript(Positional(Unwritten().eval(), ["x"]), (torch.randn(3, 8),), (BATCH,))

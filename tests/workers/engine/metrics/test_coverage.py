@@ -12,8 +12,8 @@ import pytest
 
 from fewbit.contract.metrics import family
 from tests.workers.engine.metrics.outputs import Array, Outputs
-from workers.engine.metrics.fitting import fitted
-from workers.engine.metrics.registry import drawn, measured
+from workers.engine.metrics.fitting import fit
+from workers.engine.metrics.registry import measure, resampler
 from workers.engine.metrics.resampling import MOST_DRAWS, paired_bootstrap
 
 PAIRS = 2000
@@ -68,11 +68,11 @@ def _hits(name: str, process: Process, samples: int, truth: float) -> Iterator[b
 
 
 def interval(name: str, data: Outputs, seed: int) -> tuple[float, float]:
-    """What ``measured`` reports, without the values, which take longer."""
-    rows = fitted(family(name), data.before, data.after, data.labels)
-    if name == "accuracy" and rows.is_one_a_sample:
-        return measured(name, data.before, data.after, data.labels, seed).ci95 or (np.nan, np.nan)
-    found = paired_bootstrap(drawn(name, rows).statistic, rows.samples, MOST_DRAWS, seed)
+    """What ``measure`` reports, without the values, which take longer."""
+    rows = fit(family(name), data.before, data.after, data.labels)
+    if name == "accuracy" and rows.is_one_per_sample:
+        return measure(name, data.before, data.after, data.labels, seed).ci95 or (np.nan, np.nan)
+    found = paired_bootstrap(resampler(name, rows).statistic, rows.samples, MOST_DRAWS, seed)
     assert found is not None
     return found.low, found.high
 

@@ -5,7 +5,7 @@ import pytest
 
 from workers.engine.metrics.fitting import NotApplicable
 from workers.engine.metrics.paired import mcnemar, paired_interval
-from workers.engine.metrics.registry import measured
+from workers.engine.metrics.registry import measure
 from workers.engine.metrics.similarity import Comparison, flips_between
 
 
@@ -56,11 +56,11 @@ def test_the_interval_covers_a_known_difference_as_often_as_it_says() -> None:
 
 def test_labels_that_do_not_fit_the_output_give_no_metric() -> None:
     with pytest.raises(NotApplicable, match="3 labels and 4 rows"):
-        measured("accuracy", np.eye(4), np.eye(4), np.zeros(3, int), seed=0)
+        measure("accuracy", np.eye(4), np.eye(4), np.zeros(3, int), seed=0)
 
 
 def test_no_change_is_said_to_be_indistinguishable_from_zero() -> None:
-    metric = measured("accuracy", np.eye(4), np.eye(4), np.arange(4), seed=0)
+    metric = measure("accuracy", np.eye(4), np.eye(4), np.arange(4), seed=0)
     assert metric.delta == 0
     assert metric.ci95 is not None
     assert metric.ci95[0] < 0 < metric.ci95[1]

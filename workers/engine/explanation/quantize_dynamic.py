@@ -36,7 +36,7 @@ _BY_KEYWORD = re.compile(r"\(\s*input\s*=")
 _FAILS = "Swapped, but the model then fails at run time: "
 
 
-def eager_verdict(layer: Layer) -> EagerVerdict:
+def predict_quantize_dynamic(layer: Layer) -> EagerVerdict:
     """What the call would do with this layer, and why."""
     path, kind = _place(layer)
     if kind in RECURRENT and layer.kind in ("recurrent", "linear"):
