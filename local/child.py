@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1  # prctl(2): the kernel signals us when the thread that started us ends
+from store.parent_death import die_with_parent
 
 
 @dataclass
@@ -75,8 +74,8 @@ class Child:
 
 
 def _become(parent: int, command: Sequence[str]) -> None:
-    """Ask to die with the parent, then become the command. The request survives exec (prctl(2))."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Arrange to die with the parent, then become the command."""
+    die_with_parent(signal.SIGKILL)
     if os.getppid() != parent:  # it died before we asked
         sys.exit(1)
     os.execvp(command[0], list(command))  # noqa: S606

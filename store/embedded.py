@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import shutil
 import signal
 import subprocess
@@ -19,8 +18,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from store.parent_death import die_with_parent
+
 _SOCKET_PATH_MAX = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
-_PR_SET_PDEATHSIG = 1
 
 
 class EmbeddedRedis:
@@ -52,7 +52,7 @@ class EmbeddedRedis:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for its owner, who stops it last
-            preexec_fn=_die_with_parent if _may_bind() else None,  # noqa: PLW1509  # one prctl call
+            preexec_fn=_end_with_parent if _may_bind() else None,  # noqa: PLW1509  # one prctl call
         )
         self._wait(timeout_s)
 
@@ -128,5 +128,5 @@ def _may_bind() -> bool:
     return sys.platform == "linux" and threading.current_thread() is threading.main_thread()
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _end_with_parent() -> None:
+    die_with_parent(signal.SIGTERM)

@@ -125,7 +125,7 @@ def _require_fence(settings: WorkerSettings) -> None:
     there = fence.support()
     if there.missing:
         log.warning("the sandbox is not whole", missing=there.missing, mode=settings.sandbox)
-    if settings.sandbox == "required" and not there.stands:
+    if settings.sandbox == "required" and not there.sufficient:
         log.critical("no sandbox; FEWBIT_SANDBOX=best-effort runs without, for models you trust")
         raise SystemExit(1)
 

@@ -152,7 +152,7 @@ class Client:
     def download(self, job: Job | str, name: str, path: str | Path, progress: Progress | None = None) -> Path:
         """Save one artifact at ``path`` and check its SHA-256. An interrupted download goes on where it stopped,
         also in a later call: what has arrived is kept beside ``path`` as ``.part``."""
-        artifact = next((each for each in self.artifacts(job) if each.name == name), None)
+        artifact = next((artifact for artifact in self.artifacts(job) if artifact.name == name), None)
         if artifact is None:
             raise FewbitError.of("not-found", f"Job {_id(job)} has no artifact named {name!r}.")
         path = Path(path)

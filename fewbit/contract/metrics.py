@@ -66,7 +66,7 @@ def is_known(name: str) -> bool:
 def near(name: str) -> tuple[str, ...]:
     """Known names that may have been meant: those that hold ``name``, then those that look like it."""
     bare = base(name).lower().replace("-", "_")
-    holding = [each for each in METRICS if bare and bare in each]
+    holding = [metric for metric in METRICS if bare and bare in metric]
     return tuple(dict.fromkeys([*holding, *get_close_matches(bare, METRICS, NEAREST, 0.5)]))[:NEAREST]
 
 

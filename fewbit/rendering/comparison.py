@@ -1,4 +1,4 @@
-"""Jobs side by side: ``GET /compare``. Layers are matched by name; what a job does not have is null."""
+"""Jobs side by side: ``GET /compare``. Layers are matched by name; what a job lacks is null."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class ComparedJob(Resource):
 
 
 class ComparedNumber(Resource):
-    """One row of the summary: a value for each job, null where it was not measured. ``best``: the jobs' positions
-    that no other beats; empty where all are equal or fewer than two were measured."""
+    """One row of the summary: a value for each job, null where it was not measured. ``best``: the positions of the jobs
+    with the best value; empty where all are equal or fewer than two were measured."""
 
     name: str
     unit: Unit
@@ -54,8 +54,8 @@ Difference = Literal["missing", "quantized", "scheme", "kernel", "reason"]
 
 
 class ComparedLayer(Resource):
-    """One layer in every job, null where it has none of that name. ``differences``: the fields that are not the same
-    everywhere; measured numbers never are, and count as none. ``best`` is of ``output_sqnr_db``."""
+    """One layer in every job, null where a job has no layer of that name. ``differences``: the fields that are not the
+    same in all jobs; measured numbers are not compared. ``best`` is by ``output_sqnr_db``."""
 
     name: str
     jobs: tuple[ComparedCell | None, ...]
@@ -64,7 +64,7 @@ class ComparedLayer(Resource):
 
 
 class Comparison(Resource):
-    """``GET /compare``: two to eight jobs side by side, in the order they were asked for."""
+    """``GET /compare``: two to eight jobs side by side, in the order of the query."""
 
     jobs: tuple[ComparedJob, ...]
     summary: tuple[ComparedNumber, ...]
@@ -72,7 +72,7 @@ class Comparison(Resource):
 
 
 def compare(reports: Sequence[Report]) -> Comparison:
-    """Layers come in the order of the first job that has them."""
+    """Compare two or more reports. Layers come in the order of the first job that has them."""
     by_name = [{layer.name: layer for layer in report.layers} for report in reports]
     names = list(dict.fromkeys(name for layers in by_name for name in layers))
     return Comparison(
@@ -90,43 +90,43 @@ def _job(report: Report) -> ComparedJob:
 
 
 @dataclass(frozen=True)
-class _Measured:
+class _Measurement:
     unit: Unit
     better: Better
     value: float | None
 
 
 def _numbers(reports: Sequence[Report]) -> list[ComparedNumber]:
-    """Rows that no job has a value for are left out."""
-    measured = [dict(_measured(report)) for report in reports]
-    names = dict.fromkeys(name for each in measured for name in each)
-    rows = [_number(name, [each.get(name) for each in measured]) for name in names]
+    """The rows of the summary, without those that no job has a value for."""
+    columns = [dict(_measurements(report)) for report in reports]
+    names = dict.fromkeys(name for column in columns for name in column)
+    rows = [_number(name, [column.get(name) for column in columns]) for name in names]
     return [row for row in rows if any(value is not None for value in row.values)]
 
 
-def _measured(report: Report) -> Iterator[tuple[str, _Measured]]:
+def _measurements(report: Report) -> Iterator[tuple[str, _Measurement]]:
     size, accuracy, latency = report.size, report.accuracy, report.latency
-    yield "coverage.parameters", _Measured("share", "higher", report.coverage.parameters)
-    yield "coverage.macs", _Measured("share", "higher", report.coverage.macs)
-    yield "size.after", _Measured("bytes", "lower", size.after)
-    yield "size.ratio", _Measured("ratio", "lower", size.ratio)
+    yield "coverage.parameters", _Measurement("share", "higher", report.coverage.parameters)
+    yield "coverage.macs", _Measurement("share", "higher", report.coverage.macs)
+    yield "size.after", _Measurement("bytes", "lower", size.after)
+    yield "size.ratio", _Measurement("ratio", "lower", size.ratio)
     if accuracy:
         for metric in accuracy.metrics:
             better: Better = "lower" if is_lower_better(metric.name) else "higher"
-            yield f"accuracy.{metric.name}", _Measured("score", better, metric.after)
-            yield f"accuracy.{metric.name}.delta", _Measured("score", better, metric.delta)
-        yield "accuracy.flips", _Measured("count", "lower", len(accuracy.flips))
-        yield "output.sqnr_db", _Measured("dB", "higher", accuracy.output.sqnr_db)
+            yield f"accuracy.{metric.name}", _Measurement("score", better, metric.after)
+            yield f"accuracy.{metric.name}.delta", _Measurement("score", better, metric.delta)
+        yield "accuracy.flips", _Measurement("count", "lower", len(accuracy.flips))
+        yield "output.sqnr_db", _Measurement("dB", "higher", accuracy.output.sqnr_db)
     if latency:
-        for kind, each in latency.artifacts.items():
-            yield f"latency.{kind}.p50", _Measured("ms", "lower", each.p50)
-            yield f"latency.{kind}.speedup", _Measured("times", "higher", each.speedup)
-    yield "peak_memory_bytes", _Measured("bytes", "lower", report.provenance.peak_memory_bytes)
+        for kind, timing in latency.artifacts.items():
+            yield f"latency.{kind}.p50", _Measurement("ms", "lower", timing.p50)
+            yield f"latency.{kind}.speedup", _Measurement("times", "higher", timing.speedup)
+    yield "peak_memory_bytes", _Measurement("bytes", "lower", report.provenance.peak_memory_bytes)
 
 
-def _number(name: str, cells: Sequence[_Measured | None]) -> ComparedNumber:
-    values = [each.value if each else None for each in cells]
-    kind = next(each for each in cells if each)
+def _number(name: str, cells: Sequence[_Measurement | None]) -> ComparedNumber:
+    values = [cell.value if cell else None for cell in cells]
+    kind = next(cell for cell in cells if cell)
     best = _best(values, kind.better)
     return ComparedNumber(name=name, unit=kind.unit, better=kind.better, values=tuple(values), best=best)
 
@@ -159,9 +159,9 @@ def _cell(layer: LayerReport) -> ComparedCell:
 
 
 def _differences(cells: Sequence[ComparedCell | None]) -> tuple[Difference, ...]:
-    here = [cell for cell in cells if cell]
-    missing: tuple[Difference, ...] = ("missing",) if len(here) < len(cells) else ()
-    return missing + tuple(name for name in _SETTLED if len({getattr(cell, name) for cell in here}) > 1)
+    present = [cell for cell in cells if cell]
+    missing: tuple[Difference, ...] = ("missing",) if len(present) < len(cells) else ()
+    return missing + tuple(name for name in _COMPARED_FIELDS if len({getattr(cell, name) for cell in present}) > 1)
 
 
-_SETTLED: tuple[Difference, ...] = ("quantized", "scheme", "kernel", "reason")
+_COMPARED_FIELDS: tuple[Difference, ...] = ("quantized", "scheme", "kernel", "reason")

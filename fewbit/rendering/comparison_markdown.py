@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fewbit.rendering.comparison import ComparedCell, ComparedLayer, Comparison
-from fewbit.rendering.html.comparison_page import number_words
+from fewbit.rendering.html.comparison_page import difference_words, number_words
 from fewbit.rendering.markdown import MARKS, code, folded, text
-from fewbit.rendering.numbers import decibels
+from fewbit.rendering.numbers import counted, decibels
 from fewbit.rendering.words import layer_name
 
 LAYERS_SHOWN = 20
@@ -15,7 +15,7 @@ ARROWS = {"higher": "↑", "lower": "↓"}
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """The summary as a table, best values bold, arrows to where better is; then the layers that differ."""
+    """The summary as a table, best values bold, an arrow for the better direction; then the layers that differ."""
     jobs = comparison.jobs
     lines = [
         f"### {len(jobs)} jobs side by side",
@@ -33,20 +33,20 @@ def comparison_markdown(comparison: Comparison) -> str:
 def _number(comparison: Comparison, index: int) -> str:
     number = comparison.summary[index]
     words = [text(number_words(number, position)) for position in range(len(number.values))]
-    marked = [f"**{each}**" if position in number.best else each for position, each in enumerate(words)]
+    marked = [f"**{value}**" if position in number.best else value for position, value in enumerate(words)]
     return f"| {text(number.name)} {ARROWS[number.better]} | " + " | ".join(marked) + " |"
 
 
 def _layers(comparison: Comparison) -> Iterator[str]:
     different = [layer for layer in comparison.layers if layer.differences]
     if not different:
-        yield f"All {len(comparison.layers)} layers are the same kind in every job."
+        yield f"All jobs have the same {counted(len(comparison.layers), 'layer')}, quantized the same way."
         return
     rows = [_layer(layer) for layer in different[:LAYERS_SHOWN]]
     head = ["| layer | " + " | ".join(code(job.job) for job in comparison.jobs) + " |"]
     rule = ["|:--" * (1 + len(comparison.jobs)) + "|"]
     more = ["", f"and {len(different) - LAYERS_SHOWN} more"] if len(different) > LAYERS_SHOWN else []
-    yield from folded(f"{len(different)} of {len(comparison.layers)} layers differ", [*head, *rule, *rows, *more])
+    yield from folded(difference_words(comparison), [*head, *rule, *rows, *more])
 
 
 def _layer(layer: ComparedLayer) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 from fewbit.contract.report import Finding, Report
 from fewbit.contract.resources import Reason
-from fewbit.rendering.html.elements import NAMED, Links
-from fewbit.rendering.numbers import decibels, percent, small_share
+from fewbit.rendering.html.elements import SEVERITY_NAMES, Links
+from fewbit.rendering.numbers import counted, decibels, percent, small_share
 from fewbit.rendering.words import (
     by_sensitivity,
     first_few,
@@ -27,7 +27,7 @@ FINDINGS_SHOWN = 5
 GATES_SHOWN = 8
 REASONS_SHOWN = 5
 SENSITIVE_SHOWN = 5
-LONGEST = 240  # characters of one sentence of a report; the page has all of it
+LONGEST = 240  # characters of one text of the report; the HTML page has all of it
 LONGEST_NAME = 80
 LONGEST_PATCH = 300
 MARKS = {"pass": "✅", "warn": "⚠️", "fail": "❌", "error": "❌", "warning": "⚠️", "info": "ℹ️"}
@@ -43,8 +43,10 @@ def report_markdown(report: Report, base: str = "") -> str:
 
 
 def text(words: str, longest: int = LONGEST) -> str:
-    """``words`` on one line, as GitHub shows them and nothing else: no markup, no HTML, nobody mentioned, no issue
-    linked (a zero-width space after ``@``, and after ``#`` where GitHub's own escape does not hold)."""
+    """``words`` on one line, escaped so that GitHub shows exactly them: no markup, no HTML, no mentions, no links.
+
+    ``@``, ``://`` and ``www`` get a zero-width space, because GitHub links them even when they are escaped.
+    """
     line = " ".join(words.split())
     cut = line if len(line) <= longest else line[: longest - 1] + "…"
     escaped = cut.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -53,7 +55,7 @@ def text(words: str, longest: int = LONGEST) -> str:
 
 
 def code(words: str, longest: int = LONGEST_NAME) -> str:
-    """``words`` as code in a table or a line: the fence is longer than any in it. A bar still ends a cell."""
+    """``words`` as inline code, with a fence longer than any in it. Bars are escaped: in a table they end a cell."""
     line = " ".join(words.split()) or " "
     cut = line if len(line) <= longest else line[: longest - 1] + "…"
     fence = "`" * (1 + max(map(len, re.findall("`+", cut)), default=0))
@@ -66,7 +68,7 @@ def link(slug: str, links: Links) -> str:
 
 
 def block(language: str, body: str) -> list[str]:
-    """Lines of code, which cannot end early."""
+    """A code block whose fence the body cannot close."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", body)), default=0))
     return [f"{fence}{language}", body, fence]
 
@@ -106,12 +108,14 @@ def _findings(report: Report, links: Links) -> Iterator[str]:
         return
     yield "**Findings**"
     yield ""
-    yield from (_finding(each, links) for each in found[:FINDINGS_SHOWN])
+    yield from (_finding(finding, links) for finding in found[:FINDINGS_SHOWN])
     if len(found) > FINDINGS_SHOWN:
         yield f"- and {len(found) - FINDINGS_SHOWN} more"
-    patches = [each.patch for each in found[:FINDINGS_SHOWN] if each.patch is not None and each.severity != "info"]
+    patches = [
+        finding.patch for finding in found[:FINDINGS_SHOWN] if finding.patch is not None and finding.severity != "info"
+    ]
     if report.patch is not None:
-        patches = [report.patch]  # what they all ask for, in one
+        patches = [report.patch]  # one patch for all findings
     if patches:
         yield ""
         yield from folded("Patches for the job spec", [line for patch in patches[:2] for line in _patch(patch)])
@@ -119,8 +123,8 @@ def _findings(report: Report, links: Links) -> Iterator[str]:
 
 def _finding(finding: Finding, links: Links) -> str:
     where = f" {code(layer_name(finding.layer))}" if finding.layer is not None else ""
-    said = f"- {MARKS[finding.severity]} {NAMED[finding.severity]} {link(finding.code, links)}{where}: "
-    return said + text(finding.message, 160)
+    heading = f"- {MARKS[finding.severity]} {SEVERITY_NAMES[finding.severity]} {link(finding.code, links)}{where}: "
+    return heading + text(finding.message, 160)
 
 
 def _patch(patch: dict[str, Any]) -> list[str]:
@@ -133,10 +137,10 @@ def _float(report: Report, links: Links) -> Iterator[str]:
     if not reasons:
         return
     number = sum(len(names) for _, names in reasons.values())
-    lines = [line for each in list(reasons.items())[:REASONS_SHOWN] for line in _reason(*each, links)]
+    lines = [line for item in list(reasons.items())[:REASONS_SHOWN] for line in _reason(*item, links)]
     if len(reasons) > REASONS_SHOWN:
-        lines.append(f"- and {len(reasons) - REASONS_SHOWN} more reasons")
-    yield from folded(f"{number} of {len(report.layers)} layers stayed float", lines)
+        lines.append(f"- and {counted(len(reasons) - REASONS_SHOWN, 'more reason')}")
+    yield from folded(f"{number} of {counted(len(report.layers), 'layer')} stayed float", lines)
 
 
 def _reason(slug: str, held: tuple[Reason, list[str]], links: Links) -> Iterator[str]:
@@ -150,17 +154,18 @@ def _sensitive(report: Report) -> Iterator[str]:
     ranked = by_sensitivity(report.layers)[:SENSITIVE_SHOWN]
     if not ranked:
         return
-    lines = ["| layer | loss | own SQNR | if spared |", "|:--|--:|--:|--:|"]
+    lines = ["| layer | loss | own SQNR | gain if float |", "|:--|--:|--:|--:|"]
     for layer in ranked:
         error = layer.error
-        own, spared = (error.output_sqnr_db, error.spared_gain_db) if error else (None, None)
+        own, gain = (error.output_sqnr_db, error.spared_gain_db) if error else (None, None)
         loss = small_share(sensitivity(layer) or 0.0)
-        lines.append(f"| {code(layer_name(layer.name))} | {text(loss)} | {decibels(own)} | {decibels(spared)} |")
+        lines.append(f"| {code(layer_name(layer.name))} | {text(loss)} | {decibels(own)} | {decibels(gain)} |")
     yield from folded("The most sensitive layers", lines)
 
 
 def _foot(report: Report) -> Iterator[str]:
-    made = report.provenance
+    origin = report.provenance
     share = f"{percent(report.coverage.parameters)} of the parameters are int8"
-    conditions = f"fewbit {made.fewbit}, torch {made.torch}, {made.isa}, {made.threads} threads, seed {made.seed}"
+    threads = counted(origin.threads, "thread")
+    conditions = f"fewbit {origin.fewbit}, torch {origin.torch}, {origin.isa}, {threads}, seed {origin.seed}"
     yield f"<sub>{text(share)}. {text(conditions)}</sub>"

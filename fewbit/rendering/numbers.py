@@ -1,8 +1,13 @@
-"""Numbers as people write them."""
+"""Numbers and counts, as people write them."""
 
 from __future__ import annotations
 
 import math
+
+
+def counted(number: int, noun: str) -> str:
+    """The number and its noun, in the plural where it needs one."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -15,7 +20,7 @@ def points(share: float) -> str:
 
 
 def minus(number: str) -> str:
-    """The number with a true minus sign, as wide as its plus."""
+    """The number with a true minus sign, which is as wide as a plus."""
     return number.replace("-", "−")
 
 
@@ -36,7 +41,7 @@ def decibels(value: float | None) -> str:
 
 
 def count(value: float) -> str:
-    """A number of things in four characters or so: 393216 is 393 k."""
+    """A count in about four characters: 393216 is 393 k."""
     for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= factor:
             return f"{value / factor:.3g} {unit}"
@@ -44,12 +49,12 @@ def count(value: float) -> str:
 
 
 def small(value: float) -> str:
-    """A real number of any size, in three digits."""
+    """A real number of any size, with three digits."""
     return minus(f"{value + 0.0:.3g}")
 
 
 def small_share(share: float) -> str:
-    """A share that may be tiny: two digits of it, in percent, without an exponent."""
+    """A share that may be tiny, in percent: two digits, no exponent."""
     if 0 < share < 1e-8:
         return "< 0.000001 %"
     digits = max(0, 1 - math.floor(math.log10(100 * share))) if share else 0

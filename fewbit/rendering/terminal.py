@@ -1,4 +1,4 @@
-"""A report as a person reads it: the verdict, four numbers, the layers, and what to do next. Fits 100 columns."""
+"""A report on a terminal of 100 columns: the verdict, four numbers, the layers, and what to do next."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ _SEVERITY = {"info": ("i", "cyan"), "warning": ("!", "yellow"), "error": ("x", "
 SENSITIVE_SHOWN = 5
 
 
-def terminal() -> Console:
-    """Standard output; 100 columns wide when nobody says how wide it is."""
+def standard_output() -> Console:
+    """A console on standard output, 100 columns wide if the width is unknown."""
     known = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console(width=None if known else 100)
 
 
-def show(report: Report, console: Console, title: str | None = None) -> None:
+def print_report(report: Report, console: Console, title: str | None = None) -> None:
     """Print the whole report."""
     console.print(render(report, title))
 
 
 def render(report: Report, title: str | None = None) -> Group:
-    """The whole report, top to bottom as it is read."""
+    """The whole report, from top to bottom."""
     return Group(*_spaced(
         verdict_line(report, title),
         numbers(report),
@@ -82,7 +82,7 @@ def verdict_line(report: Report, title: str | None = None) -> Text:
 
 
 def numbers(report: Report) -> Columns:
-    """Coverage, size, accuracy, speed: one panel each, the number first, then what it stands for."""
+    """Four panels: coverage, size, accuracy, speed. The number comes first, then what it means."""
     return Columns([_panel(title, *words) for title, words in four_numbers(report).items()], padding=(0, 1))
 
 
@@ -91,18 +91,18 @@ def _panel(title: str, number: str, words: str) -> Panel:
 
 
 def metrics(accuracy: Accuracy | None) -> RenderableType | None:
-    """A line a metric, where there is more than the one in the panel."""
+    """One line per metric, if there are more than the one in the panel."""
     if accuracy is None or len(accuracy.metrics) < 2:
         return None
     lines = [
-        Text(f"  {each.name}  {metric_value(each, each.before)} → {metric_value(each, each.after)}  {said}")
-        for each, said in ((each, each.note.partition(";")[0]) for each in accuracy.metrics)
+        Text(f"  {metric.name}  {metric_value(metric, metric.before)} → {metric_value(metric, metric.after)}  {note}")
+        for metric, note in ((metric, metric.note.partition(";")[0]) for metric in accuracy.metrics)
     ]
     return Group(Text("Metrics", "bold"), *lines)
 
 
 def gates(all_gates: Sequence[Gate]) -> Text | None:
-    """One line for each limit of the spec."""
+    """One line per limit of the spec."""
     if not all_gates:
         return None
     lines = [
@@ -120,7 +120,7 @@ def gates(all_gates: Sequence[Gate]) -> Text | None:
 
 
 def layer_table(layers: Sequence[LayerReport]) -> Group:
-    """A row a layer. Kernels have long names and repeat, so that they are numbered; the last column is what one gets
+    """One row per layer. Kernel names are long and repeat, so kernels are numbered. The last column shows what happens
     without Fewbit."""
     kernels = sorted({layer.executed for layer in layers if layer.executed})
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
@@ -132,7 +132,7 @@ def layer_table(layers: Sequence[LayerReport]) -> Group:
     table.add_column("with plain\nquantize_dynamic", overflow="fold", min_width=16)
     for layer in layers:
         table.add_row(
-            Text(at_dots(layer_name(layer.name), 36)),
+            Text(break_at_dots(layer_name(layer.name), 36)),
             Text(layer.type.rsplit(".", 1)[-1]),
             now(layer),
             kernel(layer, kernels),
@@ -146,26 +146,26 @@ def layer_table(layers: Sequence[LayerReport]) -> Group:
 
 
 def now(layer: LayerReport) -> Text:
-    """What the layer is; marked where the spec asked for something else."""
+    """int8 or float, with a mark where the spec asked for the other."""
     word = Text("int8", "green") if layer.quantized else Text("float", "yellow")
     asked = layer.requested.quantized if layer.requested else layer.quantized
     return word if asked == layer.quantized else Text.assemble(word, (" ≠", "bold yellow"))
 
 
 def kernel(layer: LayerReport, kernels: Sequence[str]) -> Text:
-    """The kernel's number, and its measured time where there is one."""
+    """The kernel's number, and its time if it was measured."""
     if not layer.executed:
         return Text("none", "dim")
     spent = f" {layer.execution.ms:.2g} ms" if layer.execution else ""
     return Text(f"({kernels.index(layer.executed) + 1}){spent}", "dim")
 
 
-def at_dots(name: str, width: int) -> str:
-    """A long fully-qualified name on several lines, broken after a dot where one is near."""
+def break_at_dots(name: str, width: int) -> str:
+    """A long fully-qualified name on several lines, broken after dots where possible."""
     if len(name) <= width:
         return name
     cut = name.rfind(".", 0, width) + 1 or width
-    return name[:cut] + "\n" + at_dots(name[cut:], width)
+    return name[:cut] + "\n" + break_at_dots(name[cut:], width)
 
 
 def sqnr(layer: LayerReport) -> Text:
@@ -176,7 +176,7 @@ def sqnr(layer: LayerReport) -> Text:
 
 
 def eager(layer: LayerReport) -> Text:
-    """``int8`` with a code is worse than float: the layer is swapped, and the model fails or answers wrongly."""
+    """``int8`` with a code is worse than float: the layer is swapped, and then the model fails or answers wrongly."""
     code = layer.eager.reason.code if layer.eager.reason else None
     if layer.eager.quantized:
         return Text.assemble(("int8", "red"), f": {code}") if code else Text("int8", "green")
@@ -184,15 +184,15 @@ def eager(layer: LayerReport) -> Text:
 
 
 def reasons(layers: Sequence[LayerReport]) -> RenderableType | None:
-    """Each reason once, with the layers it holds for: why they are float here, then what eager would have done."""
-    here = float_layers(layers)
+    """The reasons and the layers they apply to: first why layers are float here, then what eager would have done."""
+    float_here = float_layers(layers)
     verdicts = [(layer.name, layer.eager) for layer in layers if layer.quantized]
-    there = by_reason([(name, verdict.reason) for name, verdict in verdicts if not verdict.quantized])
-    broken = by_reason([(name, verdict.reason) for name, verdict in verdicts if verdict.quantized])
+    float_in_eager = by_reason([(name, verdict.reason) for name, verdict in verdicts if not verdict.quantized])
+    broken_in_eager = by_reason([(name, verdict.reason) for name, verdict in verdicts if verdict.quantized])
     lists = [
-        *_reason_list("Why layers stayed float", here, with_remedy=True),
-        *_reason_list("Int8 here, float with plain quantize_dynamic, because", there, with_remedy=False),
-        *_reason_list("Swapped by plain quantize_dynamic too, but", broken, with_remedy=False),
+        *_reason_list("Why layers stayed float", float_here, with_remedy=True),
+        *_reason_list("Int8 here, but float with plain quantize_dynamic", float_in_eager, with_remedy=False),
+        *_reason_list("Int8 here, but broken with plain quantize_dynamic", broken_in_eager, with_remedy=False),
     ]
     return Group(*lists) if lists else None
 
@@ -210,7 +210,7 @@ def _reason_list(title: str, grouped: Grouped, with_remedy: bool) -> Iterator[Re
 
 
 def most_sensitive(layers: Sequence[LayerReport]) -> RenderableType | None:
-    """The few layers the answer depends on most: what it loses with them, what it gains without."""
+    """The layers that the output depends on most: the loss when they are int8, the gain when they stay float."""
     ranked = by_sensitivity(layers)[:SENSITIVE_SHOWN]
     if not ranked:
         return None
@@ -218,18 +218,24 @@ def most_sensitive(layers: Sequence[LayerReport]) -> RenderableType | None:
     for layer in ranked:
         gain = layer.error.spared_gain_db if layer.error else None
         spared = "" if gain is None else minus(f"{gain:+.1f} dB if it stays float")
-        table.add_row("", Text(at_dots(layer_name(layer.name), 60)), small_share(sensitivity(layer) or 0.0), spared)
+        table.add_row(
+            "", Text(break_at_dots(layer_name(layer.name), 60)), small_share(sensitivity(layer) or 0.0), spared
+        )
     title = Text("Most sensitive: what the output loses if only this layer is quantized", "bold")
     return Group(title, table)
 
 
 def calibration(report: Report) -> RenderableType | None:
-    said = list(calibration_words(report))
-    return Group(Text("Calibration", "bold"), *[Text(f"  {each}", "dim") for each in said]) if said else None
+    sentences = list(calibration_words(report))
+    return (
+        Group(Text("Calibration", "bold"), *[Text(f"  {sentence}", "dim") for sentence in sentences])
+        if sentences
+        else None
+    )
 
 
 def findings(all_findings: Sequence[Finding]) -> RenderableType | None:
-    """What to know or to act on, worst first."""
+    """The findings, worst first."""
     if not all_findings:
         return None
     return Group(Text("Findings", "bold"), *map(_finding, worst_first(all_findings)))
@@ -243,7 +249,7 @@ def _finding(finding: Finding) -> RenderableType:
 
 
 def advice(message: str, remedy: str | None, patch: dict[str, Any] | None) -> Iterator[RenderableType]:
-    """What it is, what to do, and the change to the job spec that does it."""
+    """The message, the remedy, and the patch of the job spec that applies it."""
     yield Padding(Text(message, "dim"), (0, 0, 0, 2))
     if remedy:
         yield Padding(Text(f"→ {remedy}"), (0, 0, 0, 2))

@@ -1,4 +1,4 @@
-"""What the numbers of a report mean, in words: the same in every face."""
+"""What the numbers of a report mean, in words that every rendering shares."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 from fewbit.contract.metrics import is_lower_better, is_share
 from fewbit.contract.report import Accuracy, Finding, Gate, Latency, LayerReport, Metric, Report, Requested, Scheme
 from fewbit.contract.resources import Reason
-from fewbit.rendering.numbers import kilobytes, milliseconds, minus, percent, points, small
+from fewbit.rendering.numbers import counted, kilobytes, milliseconds, minus, percent, points, small
 
-Words = tuple[str, str]
+NumberAndMeaning = tuple[str, str]
 SEVERITIES = ("error", "warning", "info")
 
 
@@ -21,14 +21,16 @@ SEVERITIES = ("error", "warning", "info")
 
 
 def verdict_sentence(report: Report) -> str:
-    """The verdict, and what it rests on."""
+    """Why the verdict is what it is."""
     unmet = [gate for gate in report.gates if not gate.met]
     if unmet:
-        return f"{_counted(len(unmet), 'gate')} of {len(report.gates)} not met: " + "; ".join(map(gate_words, unmet))
-    worst = [each for each in report.findings if each.severity != "info"]
-    kept = f"{len(report.gates)} of {_counted(len(report.gates), 'gate')} met" if report.gates else "No gate was set"
-    noted = f", {_counted(len(worst), 'finding')} to look at" if worst else ", nothing to look at"
-    return kept + noted
+        return f"{len(unmet)} of {counted(len(report.gates), 'gate')} not met: " + "; ".join(map(gate_words, unmet))
+    to_review = [finding for finding in report.findings if finding.severity != "info"]
+    gates_met = (
+        f"{len(report.gates)} of {counted(len(report.gates), 'gate')} met" if report.gates else "No gate was set"
+    )
+    review = f", {counted(len(to_review), 'finding')} to look at" if to_review else ", nothing to look at"
+    return gates_met + review
 
 
 def gate_words(gate: Gate) -> str:
@@ -36,15 +38,11 @@ def gate_words(gate: Gate) -> str:
     return f"{gate.gate} {value}, limit {gate.limit:g}"
 
 
-def _counted(number: int, thing: str) -> str:
-    return f"{number} {thing}" + ("" if number == 1 else "s")
+# The four numbers at the top
 
 
-# The four numbers
-
-
-def four_numbers(report: Report) -> dict[str, Words]:
-    """Coverage, size, accuracy, speed: the number, then what it stands for."""
+def four_numbers(report: Report) -> dict[str, NumberAndMeaning]:
+    """Coverage, size, accuracy, speed: the number, and what it means."""
     return {
         "coverage": coverage_words(report),
         "size": size_words(report),
@@ -53,32 +51,34 @@ def four_numbers(report: Report) -> dict[str, Words]:
     }
 
 
-def coverage_words(report: Report) -> Words:
+def coverage_words(report: Report) -> NumberAndMeaning:
     coverage = report.coverage
-    count = f"of parameters int8\n{coverage.layers.quantized} of {coverage.layers.total} layers"
+    count = f"of parameters int8\n{coverage.layers.quantized} of {counted(coverage.layers.total, 'layer')}"
     return percent(coverage.parameters), f"{count}\n{percent(coverage.macs)} of the arithmetic"
 
 
-def size_words(report: Report) -> Words:
+def size_words(report: Report) -> NumberAndMeaning:
     size = report.size
     if size.after is None or size.ratio is None:
         return "—", f"{kilobytes(size.before)} before\nthis job made no artifact"
     return f"{size.ratio:.2f} ×", f"{kilobytes(size.before)} before\n{kilobytes(size.after)} after"
 
 
-def accuracy_words(accuracy: Accuracy | None) -> Words:
-    """The first metric, if there are labels; else how close the outputs are."""
+def accuracy_words(accuracy: Accuracy | None) -> NumberAndMeaning:
+    """The first metric if the data has labels, otherwise how close the outputs are."""
     if accuracy is None:
         return "—", "not measured"
     if accuracy.labelled and accuracy.metrics:
         metric = accuracy.metrics[0]
         same = accuracy.output.top1_agreement == 1 and not accuracy.flips
         change = (
-            f"no prediction changed\nin {accuracy.samples} samples" if same else drop_words(metric, accuracy.samples)
+            f"no prediction changed\nin {counted(accuracy.samples, 'sample')}"
+            if same
+            else drop_words(metric, accuracy.samples)
         )
         return metric_value(metric, metric.after), f"{metric_value(metric, metric.before)} before\n{change}"
     data = "synthetic inputs: weak" if accuracy.kind == "synthetic" else "no labels"
-    return f"{accuracy.output.sqnr_db:.1f} dB", f"output SQNR\n{accuracy.samples} samples\n{data}"
+    return f"{accuracy.output.sqnr_db:.1f} dB", f"output SQNR\n{counted(accuracy.samples, 'sample')}\n{data}"
 
 
 def metric_value(metric: Metric, value: float, digits: int = 2) -> str:
@@ -93,33 +93,33 @@ def metric_change(metric: Metric, change: float) -> str:
 
 
 def drop_words(metric: Metric, samples: int) -> str:
-    """What the difference means: a point estimate alone says little on a few hundred samples."""
+    """The difference, and whether it is more than chance: a point estimate on a few hundred samples says little."""
     unit = " points" if is_share(metric.name) else ""
     change = f"{metric_change(metric, metric.delta)}{unit}"
     if metric.ci95 is None:
-        return f"{change}\n{samples} samples"
+        return f"{change}\n{counted(samples, 'sample')}"
     low, high = metric.ci95
     if low <= 0 <= high:
-        return f"{change}: not distinguishable from zero with {samples} samples"
+        return f"{change}: not distinguishable from zero with {counted(samples, 'sample')}"
     word = "loss" if (metric.delta < 0) != is_lower_better(metric.name) else "gain"
     return f"{change}: a real {word}, {metric_change(metric, low)} to {metric_change(metric, high)} (95 %)"
 
 
-def speed_words(latency: Latency | None) -> Words:
+def speed_words(latency: Latency | None) -> NumberAndMeaning:
     """The fastest artifact against the float model."""
     if latency is None or not latency.artifacts:
         return "—", "not measured"
     kind, best = max(latency.artifacts.items(), key=lambda item: item[1].speedup)
     times = f"{milliseconds(latency.before_ms.p50)} before\n{milliseconds(best.p50)} as {kind}"
     slower = " (slower)" if best.speedup < 1 else ""
-    return f"{best.speedup:.2f} ×{slower}", f"{times}\nbatch {latency.batch}, {latency.threads} threads"
+    return f"{best.speedup:.2f} ×{slower}", f"{times}\nbatch {latency.batch}, {counted(latency.threads, 'thread')}"
 
 
 # Layers
 
 
 def layer_name(name: str) -> str:
-    """The root module has no name of its own."""
+    """The root module's name is empty."""
     return name or "(root)"
 
 
@@ -148,7 +148,7 @@ def scheme_words(scheme: Scheme) -> str:
 
 
 def by_sensitivity(layers: Iterable[LayerReport]) -> list[LayerReport]:
-    """Those whose sensitivity was measured, the most sensitive first."""
+    """The layers whose sensitivity was measured, most sensitive first."""
     known = [layer for layer in layers if sensitivity(layer) is not None]
     return sorted(known, key=lambda layer: -(sensitivity(layer) or 0.0))
 
@@ -166,7 +166,7 @@ def worst_first(findings: Iterable[Finding]) -> list[Finding]:
 
 @dataclass(frozen=True)
 class Step:
-    """Something to do: what for, on which layers, and the change to the job spec that does it."""
+    """One thing to do: why, for which layers, and the patch of the job spec that does it."""
 
     code: str
     severity: str
@@ -176,16 +176,18 @@ class Step:
 
 
 def next_steps(report: Report) -> list[Step]:
-    """What errors and warnings ask for, worst first, then what would make more layers int8; each once."""
-    findings = [each for each in worst_first(report.findings) if each.severity != "info" and each.remedy]
-    found = [(each.code, each.severity, each.layer, each.remedy or "", each.patch) for each in findings]
-    asked = [
+    """What errors and warnings ask for, worst first, then what would make more layers int8. No step comes twice."""
+    findings = [finding for finding in worst_first(report.findings) if finding.severity != "info" and finding.remedy]
+    from_findings = [
+        (finding.code, finding.severity, finding.layer, finding.remedy or "", finding.patch) for finding in findings
+    ]
+    from_float_layers = [
         (layer.reason.code, "info", layer.name, layer.reason.remedy or "", layer.reason.patch)
         for layer in report.layers
         if layer.reason and layer.reason.patch is not None and not layer.quantized
     ]
     steps: dict[str, Step] = {}
-    for code, severity, layer, remedy, patch in found + asked:
+    for code, severity, layer, remedy, patch in from_findings + from_float_layers:
         key = json.dumps([code, remedy, patch], sort_keys=True)
         before = steps.get(key)
         layers = (*(before.layers if before else ()), *([layer] if layer is not None else []))
@@ -194,12 +196,12 @@ def next_steps(report: Report) -> list[Step]:
 
 
 def float_layers(layers: Iterable[LayerReport]) -> dict[str, tuple[Reason, list[str]]]:
-    """Each reason why layers stayed float, with their names."""
+    """The reasons why layers stayed float, by code, with the names of these layers."""
     return by_reason((layer.name, layer.reason) for layer in layers if not layer.quantized)
 
 
 def by_reason(pairs: Iterable[tuple[str, Reason | None]]) -> dict[str, tuple[Reason, list[str]]]:
-    """Each reason once, with the layers it holds for."""
+    """The reasons by code, with the layers they apply to."""
     names: dict[str, list[str]] = defaultdict(list)
     first: dict[str, Reason] = {}
     for name, reason in pairs:
@@ -223,11 +225,13 @@ def calibration_words(report: Report) -> Iterator[str]:
     if calibration is None:
         return
     settled = calibration.recommended_samples
-    yield f"{calibration.samples} samples; " + (
-        f"the ranges had settled after {settled}." if settled is not None else "the ranges had not settled: give more."
+    yield f"{counted(calibration.samples, 'sample')}; " + (
+        f"the ranges had settled after {settled}."
+        if settled is not None
+        else "the ranges had not settled, so give more."
     )
     if calibration.duplicates:
-        yield f"{_counted(calibration.duplicates, 'sample')} seen before: duplicates set no range."
+        yield f"{counted(calibration.duplicates, 'duplicate sample')}, which add nothing to the ranges."
     for names, words in (
         (calibration.constant_inputs, "never changes"),
         (calibration.non_finite_inputs, "holds NaN or infinity"),

@@ -82,7 +82,7 @@ def test_the_engine_emits_no_code_that_is_not_in_the_catalogue() -> None:
 
 def test_every_code_a_report_can_carry_is_reproduced() -> None:
     shown = {code for code, _, _ in FOUND.values()} | set(REPRODUCED_ELSEWHERE)
-    assert {code for code, each in CODES.items() if each.places} - shown == set()
+    assert {code for code, page in CODES.items() if page.places} - shown == set()
     for code, test in REPRODUCED_ELSEWHERE.items():
         assert code in (ROOT / test).read_text()
 

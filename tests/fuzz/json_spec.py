@@ -22,5 +22,5 @@ _SPECS = st.dictionaries(_NAMES, _VALUES, max_size=8).map(
     lambda fields: json.dumps({"model": "mdl_a"} | fields).encode()
 )
 
-TARGET = Target("job spec", st.binary(max_size=200) | _VALUES.map(lambda each: json.dumps(each).encode()) | _SPECS,
+TARGET = Target("job spec", st.binary(max_size=200) | _VALUES.map(lambda spec: json.dumps(spec).encode()) | _SPECS,
                 read_spec, (Refusal,))  # fmt: skip

@@ -141,7 +141,7 @@ def _threads_fenced(_: dict[str, Any]) -> list[list[str]]:
     torch.randn(2000, 2000).sum()
     torch.randn(500, 500).mm(torch.randn(500, 500))
     lines = [(task / "status").read_text().splitlines() for task in Path("/proc/self/task").iterdir()]
-    return [[line for line in each if line.startswith(("NoNewPrivs", "Seccomp:"))] for each in lines]
+    return [[field for field in line if field.startswith(("NoNewPrivs", "Seccomp:"))] for line in lines]
 
 
 def _kill_group(_: dict[str, Any]) -> None:

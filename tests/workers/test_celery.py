@@ -121,7 +121,9 @@ def test_an_upload_is_inspected_and_a_job_runs(there: World, worker: CeleryWorke
     assert ended(there, job) == "succeeded", worker.log.read_text()[-4000:]
     report = json.loads(there.report(job))
     assert report["coverage"]["layers"]["quantized"] == 2
-    assert {each.name for each in there.artifacts(job)} == {each["name"] for each in report["artifacts"]}
+    assert {artifact.name for artifact in there.artifacts(job)} == {
+        artifact["name"] for artifact in report["artifacts"]
+    }
 
 
 def test_the_log_is_json_and_names_the_job(there: World, worker: CeleryWorker, queue: Queue, model: bytes) -> None:

@@ -1,9 +1,9 @@
-"""What an exported program's JSON may say, checked before torch reads it.
+"""Checks an exported program's JSON before torch reads it.
 
 torch 2.13's deserializer resolves ``target`` strings by attribute access from the ``torch`` module on
 (``torch.os.system`` is one), imports whatever module a tree spec names, and pastes names into Python source that it
-executes. Each check below closes one of these; functions named are in ``torch/_export/serde/serialize.py`` unless
-another file is.
+executes. Each check below closes one of these holes. The functions named are in ``torch/_export/serde/serialize.py``
+unless another file is given.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from workers.intake.pickles import words
 
 MAX_JSON_BYTES = 256 << 20
 _MAX_DEPTH = 200
-_MAX_NODES = 200_000  # of one graph: the largest models exported have some ten thousand
+_MAX_NODES = 200_000  # of one graph; the largest exported models have about ten thousand
 
 _OPERATOR = re.compile(r"torch\.ops\.([A-Za-z_]\w*)\.([A-Za-z_]\w*)(\.[A-Za-z_]\w*)?")
 _NAMESPACES = frozenset({"aten", "prims", "prim", "quantized_decomposed", "torchao", "torchvision", "higher_order"})
@@ -41,17 +41,19 @@ _PYTHON = re.compile(
 )
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.]{0,512}")
-# Control characters, and those of Unicode that break lines or turn text around: a terminal obeys some of them.
+# Control characters, and those of Unicode that break lines or reverse text: a terminal obeys some of them.
 _CONTROLS = r"\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069"
 _PLAIN_TEXT = re.compile(rf"[^{_CONTROLS}\"'\\]{{0,2048}}")
-_SHOWN = re.compile(rf"[^{_CONTROLS}]{{0,65536}}")
-_SHOWN_LINES = re.compile(rf"(?:[\t\n\f\r]|[^{_CONTROLS}]){{0,1000000}}")
+_DISPLAY_TEXT = re.compile(rf"[^{_CONTROLS}]{{0,65536}}")
+_SOURCE_LINES = re.compile(rf"(?:[\t\n\f\r]|[^{_CONTROLS}]){{0,1000000}}")
 _RANGE_SYMBOL = re.compile(r"[A-Za-z_]{1,8}[0-9]{1,6}")
 
 
 def check_json(data: bytes, entry: str) -> Any:
-    """The document in ``data``, once everything in it that torch would evaluate, import or resolve is known to be
-    harmless. Raises ``EngineError('unsafe-model')`` with the string at fault, ``'invalid-model'`` if it is no JSON."""
+    """The document in ``data``, once everything that torch would evaluate, import or resolve has been checked.
+
+    Raises ``EngineError('unsafe-model')`` with the string at fault, ``'invalid-model'`` for what is no JSON.
+    """
     document = _parse(data, entry)
     for key, value in _fields(document):
         check = _CHECKS.get(key)
@@ -71,40 +73,40 @@ def _parse(data: bytes, entry: str) -> Any:
 
 def _fields(document: Any) -> Iterator[tuple[str, Any]]:
     """Every key and value at any depth."""
-    waiting = [(document, 0)]
-    while waiting:
-        node, depth = waiting.pop()
+    pending = [(document, 0)]
+    while pending:
+        node, depth = pending.pop()
         if depth > _MAX_DEPTH:
             raise EngineError("invalid-model", f"The program's JSON is nested deeper than {_MAX_DEPTH} levels.")
         if isinstance(node, dict):
             yield from node.items()
-            waiting += [(value, depth + 1) for value in node.values() if isinstance(value, (dict, list))]
+            pending += [(value, depth + 1) for value in node.values() if isinstance(value, (dict, list))]
         elif isinstance(node, list):
-            waiting += [(value, depth + 1) for value in node if isinstance(value, (dict, list))]
+            pending += [(value, depth + 1) for value in node if isinstance(value, (dict, list))]
 
 
 def _check_expression(value: Any, entry: str) -> None:
     """``expr_str`` goes through ``sympy.sympify`` (``_parse_sym_expr``)."""
     if not isinstance(value, str) or not is_shape_expression(value):
-        raise _unsafe(entry, "a size that is no arithmetic expression but", value, "torch would evaluate it")
+        raise _unsafe(entry, "a size that is not an arithmetic expression,", value, "torch would evaluate it")
 
 
 def _check_guards(value: Any, entry: str) -> None:
     """``guards_code`` is executed by ``ExportedProgram.module()`` (``torch/export/_unlift.py``)."""
     for guard in value if isinstance(value, list) else [value]:
         if not isinstance(guard, str) or not is_guard(guard):
-            raise _unsafe(entry, "a guard that is no condition over sizes but", guard, "torch would execute it")
+            raise _unsafe(entry, "a guard that is not a condition over sizes,", guard, "torch would execute it")
 
 
 def _check_operator(value: Any, entry: str) -> None:
     """``target`` is resolved by ``getattr`` (``deserialize_operator``), then called."""
     if not isinstance(value, str):
-        raise _unsafe(entry, "an operator that is no name but", value, "torch would resolve it")
+        raise _unsafe(entry, "an operator that is not a name,", value, "torch would resolve it")
     if value in _SYMBOLIC or _PYTHON.fullmatch(value):
         return
     operator = _OPERATOR.fullmatch(value)
-    if operator is None or _reaches_outside(operator):
-        raise _unsafe(entry, "a call of", value, "it is no tensor operator")
+    if operator is None or _is_outside_tensors(operator):
+        raise _unsafe(entry, "a call of", value, "it is not a tensor operator")
     if operator[1] not in _NAMESPACES:
         raise EngineError(
             "invalid-model",
@@ -113,7 +115,7 @@ def _check_operator(value: Any, entry: str) -> None:
         )
 
 
-def _reaches_outside(operator: re.Match[str]) -> bool:
+def _is_outside_tensors(operator: re.Match[str]) -> bool:
     namespace, name, overload = operator[1], operator[2], operator[3]
     if namespace == "higher_order":
         return overload is not None or name not in _HIGHER_ORDER
@@ -125,7 +127,7 @@ def _reaches_outside(operator: re.Match[str]) -> bool:
 def _check_identifier(value: Any, entry: str) -> None:
     """Names of values and arguments are pasted into the generated ``forward`` (``torch/fx/graph.py``)."""
     if value is not None and not (isinstance(value, str) and _IDENTIFIER.fullmatch(value)):
-        raise _unsafe(entry, "a name that is no identifier but", value, "torch would compile it as source")
+        raise _unsafe(entry, "a name that is not an identifier,", value, "torch would compile it as source")
 
 
 def _check_identifiers(value: Any, entry: str) -> None:
@@ -141,31 +143,31 @@ def _check_plain_text(value: Any, entry: str) -> None:
         raise _unsafe(entry, "a parameter name with quotes or control characters,", value, "torch would compile it")
 
 
-def _check_shown(value: Any, entry: str) -> None:
-    """Module paths and types are not evaluated, but name the layers in reports and logs."""
-    if value is not None and not (isinstance(value, str) and _SHOWN.fullmatch(value)):
-        raise _unsafe(entry, "a module's name with control characters,", value, "who reads it could be misled")
+def _check_display_text(value: Any, entry: str) -> None:
+    """Module paths and types are not evaluated, but they name the layers in reports and logs."""
+    if value is not None and not (isinstance(value, str) and _DISPLAY_TEXT.fullmatch(value)):
+        raise _unsafe(entry, "a module's name with control characters,", value, "a reader could be misled")
 
 
-def _check_shown_lines(value: Any, entry: str) -> None:
+def _check_source_lines(value: Any, entry: str) -> None:
     """Lines of the user's code, which reports quote."""
-    if value is not None and not (isinstance(value, str) and _SHOWN_LINES.fullmatch(value)):
-        raise _unsafe(entry, "a line of code with control characters,", value, "who reads it could be misled")
+    if value is not None and not (isinstance(value, str) and _SOURCE_LINES.fullmatch(value)):
+        raise _unsafe(entry, "a line of code with control characters,", value, "a reader could be misled")
 
 
 def _check_tree_spec(value: Any, entry: str) -> None:
-    """Tree specs import modules for enums and default factories (``torch/utils/_pytree.py``); their keys end up inside
+    """Tree specs import modules for enums and default factories (``torch/utils/_pytree.py``); their keys end up in
     guards."""
-    waiting: list[Any] = [_parse(str(value).encode(), entry)]
-    while waiting:
-        spec = waiting.pop()
+    pending: list[Any] = [_parse(str(value).encode(), entry)]
+    while pending:
+        spec = pending.pop()
         if isinstance(spec, dict):
             _check_tree_node(spec, entry)
-            waiting += spec.values()
+            pending += spec.values()
         elif isinstance(spec, list):
-            waiting += spec
+            pending += spec
         elif isinstance(spec, str):
-            _check_tree_string(spec, waiting, entry)
+            _check_tree_string(spec, pending, entry)
 
 
 def _check_tree_node(spec: dict[str, Any], entry: str) -> None:
@@ -176,10 +178,10 @@ def _check_tree_node(spec: dict[str, Any], entry: str) -> None:
         _check_plain_text(key, entry)
 
 
-def _check_tree_string(text: str, waiting: list[Any], entry: str) -> None:
+def _check_tree_string(text: str, pending: list[Any], entry: str) -> None:
     """A context is JSON inside the JSON; anything else is a type's name or a key."""
     if text.lstrip()[:1] in ("[", "{", '"'):
-        waiting.append(_parse(text.encode(), entry))
+        pending.append(_parse(text.encode(), entry))
     else:
         _check_plain_text(text, entry)
 
@@ -188,7 +190,7 @@ def _check_ranges(value: Any, entry: str) -> None:
     """Symbols with a range; torch counts up to an unbacked symbol's number, so it is bounded."""
     for symbol in value if isinstance(value, dict) else ():
         if not _RANGE_SYMBOL.fullmatch(symbol):
-            raise _unsafe(entry, "a range for something that is no symbol,", symbol, "torch would evaluate it")
+            raise _unsafe(entry, "a range for something that is not a symbol,", symbol, "torch would evaluate it")
 
 
 def _check_keys(value: Any, entry: str) -> None:
@@ -216,9 +218,9 @@ _CHECKS: dict[str, Callable[[Any, str], None]] = {
     "as_name": _check_identifier,
     "forward_arg_names": _check_identifiers,
     "field_names": _check_identifiers,
-    "nn_module_stack": _check_shown,
-    "torch_fn": _check_shown,
-    "stack_trace": _check_shown_lines,
+    "nn_module_stack": _check_display_text,
+    "torch_fn": _check_display_text,
+    "stack_trace": _check_source_lines,
     "in_spec": _check_tree_spec,
     "out_spec": _check_tree_spec,
     "range_constraints": _check_ranges,

@@ -37,26 +37,26 @@ _ARITHMETIC = (
     ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.Tuple, ast.Load, ast.operator, ast.unaryop,
     ast.boolop, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE,
 )  # fmt: skip
-_LONGEST = 20_000
+_LONGEST_EXPRESSION = 20_000
 
 
 def is_shape_expression(text: str) -> bool:
     """Whether ``text`` is arithmetic over symbols, numbers and the functions torch's shapes are made of."""
-    tree = _parsed(text)
+    tree = _parse(text)
     return tree is not None and all(_is_sympy(node) for node in ast.walk(tree))
 
 
 def is_guard(text: str) -> bool:
     """Whether ``text`` is a condition over the inputs' sizes, such as ``L['x'].size()[0] // 2 >= 1``."""
-    tree = _parsed(text)
+    tree = _parse(text)
     try:
         return tree is not None and _is_guard(tree.body)
     except RecursionError:
         return False
 
 
-def _parsed(text: str) -> ast.Expression | None:
-    if len(text) > _LONGEST or not text.isascii() or not text.isprintable() or "#" in text:
+def _parse(text: str) -> ast.Expression | None:
+    if len(text) > _LONGEST_EXPRESSION or not text.isascii() or not text.isprintable() or "#" in text:
         return None
     try:
         return ast.parse(text.strip(), mode="eval")

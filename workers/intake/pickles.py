@@ -1,8 +1,8 @@
-"""Reading a pickle without unpickling it: opcode by opcode, against an allow-list.
+"""Reads a pickle without unpickling it: opcode by opcode, against an allow-list.
 
 A pickle is a program for a stack machine, and ``GLOBAL`` names the functions it calls. ``torch.load`` has a restricted
 machine (``torch/_weights_only_unpickler.py``), but ``torch.export.load`` falls back to the unrestricted one when that
-refuses. So nothing reaches either unless it uses only the restricted machine's opcodes and the functions below.
+refuses a pickle. So a pickle reaches either only if it uses the restricted machine's opcodes and the functions below.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# The opcodes torch 2.13's restricted unpickler knows: all that torch.save writes with its default protocol 2.
+# The opcodes of torch 2.13's restricted unpickler, which are all that torch.save writes with its default protocol 2.
 _OPCODES = words(
     "PROTO GLOBAL REDUCE BUILD NEWOBJ MARK STOP NONE NEWTRUE NEWFALSE EMPTY_TUPLE EMPTY_LIST EMPTY_DICT EMPTY_SET "
     "TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS SETITEM SETITEMS BININT BININT1 BININT2 BINFLOAT LONG1 BINUNICODE "
@@ -34,7 +34,7 @@ _DTYPES = words(
     "complex128 qint8 quint8 qint32 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu"
 )
 
-# A part of torch's own weights-only list: what rebuilds a tensor, and nothing that takes a callable to call.
+# A part of torch's own weights-only list: what rebuilds a tensor, and nothing that would call another callable.
 ALLOWED = frozenset(
     {
         "collections.OrderedDict",
@@ -57,7 +57,7 @@ ALLOWED = frozenset(
     }
 )
 
-# What a pickled module needs beyond that. Only tells a careless upload from a hostile one: neither is ever loaded.
+# What a pickled module needs beyond that. It only tells a careless upload from a hostile one; neither is loaded.
 _PLAIN = ALLOWED | {
     "torch._utils._rebuild_qtensor",
     "torch._utils._rebuild_parameter_with_state",
@@ -79,48 +79,50 @@ _PLAIN = ALLOWED | {
 _PLAIN_PACKAGES = ("torch.nn.modules.", "torch.ao.nn.")
 
 _STRINGS = words("UNICODE BINUNICODE BINUNICODE8 SHORT_BINUNICODE STRING BINSTRING SHORT_BINSTRING")
-# These call without GLOBAL, or rearrange the stack so that what STACK_GLOBAL takes is not what was last written.
-_DEVIOUS = words("INST OBJ NEWOBJ_EX EXT1 EXT2 EXT4 PERSID POP POP_MARK DUP")
+# These call without GLOBAL, or rearrange the stack so that STACK_GLOBAL does not take the last strings written.
+_COMPUTED_CALLS = words("INST OBJ NEWOBJ_EX EXT1 EXT2 EXT4 PERSID POP POP_MARK DUP")
 _PUTS = words("PUT BINPUT LONG_BINPUT")
 _GETS = words("GET BINGET LONG_BINGET")
 
 
 @dataclass(frozen=True)
 class Walk:
-    """What one pass over a stream found: the dotted names it calls (``?``: a computed one), the opcodes nothing of
-    ours would write, whether every pickle in it ended with STOP (``complete``), and how many bytes are behind it."""
+    """One pass over a stream: the dotted names it calls (``?``: a computed one), the opcodes that torch.save does not
+    write, whether every pickle ended with STOP (``complete``), and the number of bytes after the last one."""
 
     names: tuple[str, ...]
     strange_opcodes: tuple[str, ...]
     complete: bool
-    left: int = 0
+    trailing_bytes: int = 0
 
     @property
     def forbidden(self) -> str | None:
-        """What it calls outside the allow-list, or the opcode that may call anything; ``None`` if there is neither."""
+        """A name outside the allow-list, or the opcode that may call anything; ``None`` if there is neither."""
         return self.outside(ALLOWED)
 
     def outside(self, allowed: frozenset[str]) -> str | None:
-        """As ``forbidden``, against another allow-list."""
+        """Like ``forbidden``, with another allow-list."""
         for name in self.names:
             if name not in allowed:
                 return name
-        return self.devious
+        return self.computed_call
 
     @property
-    def devious(self) -> str | None:
-        """The opcode that may call anything, in words; ``None`` if there is none."""
-        return next((f"whatever its {code} opcode computes" for code in self.strange_opcodes if code in _DEVIOUS), None)
+    def computed_call(self) -> str | None:
+        """The first opcode that may call anything, in words; ``None`` if there is none."""
+        return next(
+            (f"whatever its {code} opcode computes" for code in self.strange_opcodes if code in _COMPUTED_CALLS), None
+        )
 
     @property
     def hostile(self) -> str | None:
-        """The first name that no pickled model has a use for. Classes that are not installed here cannot do anything
-        here: a model saved with its own class is a mistake, not an attack."""
+        """The first name that no pickled model needs. A class that is not installed here can do nothing here: a model
+        saved with its own class is a mistake, not an attack."""
         return next((name for name in self.names if not _is_plain(name)), None)
 
 
 def walk(data: bytes, pickles: int = 8, limit: int = 2_000_000) -> Walk:
-    """Read up to ``pickles`` pickles that follow each other (torch's old format: five), ``limit`` opcodes of each."""
+    """Read up to ``pickles`` consecutive pickles (torch's old format has five), at most ``limit`` opcodes of each."""
     names: dict[str, None] = {}
     strange: dict[str, None] = {}
     start, complete = 0, False
@@ -151,11 +153,11 @@ def _walk_one(data: bytes, start: int, limit: int, names: dict[str, None], stran
             if opcode.name in ("GLOBAL", "INST"):
                 names[str(arg).replace(" ", ".", 1)] = None
             elif opcode.name == "STACK_GLOBAL":
-                names[strings.dotted()] = None
+                names[strings.dotted_name()] = None
             elif opcode.name == "STOP":
                 return start + position + 1
-            strings.see(opcode.name, arg)
-    except Exception:  # pickletools raises ValueError, UnicodeDecodeError, struct.error, ... on a stream that is none
+            strings.record(opcode.name, arg)
+    except Exception:  # pickletools raises ValueError, UnicodeDecodeError, struct.error, ... on what is no pickle
         return None
     return None
 
@@ -166,14 +168,14 @@ def _operations(data: bytes, start: int) -> Iterator[tuple[pickletools.OpcodeInf
 
 
 class _Strings:
-    """The strings a STACK_GLOBAL would take, so far as they are written down and not computed."""
+    """The strings a STACK_GLOBAL would take, where the pickle spells them out and does not compute them."""
 
     def __init__(self) -> None:
         self._last: list[str] = []
         self._memo: dict[int, str] = {}
         self._pushed = "?"
 
-    def see(self, opcode: str, arg: object) -> None:
+    def record(self, opcode: str, arg: object) -> None:
         if opcode == "MEMOIZE":
             self._memo[len(self._memo)] = self._pushed
         elif opcode in _PUTS:
@@ -181,8 +183,8 @@ class _Strings:
         else:
             self._push(opcode, arg)
 
-    def dotted(self) -> str:
-        """``module.name`` of a STACK_GLOBAL here; ``?`` where a part is computed."""
+    def dotted_name(self) -> str:
+        """``module.name`` for a STACK_GLOBAL at this point; ``?`` if a part is computed."""
         known = len(self._last) == 2 and "?" not in self._last
         return ".".join(self._last) if known else "?"
 

@@ -1,19 +1,20 @@
-"""Is this upload a model, and only a model? Answered without torch and without unpickling anything.
+"""Checks that an upload is a model and nothing else, without torch and without unpickling anything.
 
-An exported program (``.pt2``) is a zip archive of JSON, raw weights, and ``torch.save`` payloads that are zip archives
-of pickles themselves. ``torch.export.load`` runs what those pickles call, evaluates strings of the JSON and loads
-compiled code; ``torch.load`` and ``torch.jit.load`` have their own ways. So everything in the file is looked at first,
-by content and not by name:
+An exported program (``.pt2``) is a zip archive of JSON, raw weights, and ``torch.save`` payloads, which are themselves
+zip archives of pickles. ``torch.export.load`` runs what those pickles call, evaluates strings of the JSON and loads
+compiled code; ``torch.load`` and ``torch.jit.load`` can run code in other ways. So everything in the file is checked
+first, by content and not by name:
 
-    archives.py     the zip structure: bombs, duplicates, traversal, anything two readers would understand differently
-    tars.py         the same of a tar file
-    pickles.py      every pickle, opcode by opcode, against an allow-list
-    programs.py     every string of the JSON that torch evaluates, imports, resolves or compiles
-    stock_names.py  the classes a pickled module may be made of
-    scripts.py      the source text of TorchScript
-    folders.py      a Transformers folder: its config and the headers of its weights
+    zip_archives            the zip structure: bombs, duplicates, traversal, whatever two readers understand differently
+    tar_archives            the same for a tar file
+    pickles                 every pickle, opcode by opcode, against an allow-list
+    exported_programs       every string of the JSON that torch evaluates, imports, resolves or compiles
+    expressions             the grammars of those strings
+    stock_modules           the classes a pickled module may be made of
+    torchscript_source      the source text of TorchScript
+    transformers_folders    a Transformers folder: its config and the headers of its weights
 
-Which kind of model it is shows in the entries that each writer leaves (``_MARKS``).
+The kind of model is known by the entries that each writer leaves (``_MARKS``).
 """
 
 from __future__ import annotations
@@ -49,20 +50,20 @@ _NATIVE = (b"\x7fELF", b"MZ\x90\x00", b"\xcf\xfa\xed\xfe", b"!<arch>\n")
 _LIBRARY = re.compile(r"\.(so|so\.\d+|dll|dylib|o|a|cubin)$", re.IGNORECASE)
 _LOADED_PICKLE = re.compile(r"data/sample_inputs/|\.(pt|pth|pkl|pickle)$")
 _PAYLOADS = ("data/weights/", "data/constants/")
-_OBJECTS = ("custom_obj_", "opaque_obj_")  # unpickled whatever ``use_pickle`` says
+_OBJECTS = ("custom_obj_", "opaque_obj_")  # unpickled even with ``use_pickle`` false
 _DOTTED = re.compile(r"[\w.]+")
 
-# By which entry each kind is known, the first that is there; torch's readers go by the same.
+# The entry that tells the kind of model, the first that is present; torch's readers look for the same ones.
 _MARKS: dict[str, ModelFormat] = {"archive_format": "pt2", "constants.pkl": "torchscript", "data.pkl": "module"}
 _STORED = re.compile(r"data/\d+|version|byteorder|\.data/serialization_id|\.format_version|\.storage_alignment")
 _SCRIPT_PICKLE = re.compile(r"\.(pkl|debug_pkl)$")
 
 
 def scan(path: Path) -> ModelFormat:
-    """What kind of model the upload at ``path`` is. It may then be given to that kind's reader in ``engine/formats``.
+    """The kind of model at ``path``, once it is safe to hand to that kind's reader in ``engine/formats``.
 
-    Raises ``EngineError('unsafe-model')`` for one that holds code, naming it, and ``EngineError('invalid-model')`` for
-    what is no model, saying what it is instead.
+    Raises ``EngineError('unsafe-model')`` for an upload that holds code, and names the code;
+    ``EngineError('invalid-model')`` for one that is no model, and says what it is instead.
     """
     with path.open("rb") as file:
         head = file.read(512)
@@ -77,7 +78,7 @@ def scan(path: Path) -> ModelFormat:
             scan_folder(zip_entries(archive))
             return "transformers"
         root = _root(archive)
-        kind = _kind_of(archive, root)
+        kind = _model_kind(archive, root)
         _CHECKS[kind](archive, root)
         return kind
 
@@ -90,10 +91,10 @@ def _not_an_archive(file: BinaryIO, head: bytes) -> EngineError:
         return _saved_by_torch_save(pickles.walk(file.read(_MAX_PICKLE_BYTES)))
     if head.startswith(_NATIVE):
         return EngineError("unsafe-model", "The upload is a compiled program or library. Nothing was executed.")
-    return EngineError("invalid-model", f"The upload is {_kind(head)}, not an exported program. {_EXPORT}")
+    return EngineError("invalid-model", f"The upload is {_file_kind(head)}, not an exported program. {_EXPORT}")
 
 
-def _kind(head: bytes) -> str:
+def _file_kind(head: bytes) -> str:
     for magic, kind in _KINDS.items():
         if head.startswith(magic):
             return kind
@@ -105,15 +106,15 @@ def _kind(head: bytes) -> str:
 
 
 def _saved_by_torch_save(walk: pickles.Walk) -> EngineError:
-    """Why a pickle that is no module of stock classes is not taken."""
-    hostile = walk.hostile or walk.devious
+    """Why a pickle is refused that is not a module made of stock classes."""
+    hostile = walk.hostile or walk.computed_call
     if hostile:
         return _calls("The upload", hostile)
-    own = next((name for name in walk.names if name not in STOCK), None)
-    if own is not None:
-        what = f"a pickle of {own}, which is no class of torch.nn and needs your code to be loaded"
+    own_class = next((name for name in walk.names if name not in STOCK), None)
+    if own_class is not None:
+        what = f"a pickle of {own_class}, which is no class of torch.nn and needs your code to be loaded"
     elif MODULES & set(walk.names):
-        what = "a torch.save file of torch's old format; torch.save(model, path) of today writes one that is taken"
+        what = "a torch.save file in torch's old format; save it again with a current torch.save(model, path)"
     else:
         what = "a torch.save pickle of tensors without a model, which needs your code to be loaded"
     return EngineError(
@@ -124,10 +125,10 @@ def _saved_by_torch_save(walk: pickles.Walk) -> EngineError:
 
 
 def _root(archive: Archive) -> str:
-    """The one folder everything lies in."""
+    """The one top folder of the archive, with its slash."""
     names = [info.filename for info in archive.entries]
     if not names:
-        raise EngineError("invalid-model", "The upload is an archive with nothing in it.")
+        raise EngineError("invalid-model", "The upload is an empty archive.")
     if "serialized_exported_program.json" in names:
         raise EngineError("invalid-model", f"The upload was exported by torch 2.7 or older. {_EXPORT}")
     roots = {name.split("/", 1)[0] if "/" in name else "" for name in names}
@@ -137,11 +138,11 @@ def _root(archive: Archive) -> str:
 
 
 def _is_torch_archive(names: list[str]) -> bool:
-    """Whether any entry is one that torch's own readers go by, one folder deep."""
+    """Whether an entry one folder deep is one that torch's own readers look for."""
     return any(name.count("/") == 1 and name.rpartition("/")[2] in _MARKS for name in names)
 
 
-def _kind_of(archive: Archive, root: str) -> ModelFormat:
+def _model_kind(archive: Archive, root: str) -> ModelFormat:
     names = {info.filename[len(root) :]: info for info in archive.entries}
     marker = names.get("archive_format")
     if marker is not None and archive.read(marker, 64).strip() == b"pt2":
@@ -153,7 +154,7 @@ def _kind_of(archive: Archive, root: str) -> ModelFormat:
 
 
 def _check_module(archive: Archive, root: str) -> None:
-    """What ``torch.save(model)`` writes: one pickle, which names stock classes only, and raw storages."""
+    """``torch.save(model)`` writes one pickle, which may name stock classes only, and raw storages."""
     for info in archive.entries:
         name = info.filename[len(root) :]
         if name == "data.pkl":
@@ -161,7 +162,7 @@ def _check_module(archive: Archive, root: str) -> None:
         elif _STORED.fullmatch(name):
             _check_content(archive, info, loaded=False, nesting=0)
         else:
-            raise EngineError("unsafe-model", f"{info.filename} has no place in what torch.save writes.")
+            raise EngineError("unsafe-model", f"{info.filename} is not an entry that torch.save writes.")
 
 
 def _check_module_pickle(walk: pickles.Walk) -> None:
@@ -171,7 +172,7 @@ def _check_module_pickle(walk: pickles.Walk) -> None:
 
 
 def _check_script(archive: Archive, root: str) -> None:
-    """What ``torch.jit.save`` writes: source text, pickles of data and of the archive's own classes, raw storages."""
+    """``torch.jit.save`` writes source text, pickles of data and of the archive's own classes, and raw storages."""
     for info in archive.entries:
         name, where = info.filename[len(root) :], f"{info.filename} in {archive.label}"
         if name.startswith("code/") and name.endswith(".py"):
@@ -184,7 +185,7 @@ def _check_script(archive: Archive, root: str) -> None:
 
 def _check_script_pickle(data: bytes, where: str) -> None:
     walk = pickles.walk(data, pickles=1)
-    bad = forbidden_name(walk.names, where) or walk.devious
+    bad = forbidden_name(walk.names, where) or walk.computed_call
     if bad:
         raise _calls(where, bad)
     _check_opcodes(walk, where)
@@ -205,7 +206,7 @@ def _check_entries(archive: Archive, root: str) -> None:
 
 
 def _unpickled_payloads(document: Any) -> set[str]:
-    """The entries a weights or constants config has torch unpickle, by the paths torch makes of their names."""
+    """The entries that a weights or constants config makes torch unpickle, as paths the way torch builds them."""
     config = document.get("config") if isinstance(document, dict) else None
     payloads = config.values() if isinstance(config, dict) else ()
     names = [payload.get("path_name") for payload in payloads if isinstance(payload, dict) and _is_unpickled(payload)]
@@ -217,8 +218,8 @@ def _is_unpickled(payload: dict[str, Any]) -> bool:
 
 
 def _check_content(archive: Archive, info: zipfile.ZipInfo, *, loaded: bool, nesting: int) -> None:
-    """``loaded``: torch unpickles this entry, so it has to be a pickle we can vouch for. Any other must not be a
-    pickle that does harm, whatever it is called: raw weights never parse as one."""
+    """``loaded``: torch unpickles this entry, so it must be a pickle from the allow-list. No other entry may be a
+    harmful pickle, whatever its name; raw weights never parse as one."""
     head = archive.head(info, 64)
     where = f"{info.filename} in {archive.label}"
     if head.startswith(_NATIVE):
@@ -253,14 +254,14 @@ def _check_opcodes(walk: pickles.Walk, where: str) -> None:
         opcode = walk.strange_opcodes[0]
         raise EngineError("invalid-model", f"{where} uses the pickle opcode {opcode}; save with pickle_protocol=2.")
     if not walk.complete:
-        raise EngineError("invalid-model", f"{where} should be a pickle, but it is damaged.")
-    if walk.left:
-        raise EngineError("unsafe-model", f"{where} has {walk.left} bytes behind the end of its pickle.")
+        raise EngineError("invalid-model", f"{where} should be a pickle, but is damaged.")
+    if walk.trailing_bytes:
+        raise EngineError("unsafe-model", f"{where} has {walk.trailing_bytes} bytes after the end of its pickle.")
 
 
 def _check_stray_pickle(head: bytes, where: str) -> None:
-    """Text may parse as a pickle of protocol 0 by chance (``cat``, ``dog`` on two lines), so there only what is
-    callable here counts."""
+    """Text may parse as a pickle of protocol 0 by chance (``cat``, ``dog`` on two lines), so for those only names that
+    are callable here count."""
     walk = pickles.walk(head, limit=100_000)
     names = [name for name in walk.names if _DOTTED.fullmatch(name)]
     if pickles.looks_like_pickle(head):
@@ -272,7 +273,7 @@ def _check_stray_pickle(head: bytes, where: str) -> None:
 
 
 def _calls(where: str, name: str) -> EngineError:
-    name = "whatever name it computes" if name == "?" else name
+    name = "a name that it computes" if name == "?" else name
     return EngineError("unsafe-model", f"{where} is a pickle that would call {name} when loaded. Nothing was executed.")
 
 

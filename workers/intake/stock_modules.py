@@ -1,7 +1,7 @@
-"""What a pickled module may be made of: classes of ``torch.nn`` and the functions they keep as an activation.
+"""What a pickled module may be made of: classes of ``torch.nn``, and the functions these keep as an activation.
 
-Read by the scan, which knows no torch, and by the loader, which gives torch's restricted unpickler the same names.
-Losses and lazy modules are left out: no model that is ready to run is made of them.
+The scan reads it without torch; the loader gives the same names to torch's restricted unpickler. Losses and lazy
+modules are left out: no model that is ready to run contains them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _CLASSES = {
     ),
     "upsampling": words("Upsample UpsamplingBilinear2d UpsamplingNearest2d"),
 }
-# Exactly the names that pickle writes: torch.relu and its like become a call of getattr, and are refused.
+# Exactly the names that pickle writes. torch.relu and the like are pickled as a call of getattr, which is refused.
 _FUNCTIONS = words("relu silu elu selu celu leaky_relu tanh sigmoid hardtanh relu6 mish hardswish hardsigmoid")
 _BUILT_IN = words("gelu softplus")
 
@@ -50,4 +50,4 @@ ACTIVATIONS = frozenset(
     {*(f"torch.nn.functional.{name}" for name in _FUNCTIONS), *(f"torch._C._nn.{name}" for name in _BUILT_IN)}
 )
 STOCK = ALLOWED | MODULES | ACTIVATIONS | {"builtins.set", "__builtin__.set"}
-"""All that a stock module's pickle may name."""
+"""Every name that a stock module's pickle may use."""

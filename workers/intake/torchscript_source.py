@@ -1,9 +1,9 @@
-"""What the source text in a TorchScript archive may say, checked before torch parses it.
+"""Checks the source text of a TorchScript archive before torch parses it.
 
-Loading runs what a class's ``__setstate__`` says, and the rest runs with the first batch. TorchScript has no imports,
-but its operators include a few that open files, and it resolves them from names in four ways: ``torch.name``,
-``ops.namespace.name``, ``value.name`` and ``getattr(value, "name")``. So the names themselves are refused, wherever in
-the text they stand, and the ways to spell a name that is not in the text.
+Loading runs each class's ``__setstate__``; the rest runs with the first batch. TorchScript has no imports, but a few of
+its operators open files, and it resolves operators from names in four ways: ``torch.name``, ``ops.namespace.name``,
+``value.name`` and ``getattr(value, "name")``. So these names are refused anywhere in the text, and so is every way to
+build a name that is not in the text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from workers.intake.pickles import ALLOWED, words
 MAX_CODE_BYTES = 64 << 20
 
 # Operators with a file name, and those that call other machines (of torch._C._jit_get_all_schemas() in torch 2.13).
-_REACHING_OUT = words("from_file save load load_tensor rpc_async rpc_sync rpc_remote")
+_FILE_AND_NETWORK = words("from_file save load load_tensor rpc_async rpc_sync rpc_remote")
 _NAMESPACES = words("aten prim prims")
 _WORD = re.compile(rb"[A-Za-z_]\w*")
 _OPS = re.compile(rb"(?<![\w.])ops\b(\.([a-z_]+)\.(\w+))?")
@@ -34,13 +34,13 @@ _QUANTIZED = re.compile(r"torch\._utils\._rebuild_qtensor|__torch__\.torch\.clas
 
 
 def check_code(text: bytes, entry: str) -> None:
-    """Raises ``EngineError('unsafe-model')`` for a call that reaches out, ``'invalid-model'`` for an operator that is
-    not in torch."""
+    """Raises ``EngineError('unsafe-model')`` for a call to files or other machines, ``'invalid-model'`` for an operator
+    that torch does not have."""
     if _CLASSES.search(text):
         raise _unsafe(entry, "uses a class of torch.classes")
-    reaching = {word.decode() for word in _WORD.findall(text)} & _REACHING_OUT
-    if reaching:
-        raise _unsafe(entry, f"names {', '.join(sorted(reaching))}, which can touch files or other machines")
+    found = {word.decode() for word in _WORD.findall(text)} & _FILE_AND_NETWORK
+    if found:
+        raise _unsafe(entry, f"names {', '.join(sorted(found))}, which can touch files or other machines")
     for match in _OPS.finditer(text):
         _check_operator(match, entry)
     for match in _GETATTR.finditer(text):
@@ -48,7 +48,7 @@ def check_code(text: bytes, entry: str) -> None:
             raise _unsafe(entry, "calls getattr with a name that is not written out")
     for match in _ATTRIBUTE.finditer(text):
         if match[1] is None:
-            raise _unsafe(entry, "declares an attribute whose name is no identifier")
+            raise _unsafe(entry, "declares an attribute whose name is not an identifier")
 
 
 def forbidden_name(names: tuple[str, ...], where: str) -> str | None:
@@ -64,7 +64,7 @@ def forbidden_name(names: tuple[str, ...], where: str) -> str | None:
 
 def _check_operator(match: re.Match[bytes], entry: str) -> None:
     if match[1] is None:
-        raise _unsafe(entry, "uses ops in a way that no save writes")
+        raise _unsafe(entry, "uses ops in a way that torch.jit.save never writes")
     namespace, name = match[2].decode(), match[3].decode()
     if namespace not in _NAMESPACES:
         raise EngineError(

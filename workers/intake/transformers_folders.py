@@ -1,11 +1,11 @@
-"""A Transformers folder in a zip or tar archive: what may be in it, and how the few files that count are taken out.
+"""A Transformers folder in a zip or tar archive: checks it, and extracts the few files that are needed.
 
-    config.json                      names the architecture; a value that has a loader fetch or run something is refused
+    config.json                      names the architecture; values that make a loader fetch or run code are refused
     model*.safetensors               raw numbers behind a JSON header, which is checked against the file
-    model.safetensors.index.json     which shard holds what
+    model.safetensors.index.json     which shard holds which tensor
 
-Everything else, tokenizers and readme alike, is passed over and never written to disk. The folder may be the archive's
-top or one folder below it.
+Everything else, such as tokenizers and the readme, is skipped and never written to disk. The folder may be the top of
+the archive or one folder below it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MAX_DEPTH = 50
 _LAYERS, _MOST_LAYERS = re.compile(r"(^|_)(n_)?(layers?|depth)$"), 5000
 _CHUNK = 1 << 20
 _MOST_DIMENSIONS = 64  # torch's own limit
-_BITS = {  # of safetensors 0.8, without the types of less than a byte
+_BITS = {  # the dtypes of safetensors 0.8 that take whole bytes
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
     "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
     "U64": 64, "I64": 64, "F64": 64, "C64": 64,
@@ -43,7 +43,7 @@ _NAME = re.compile(r"[A-Za-z]\w{0,200}")
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9][\w.-]{0,100}")
 _SAVE = "Save it with model.save_pretrained('folder', safe_serialization=True) and pack that folder."
 
-# Keys of a config that make a loader run or fetch what is not in the config.
+# Keys of a config that make a loader run or fetch something.
 _CODE = frozenset({"auto_map", "custom_pipelines", "trust_remote_code", "custom_object_module"})
 _FETCHED = frozenset({"use_pretrained_backbone", "transformers_weights", "adapter_kwargs", "gguf_file"})
 _QUANTIZED = frozenset({"quantization_config", "compression_config"})
@@ -51,7 +51,7 @@ _DTYPES = frozenset({"float32", "float16", "bfloat16", "float64"})
 
 
 class Content(Protocol):
-    """What can be read of an entry, forward."""
+    """An entry's content, read forward."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -60,8 +60,8 @@ Entry = tuple[str, int, Content]
 
 
 @dataclass
-class Seen:
-    """What one pass over an archive found, by the folder it lies in (``""`` or ``"name/"``)."""
+class FolderContents:
+    """What one pass over an archive found. Configs and weights are keyed by their folder: ``""`` or ``"name/"``."""
 
     names: list[str] = field(default_factory=list)
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -69,29 +69,29 @@ class Seen:
 
 
 def scan_folder(entries: Iterable[Entry]) -> None:
-    """Return if these entries of an archive are a Transformers folder that may be extracted and loaded.
+    """Check that these entries of an archive are a Transformers folder that may be extracted and loaded.
 
-    Raises ``EngineError('unsafe-model')`` for one that brings code, ``'invalid-model'`` for one that lacks something.
+    Raises ``EngineError('unsafe-model')`` for one that holds code, ``'invalid-model'`` for one that lacks something.
     """
-    seen = Seen()
-    with _damage_told():
+    contents = FolderContents()
+    with _damage_as_error():
         for name, size, content in entries:
-            _look(seen, name, size, content)
-    root = _root(seen)
-    _check_config(seen.configs[root])
-    if not seen.weights.get(root):
-        raise _without_weights(seen)
+            _record(contents, name, size, content)
+    root = _root(contents)
+    _check_config(contents.configs[root])
+    if not contents.weights.get(root):
+        raise _without_weights(contents)
 
 
 def extract(path: Path, target: Path) -> Path:
-    """Write the files that count, and no other, of a scanned archive to ``target``; return the folder they are in."""
-    with _damage_told(), path.open("rb") as file:
+    """Write the needed files of a scanned archive to ``target``, and no others. Returns the folder they are in."""
+    with _damage_as_error(), path.open("rb") as file:
         entries = tar_entries(path) if is_tar(file.read(512)) else zip_entries(open_archive(file, "the upload"))
         for name, _, content in entries:
             folder, _, plain = name.rpartition("/")
-            if "/" not in folder and _counts(plain):
+            if "/" not in folder and _is_needed(plain):
                 _write(target / folder / plain, content)
-    return next(each.parent for each in (target / CONFIG, *target.glob(f"*/{CONFIG}")) if each.exists())
+    return next(path.parent for path in (target / CONFIG, *target.glob(f"*/{CONFIG}")) if path.exists())
 
 
 def is_folder(names: list[str]) -> bool:
@@ -100,55 +100,55 @@ def is_folder(names: list[str]) -> bool:
 
 
 def zip_entries(archive: Archive) -> Iterator[Entry]:
-    """As ``tars.tar_entries``, of an archive of sound structure."""
+    """Like ``tar_entries``, for a zip archive whose structure has been checked."""
     for info in archive.entries:
         with archive.zip.open(info) as content:
             yield info.filename, info.file_size, content
 
 
 @contextmanager
-def _damage_told() -> Iterator[None]:
-    """Checksums are compared as the last byte is read."""
+def _damage_as_error() -> Iterator[None]:
+    """``zipfile`` compares a checksum when the entry's last byte is read."""
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise EngineError("invalid-model", f"The upload is a damaged zip archive: {error}.") from error
 
 
-def _counts(name: str) -> bool:
+def _is_needed(name: str) -> bool:
     return name in (CONFIG, INDEX) or WEIGHTS.fullmatch(name) is not None
 
 
-def _look(seen: Seen, name: str, size: int, content: Content) -> None:
-    seen.names.append(name)
+def _record(contents: FolderContents, name: str, size: int, content: Content) -> None:
+    contents.names.append(name)
     folder, slash, file = name.rpartition("/")
     root = folder + slash
-    if root.count("/") > 1 or not _counts(file):
+    if root.count("/") > 1 or not _is_needed(file):
         return
     if file == CONFIG:
-        seen.configs[root] = _json(name, content, size, _MAX_CONFIG)
+        contents.configs[root] = _json(name, content, size, _MAX_CONFIG)
     elif file == INDEX:
         _check_index(name, _json(name, content, size, _MAX_INDEX))
     else:
         _check_safetensors(name, size, content)
-        seen.weights.setdefault(root, []).append(file)
+        contents.weights.setdefault(root, []).append(file)
 
 
-def _root(seen: Seen) -> str:
-    if len(seen.configs) != 1:
-        found = "no config.json" if not seen.configs else f"{len(seen.configs)} of config.json"
+def _root(contents: FolderContents) -> str:
+    if len(contents.configs) != 1:
+        found = "no config.json" if not contents.configs else f"{len(contents.configs)} config.json files"
         raise EngineError("invalid-model", f"The upload is an archive with {found}, not a Transformers folder. {_SAVE}")
-    return next(iter(seen.configs))
+    return next(iter(contents.configs))
 
 
-def _without_weights(seen: Seen) -> EngineError:
-    pickle = next((name for name in seen.names if _PICKLES.search(name)), None)
+def _without_weights(contents: FolderContents) -> EngineError:
+    pickle = next((name for name in contents.names if _PICKLES.search(name)), None)
     if pickle is not None:
         return EngineError(
             "unsafe-model",
-            f"The folder's weights are a pickle, {pickle}, which can run code when it is loaded. {_SAVE}",
+            f"The folder's weights are a pickle, {pickle}, which can run code when loaded. {_SAVE}",
         )
-    return EngineError("invalid-model", f"The folder holds a config.json but no model.safetensors. {_SAVE}")
+    return EngineError("invalid-model", f"The folder has a config.json but no model.safetensors. {_SAVE}")
 
 
 # --- config.json ------------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def _check_config(config: dict[str, Any]) -> None:
     if not isinstance(architectures, list) or not architectures or not _matches(_NAME, architectures[0]):
         raise EngineError(
             "invalid-model",
-            'config.json does not say which class the weights are for: "architectures": ["BertModel"]. ' + _SAVE,
+            'config.json does not name the class of the model: "architectures": ["BertModel"]. ' + _SAVE,
         )
     if not _matches(_MODEL_TYPE, model_type):
         raise EngineError("invalid-model", f"config.json has no model_type. {_SAVE}")
@@ -260,7 +260,7 @@ def _span(file: str, tensor: str, value: Any) -> tuple[int, int]:
     except (KeyError, TypeError, ValueError) as error:
         what = f"{file}: {tensor[:200]!r} has no data_offsets, shape and known dtype."
         raise EngineError("invalid-model", what) from error
-    if len(shape) > _MOST_DIMENSIONS or not all(type(each) is int and abs(each) < 1 << 63 for each in numbers):
+    if len(shape) > _MOST_DIMENSIONS or not all(type(number) is int and abs(number) < 1 << 63 for number in numbers):
         raise EngineError("invalid-model", f"{file}: {tensor[:200]!r} has a shape or an offset that is none.")
     if min(numbers) < 0 or end < start:
         raise EngineError("unsafe-model", f"{file}: {tensor[:200]!r} has a negative shape, offset or length.")

@@ -1,8 +1,8 @@
-"""A zip file's structure, judged before anything is read from it.
+"""Checks a zip file's structure before anything is read from it.
 
-torch reads archives with miniz, we with ``zipfile``: a file that two readers understand differently could show one a
-harmless model and the other a hostile one. So only the plain shape is taken that torch writes: one directory at the
-end, no comment, nothing in front, every local header agreeing with the directory, no two names alike, no overlaps.
+torch reads archives with miniz, we with ``zipfile``. A file that two readers understand differently could show one a
+harmless model and the other a hostile one. So only the plain structure that torch writes is accepted: one directory at
+the end, no comment, nothing in front, local headers that agree with the directory, no equal names, no overlaps.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from workers.errors import EngineError
 
 MAX_ENTRIES = 100_000
 _MAX_DIRECTORY_BYTES = 64 << 20
-_MAX_RATIO = 100  # deflate reaches 1032; weights hardly 2
-_SMALL = 1 << 20  # below this an entry may inflate as it likes
+_MAX_RATIO = 100  # deflate reaches 1032, weights hardly 2
+_SMALL = 1 << 20  # an entry up to this size may inflate by any ratio
 _END = struct.Struct("<4s4H2LH")
 _END_64 = struct.Struct("<4sQ2H2L4Q")
 _LOCAL = struct.Struct("<4s5H3L2H")
@@ -36,7 +36,7 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive of sound structure. ``label`` says where it is, for messages."""
+    """An archive whose structure has been checked. ``label`` says where it is, for messages."""
 
     file: BinaryIO
     zip: zipfile.ZipFile
@@ -44,12 +44,12 @@ class Archive:
 
     @property
     def entries(self) -> list[zipfile.ZipInfo]:
-        """All but folders. A folder with content is an entry: torch reads it like any other."""
+        """Everything but folders. A folder with content counts as an entry: torch reads it like any other."""
         return [info for info in self.zip.infolist() if not info.is_dir() or info.file_size or info.compress_size]
 
     def head(self, info: zipfile.ZipInfo, size: int) -> bytes:
         """The entry's first ``size`` bytes, inflated."""
-        with damage_told(self.label), self.zip.open(info) as stream:
+        with damage_as_error(self.label), self.zip.open(info) as stream:
             return stream.read(size)
 
     def read(self, info: zipfile.ZipInfo, limit: int) -> bytes:
@@ -57,7 +57,7 @@ class Archive:
         if info.file_size > limit:
             name = f"{info.filename} in {self.label}"
             raise EngineError("invalid-model", f"{name} has {info.file_size} bytes; at most {limit} fit.")
-        with damage_told(self.label):
+        with damage_as_error(self.label):
             return self.zip.read(info)
 
     def stream(self, info: zipfile.ZipInfo) -> BinaryIO:
@@ -101,12 +101,12 @@ class Window(io.RawIOBase, BinaryIO):
 
 def open_archive(file: BinaryIO, label: str) -> Archive:
     """The archive in ``file``. Raises ``EngineError('invalid-model')`` for one that is broken or a bomb,
-    ``'unsafe-model'`` for one built to be read in two ways."""
+    ``'unsafe-model'`` for one that two readers would understand differently."""
     count = _check_end(file, label)
-    with damage_told(label):
+    with damage_as_error(label):
         archive = Archive(file, zipfile.ZipFile(file), label)
         if len(archive.zip.infolist()) != count:
-            raise EngineError("unsafe-model", f"{label} has another number of entries than its directory declares.")
+            raise EngineError("unsafe-model", f"{label} has a different number of entries than its directory declares.")
         _check_names(archive)
         _check_sizes(archive)
         _check_layout(archive)
@@ -115,9 +115,9 @@ def open_archive(file: BinaryIO, label: str) -> Archive:
 
 
 @contextmanager
-def damage_told(label: str) -> Iterator[None]:
-    """What ``zipfile`` raises over bytes that do not fit, as a refusal. It compares an entry's checksum only when the
-    entry's last byte is read."""
+def damage_as_error(label: str) -> Iterator[None]:
+    """Turn what ``zipfile`` raises for damaged bytes into an ``EngineError``. It compares an entry's checksum only when
+    the entry's last byte is read."""
     try:
         yield
     except (*_DAMAGE, OSError) as error:
@@ -150,9 +150,9 @@ def _check_end(file: BinaryIO, label: str) -> int:
 
 
 def _check_agreement(plain: tuple[int, ...], full: tuple[int, ...], label: str) -> None:
-    """Readers that know zip64 and those that do not have to see the same directory, or nothing."""
-    for said, meant, most in zip(plain, full, (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF), strict=True):
-        if said not in (meant, most):
+    """Readers with and without zip64 must see the same directory, or the latter none."""
+    for declared, actual, placeholder in zip(plain, full, (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF), strict=True):
+        if declared not in (actual, placeholder):
             raise EngineError("unsafe-model", f"{label} declares two different zip directories.")
 
 
@@ -178,7 +178,9 @@ def _check_names(archive: Archive) -> None:
         name, where = info.filename, f"{info.filename!r} in {archive.label}"
         folded = name.rstrip("/").casefold()
         if folded in seen:
-            raise EngineError("unsafe-model", f"The entry {where} is there twice: readers disagree on which counts.")
+            raise EngineError(
+                "unsafe-model", f"The entry {where} is there twice: readers disagree on which one counts."
+            )
         seen.add(folded)
         if name != info.orig_filename or "\\" in name or any(ord(char) < 32 for char in name):
             raise EngineError("unsafe-model", f"The entry {where} has control characters or backslashes in its name.")
@@ -210,7 +212,7 @@ def _check_size(info: zipfile.ZipInfo) -> None:
 
 
 def _check_layout(archive: Archive) -> None:
-    """Entries lie one after the other, from the first byte on, and say of themselves what the directory says."""
+    """Entries follow each other from the first byte on, and their local headers agree with the directory."""
     free = 0
     for info in sorted(archive.zip.infolist(), key=lambda info: info.header_offset):
         if info.header_offset < free:
@@ -229,9 +231,9 @@ def _data_start(file: BinaryIO, info: zipfile.ZipInfo, label: str) -> int:
     name = file.read(name_length)
     described = bool(flags & _DESCRIPTOR) or 0xFFFFFFFF in (packed, size)
     if magic != b"PK\x03\x04" or name != _raw_name(info) or method != info.compress_type:
-        raise EngineError("unsafe-model", f"{info.filename!r} in {label} is named otherwise in front of its data.")
+        raise EngineError("unsafe-model", f"{info.filename!r} in {label} has another name in its local header.")
     if not described and (packed, size) != (info.compress_size, info.file_size):
-        raise EngineError("unsafe-model", f"{info.filename!r} in {label} has another size in front of its data.")
+        raise EngineError("unsafe-model", f"{info.filename!r} in {label} has another size in its local header.")
     return int(info.header_offset + _LOCAL.size + name_length + extra_length)
 
 

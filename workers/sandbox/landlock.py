@@ -1,7 +1,7 @@
 """Which files a child may reach: Landlock (landlock(7)), which needs no privilege.
 
-Everything the kernel's ABI can refuse is refused, then given back beneath the paths named: reading, or everything a
-plain file or folder needs. Links, devices, sockets and pipes can be made nowhere.
+Everything the kernel's ABI can refuse is refused, then allowed again beneath the given paths: reading, or everything a
+plain file or folder needs. Links, devices, sockets and pipes cannot be made anywhere.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NAMES = (
     "MAKE_SOCK", "MAKE_FIFO", "MAKE_BLOCK", "MAKE_SYM", "REFER", "TRUNCATE", "IOCTL_DEV",
 )  # fmt: skip
 _BIT = {name: 1 << place for place, name in enumerate(_NAMES)}
-_KNOWN = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # how many of them each ABI has
+_KNOWN = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # ABI: how many of these it has
 _READ = _BIT["READ_FILE"] | _BIT["READ_DIR"]
 _WRITE = _READ | sum(
     _BIT[name] for name in ("WRITE_FILE", "REMOVE_DIR", "REMOVE_FILE", "MAKE_DIR", "MAKE_REG", "REFER", "TRUNCATE")
@@ -42,13 +42,15 @@ class _Beneath(ctypes.Structure):
 
 
 def abi() -> int:
-    """The kernel's version of Landlock; 0 where there is none."""
+    """The kernel's version of Landlock; 0 without Landlock."""
     return max(0, int(_libc().syscall(_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION))))
 
 
 def enter(readable: Iterable[Path], writable: Iterable[Path]) -> None:
-    """Take everything else away from this thread and from those it will start. ``no_new_privs`` has to be set. A path
-    that does not exist is left out. Raises ``OSError``."""
+    """Refuse everything else to this thread and to the threads it will start. Paths that do not exist are left out.
+
+    ``no_new_privs`` has to be set. Raises ``OSError``.
+    """
     ruleset = _ruleset(abi())
     try:
         for path in readable:

@@ -1,7 +1,7 @@
-"""How much one stage may take: memory, processor time, disk. From the sizes of its inputs, generously.
+"""How much memory, processor time and disk one stage may take, by the size of its inputs.
 
-An honest job of a 1 GiB model takes 1.6 times its weights; a small one takes what torch itself needs. The limits are
-there for a model that allocates a terabyte or writes for ever, not to be near.
+The limits are generous: they stop a model that allocates a terabyte or writes for ever. An honest job of a 1 GiB model
+takes 1.6 times its weights; a small one takes what torch itself needs.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 _GIB = 1 << 30
-_MOST_FILES = 20_000  # in scratch
+_MOST_FILES = 20_000  # in the scratch folder
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one child. ``memory`` and ``disk`` in bytes, ``cpu`` in seconds of all threads together."""
+    """The limits of one child: ``memory`` and ``disk`` in bytes, ``cpu`` in seconds of all threads together."""
 
     memory: int
     disk: int
@@ -23,7 +23,7 @@ class Limits:
 
     @classmethod
     def of(cls, input_bytes: int, threads: int, seconds: float) -> Limits:
-        """For inputs of so many bytes. Compressed data may unpack to twenty times its size, which counts half."""
+        """Limits for inputs of ``input_bytes``. Compressed data may grow twentyfold; about half of that is granted."""
         return cls(
             memory=6 * _GIB + 12 * input_bytes,
             disk=4 * _GIB + 12 * input_bytes,
@@ -31,5 +31,5 @@ class Limits:
         )
 
     def request(self) -> dict[str, int]:
-        """As it travels in an order."""
+        """As part of a child's request."""
         return asdict(self)

@@ -1,8 +1,8 @@
-"""What the forked child does: shut itself in, look at the upload, call one stage of the engine, say how it went.
+"""What a forked child does: enter the fence, scan the upload, run one stage of the engine, send the result.
 
-It speaks over one pipe, a JSON object a line:
+It writes to one pipe, one JSON object a line:
 ``{"progress": [stage, fraction]}``, ``{"log": message}``, ``{"done": {...}}``, ``{"problem": [slug, detail]}``.
-This module imports torch (in its functions only); the Celery process names it and never imports it.
+Its functions import torch, so the Celery process only names this module and never imports it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from workers.sandbox import fence
 from workers.sandbox.limits import Limits
 
 Stage = Literal["inspect", "convert", "verify"]
-Say = Callable[[str, Any], None]
+Send = Callable[[str, Any], None]
 
 _PROGRESS_EVERY_S = 0.1
-_FOLDERS = re.compile(r"(?<![\w./-])/(?:[^\s/'\"<>:]+/)+(?=[^\s/'\"<>:])")  # of an absolute path; neither of an address
+_FOLDERS = re.compile(r"(?<![\w./-])/(?:[^\s/'\"<>:]+/)+(?=[^\s/'\"<>:])")  # of absolute paths, not of URLs
 
 
-class Order(TypedDict):
+class StageRequest(TypedDict):
     """What the supervisor asks of one child."""
 
     stage: Stage
@@ -42,32 +42,32 @@ class Order(TypedDict):
 
 
 def preload() -> None:
-    """In the fork server, once: everything heavy, so that children start with it."""
+    """Runs once, in the fork server: import everything heavy, so that children start with it."""
     from workers.engine import preload as engine
 
     engine.preload()
 
 
-def main(order: Order, messages: int) -> None:
-    """Run one stage in this process. Whatever happens is said on ``messages``; nothing is raised."""
+def main(request: StageRequest, messages: int) -> None:
+    """Run one stage in this process. The result or the problem goes to ``messages``; nothing is raised."""
     with os.fdopen(messages, "wb", buffering=0) as pipe:
 
-        def say(kind: str, value: Any) -> None:
+        def send(kind: str, value: Any) -> None:
             pipe.write(json.dumps({kind: value}).encode() + b"\n")
 
         try:
-            folder = Path(order["folder"])
-            fence.enter(folder, Limits(**order["limits"]), order["sandbox"])
-            _set_threads(order["threads"])
-            say("done", _STAGES[order["stage"]](folder, say))
+            folder = Path(request["folder"])
+            fence.enter(folder, Limits(**request["limits"]), request["sandbox"])
+            _set_threads(request["threads"])
+            send("done", _STAGES[request["stage"]](folder, send))
         except BaseException as error:
-            traceback.print_exc()  # into the worker's log; the answer gets one sentence
+            traceback.print_exc()  # for the worker's log; the user gets one sentence
             slug, detail = _problem(error)
-            say("problem", (slug, detail if slug == "sandbox-violation" else without_folders(detail)))
+            send("problem", (slug, detail if slug == "sandbox-violation" else without_folders(detail)))
 
 
-def _inspect(folder: Path, say: Say) -> dict[str, Any]:
-    say("progress", ("scan", 0.0))
+def _inspect(folder: Path, send: Send) -> dict[str, Any]:
+    send("progress", ("scan", 0.0))
     found = scan(folder / "model")
     from workers.engine import formats
 
@@ -75,30 +75,30 @@ def _inspect(folder: Path, say: Say) -> dict[str, Any]:
     return {"inspection": inspection}
 
 
-def _convert(folder: Path, say: Say) -> dict[str, Any]:
-    say("progress", ("scan", 0.0))
+def _convert(folder: Path, send: Send) -> dict[str, Any]:
+    send("progress", ("scan", 0.0))
     task = Task.read(folder)
     _require(task.model.format, scan(folder / task.model_file))
     from workers.engine import pipeline
 
-    pipeline.convert(folder, _progress(say))
+    pipeline.convert(folder, _progress(send))
     return {}
 
 
 def _require(recorded: str, found: str) -> None:
-    """The engine opens the upload as what it is recorded to be, so that must be what was scanned."""
+    """The engine opens the upload as the recorded format, so the scan must have checked it as that format."""
     if recorded != found:
         raise EngineError("invalid-model", f"The upload is recorded as {recorded}, but it is {found}. Upload it again.")
 
 
-def _verify(folder: Path, say: Say) -> dict[str, Any]:
+def _verify(folder: Path, send: Send) -> dict[str, Any]:
     from workers.engine import pipeline
 
-    pipeline.verify(folder, _progress(say))
+    pipeline.verify(folder, _progress(send))
     return {}
 
 
-_STAGES: dict[Stage, Callable[[Path, Say], dict[str, Any]]] = {
+_STAGES: dict[Stage, Callable[[Path, Send], dict[str, Any]]] = {
     "inspect": _inspect,
     "convert": _convert,
     "verify": _verify,
@@ -111,8 +111,8 @@ def _set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _progress(say: Say) -> Callable[[str, float], None]:
-    """The engine's callback: every new stage, and of one stage's fractions ten a second at most."""
+def _progress(send: Send) -> Callable[[str, float], None]:
+    """The engine's callback: it sends every new stage, and at most ten fractions a second."""
     last: tuple[str, float] = ("", 0.0)
 
     def progress(stage: str, fraction: float) -> None:
@@ -120,7 +120,7 @@ def _progress(say: Say) -> Callable[[str, float], None]:
         now = time.monotonic()
         if stage != last[0] or now - last[1] >= _PROGRESS_EVERY_S or fraction >= 1:
             last = (stage, now)
-            say("progress", (stage, min(1.0, max(0.0, float(fraction)))))
+            send("progress", (stage, min(1.0, max(0.0, float(fraction)))))
 
     return progress
 
@@ -131,25 +131,27 @@ def _problem(error: BaseException) -> tuple[str, str]:
         return "sandbox-violation", f"The model tried to use {path}, which is outside its own folder."
     if isinstance(error, OSError) and error.errno in (errno.EFBIG, errno.ENOSPC):
         return "sandbox-violation", "The model wrote more to disk than a job may."
-    starved = next((each for each in fence.chain(error) if _is_out_of_memory(each)), None)
-    if starved is not None:
-        return "out-of-memory", f"The stage ran out of memory: {_one_line(starved)}"
+    memory_error = next((cause for cause in fence.causes(error) if _is_out_of_memory(cause)), None)
+    if memory_error is not None:
+        return "out-of-memory", f"The stage ran out of memory: {_one_line(memory_error)}"
     if isinstance(error, EngineError):
         return error.slug, error.detail
-    if any(isinstance(each, RecursionError) for each in fence.chain(error)):
+    if any(isinstance(cause, RecursionError) for cause in fence.causes(error)):
         return "invalid-model", "The model is nested deeper than the engine can follow."
     return "internal-error", _one_line(error)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Python's own, or torch's allocator's: also where the engine has wrapped it into what it was doing."""
+    """Whether ``error`` is Python's MemoryError, or a message of torch's allocator."""
     words = ("not enough memory", "can't allocate memory", "Cannot allocate memory", "std::bad_alloc")
-    return isinstance(error, MemoryError) or any(each in str(error) for each in words)
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def without_folders(text: str) -> str:
-    """``text`` with the last part only of every absolute path: where things lie on this machine is nobody's business.
-    A violation's path is the exception; it is the uploader's own."""
+    """``text`` with only the last part of every absolute path: users should not see this machine's folders.
+
+    Not for a sandbox violation, whose path is one that the uploader's model named.
+    """
     return _FOLDERS.sub("", text)
 
 

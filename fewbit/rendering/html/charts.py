@@ -1,5 +1,5 @@
-"""Charts as inline SVG: the shapes stretch with the page, and all words stand beside them as HTML, so that they keep
-their size on a phone. No style attribute: the page's policy forbids it."""
+"""Charts as inline SVG. Shapes stretch with the page; words are HTML beside them, so that they keep their size on a
+phone. There are no style attributes, because the page's policy forbids them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from fewbit.rendering.html.markup import Markup, tag
 from fewbit.rendering.numbers import small
 
 WIDTH, HEIGHT = 1000, 200
-BINS = 64  # more are finer than a pixel at the width of a detail
-DOTS = 60  # more points than this are a line only
+BINS = 64  # more would be narrower than a pixel in a layer's detail
+DOTS = 60  # with more points than this, only the line is drawn
 TICKS = 4
 
 Points = Sequence[tuple[float, float | None]]
@@ -36,7 +36,7 @@ def bar(share: float, label: str, kind: str = "int8") -> Markup:
 
 
 def diverging(value: float, largest: float, label: str) -> Markup:
-    """A bar from the middle: losses to the left."""
+    """A bar that starts in the middle, to the left for a loss."""
     length = WIDTH / 2 * min(abs(value) / largest, 1.0) if largest else 0.0
     start = WIDTH / 2 - (length if value < 0 else 0)
     shape = tag(
@@ -47,7 +47,7 @@ def diverging(value: float, largest: float, label: str) -> Markup:
 
 
 def interval(low: float, value: float, high: float, label: str) -> Markup:
-    """A measured difference and its interval, on a scale with zero in the middle."""
+    """A measured difference and its confidence interval, with zero in the middle of the scale."""
     reach = max(abs(low), abs(high), abs(value), 1e-9) * 1.25
 
     def x(number: float) -> float:
@@ -67,15 +67,15 @@ def interval(low: float, value: float, high: float, label: str) -> Markup:
 
 
 def histogram(values: Histogram, label: str, kind: str = "int8") -> Markup:
-    """Heights grow with the logarithm of the count: a single outlier must be seen beside a million."""
+    """Heights are logarithmic in the count, so that a single outlier can be seen beside a million values."""
     edges, counts = _coarser(values)
     if not counts or max(counts) <= 0 or edges[-1] <= edges[0]:
         return tag("p", "No values to draw.", class_="empty")
-    tall = math.log1p(max(counts))
+    tallest = math.log1p(max(counts))
     scale = WIDTH / (edges[-1] - edges[0])
     path = "M0 100"
     for index, number in enumerate(counts):
-        top = 100 - round(96 * math.log1p(number) / tall)
+        top = 100 - round(96 * math.log1p(number) / tallest)
         path += f"V{top}H{round((edges[index + 1] - edges[0]) * scale)}"
     shape = tag("path", class_=kind, d=f"{path}V100z")
     ends = [tag("span", small(edge)) for edge in (edges[0], (edges[0] + edges[-1]) / 2, edges[-1])]
@@ -83,7 +83,7 @@ def histogram(values: Histogram, label: str, kind: str = "int8") -> Markup:
 
 
 def _coarser(values: Histogram) -> tuple[Sequence[float], Sequence[int]]:
-    """At most ``BINS`` bins, neighbours added up."""
+    """The histogram with at most ``BINS`` bins: neighbours are added up."""
     step = max(1, -(-len(values.counts) // BINS))
     counts = [sum(values.counts[start : start + step]) for start in range(0, len(values.counts), step)]
     edges = [*values.edges[:-1:step], values.edges[-1]] if values.edges else []
@@ -95,7 +95,7 @@ def _coarser(values: Histogram) -> tuple[Sequence[float], Sequence[int]]:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a plot; a ``None`` in ``points`` breaks it. ``css`` gives its colour and dash."""
+    """One line of a plot. A ``None`` in ``points`` breaks it; ``css`` sets its colour and dash."""
 
     name: str
     css: str
@@ -104,7 +104,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Axis:
-    """From ``low`` to ``high``, in equal steps, each end written with ``unit``."""
+    """A scale from ``low`` to ``high`` in equal steps; ticks are labelled in ``unit``."""
 
     low: float
     high: float
@@ -112,7 +112,7 @@ class Axis:
 
     @property
     def ticks(self) -> list[str]:
-        """From the top down."""
+        """The labels, from the top down."""
         step = (self.high - self.low) / TICKS
         return [f"{small(self.high - step * index)}{self.unit}" for index in range(TICKS + 1)]
 
@@ -120,8 +120,8 @@ class Axis:
         return HEIGHT * (1 - (value - self.low) / (self.high - self.low))
 
 
-def axis_of(values: Iterable[float], unit: str, at_zero: bool = False) -> Axis:
-    """Round numbers around all of the values."""
+def rounded_axis(values: Iterable[float], unit: str, at_zero: bool = False) -> Axis:
+    """The axis with round ticks that covers all of the values."""
     known = list(values)
     low, high = min(known), max(known)
     low = 0.0 if at_zero else low
@@ -134,19 +134,19 @@ def axis_of(values: Iterable[float], unit: str, at_zero: bool = False) -> Axis:
 
 
 def _round_step(step: float) -> float:
-    """The next of 1, 2, 2.5, 5, 10 times a power of ten."""
+    """The next larger of 1, 2, 2.5, 5 and 10 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(factor * power for factor in (1, 2, 2.5, 5, 10, 20) if factor * power >= step * (1 - 1e-9))
 
 
 def plot(label: str, lines: Sequence[Line], axis: Axis, ends: Sequence[str], bars: Sequence[float] = ()) -> Markup:
-    """Lines over a common axis. ``ends`` are written under it, spread evenly; ``bars`` stand behind the lines."""
+    """Lines over one axis. ``ends`` are labels under it, spread evenly; ``bars`` are drawn behind the lines."""
     grid = "".join(f"M0 {HEIGHT * index // TICKS}H{WIDTH}" for index in range(TICKS + 1))
     shapes = [tag("path", class_="grid", d=grid)]
     if bars:
         shapes.append(tag("path", class_="bars", d=_columns(bars, axis)))
     shapes += [tag("path", class_=f"line {line.css}", d=_path(line.points, axis)) for line in lines]
-    legend = [tag("span", each.name, class_=f"key {each.css}") for each in lines]
+    legend = [tag("span", line.name, class_=f"key {line.css}") for line in lines]
     return tag(
         "div",
         tag("div", *legend, class_="legend") if len(lines) > 1 else None,
@@ -158,7 +158,7 @@ def plot(label: str, lines: Sequence[Line], axis: Axis, ends: Sequence[str], bar
 
 
 def _path(points: Points, axis: Axis) -> str:
-    """Straight between known points; each of few points is a dot too."""
+    """Straight lines between known points. Up to ``DOTS`` points are also drawn as dots."""
     path, pen_down = "", False
     for x, y in points:
         if y is None:
@@ -182,5 +182,5 @@ def _columns(values: Sequence[float], axis: Axis) -> str:
 
 
 def spread(values: Sequence[float | None]) -> Points:
-    """Values at equal distances over the width, each in the middle of its place."""
+    """The values as points at equal distances over the width."""
     return [((index + 0.5) / len(values), value) for index, value in enumerate(values)]

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from fewbit.rendering.comparison import ComparedCell, ComparedJob, ComparedLayer, ComparedNumber, Comparison, Unit
 from fewbit.rendering.html.document import document
-from fewbit.rendering.html.elements import Links, named, section
+from fewbit.rendering.html.elements import Links, qualified_name, section
 from fewbit.rendering.html.markup import Child, Markup, tag
-from fewbit.rendering.numbers import decibels, kilobytes, milliseconds, percent, small
+from fewbit.rendering.numbers import counted, decibels, kilobytes, milliseconds, percent, small
 from fewbit.rendering.words import layer_name
 
 DIRECTIONS = {"higher": "higher is better", "lower": "lower is better"}
@@ -30,11 +30,17 @@ def number_words(number: ComparedNumber, position: int) -> str:
     return "—" if value is None else WRITTEN[number.unit](value)
 
 
+def difference_words(comparison: Comparison) -> str:
+    different = sum(bool(layer.differences) for layer in comparison.layers)
+    verb = "differs" if different == 1 else "differ"
+    return f"{different} of {counted(len(comparison.layers), 'layer')} {verb}"
+
+
 def comparison_page(comparison: Comparison, base: str = "") -> str:
     jobs = comparison.jobs
     heading = tag(
         "header",
-        tag("p", tag("span", f"{len(comparison.layers)} layers"), class_="about"),
+        tag("p", tag("span", counted(len(comparison.layers), "layer")), class_="about"),
         tag("h1", f"{len(jobs)} jobs side by side"),
     )
     main = tag("main", heading, _summary(comparison), _layers(comparison, Links(base)), id="main")
@@ -45,13 +51,13 @@ def comparison_page(comparison: Comparison, base: str = "") -> str:
 def _summary(comparison: Comparison) -> Markup:
     rows = [
         tag(
-            "tr", tag("th", tag("code", each.name), tag("small", DIRECTIONS[each.better]), scope="row"),
-            *[_number(each, position) for position in range(len(comparison.jobs))],
+            "tr", tag("th", tag("code", number.name), tag("small", DIRECTIONS[number.better]), scope="row"),
+            *[_number(number, position) for position in range(len(comparison.jobs))],
         )
-        for each in comparison.summary
+        for number in comparison.summary
     ]  # fmt: skip
-    drawn = _table("Best values are marked", "", comparison.jobs, rows, "compare", numbers=True)
-    return section("summary", "Summary", drawn)
+    element = _table("The best values are marked", "", comparison.jobs, rows, "compare", numbers=True)
+    return section("summary", "Summary", element)
 
 
 def _number(number: ComparedNumber, position: int) -> Markup:
@@ -80,26 +86,25 @@ def _table(
     caption: str, first: str, jobs: Sequence[ComparedJob], rows: Sequence[Markup], css: str, numbers: bool
 ) -> Markup:
     head = tag("thead", tag("tr", tag("th", first or "Number", scope="col"), *_heads(jobs, numbers)))
-    drawn = tag("table", tag("caption", caption), head, tag("tbody", *rows), class_=css)
-    return tag("div", drawn, class_="scroll", tabindex=0, role="region", aria_label=f"Table: {caption}")
+    element = tag("table", tag("caption", caption), head, tag("tbody", *rows), class_=css)
+    return tag("div", element, class_="scroll", tabindex=0, role="region", aria_label=f"Table: {caption}")
 
 
 def _layers(comparison: Comparison, links: Links) -> Markup:
-    rows = [_layer(each, links) for each in comparison.layers]
-    different = sum(bool(each.differences) for each in comparison.layers)
-    caption = f"{different} of {len(rows)} layers differ in what they are; they are marked"
+    rows = [_layer(layer, links) for layer in comparison.layers]
+    caption = f"{difference_words(comparison)} between the jobs, marked by a bar"
     only = tag(
         "p", tag("label", tag("input", type="checkbox"), " Only layers that differ"),
         data_only_differences=True, hidden=True,
     )  # fmt: skip
-    drawn = _table(caption, "Layer", comparison.jobs, rows, "compare compare-layers", numbers=False)
-    return section("layers", "Layer by layer", only, drawn)
+    element = _table(caption, "Layer", comparison.jobs, rows, "compare compare-layers", numbers=False)
+    return section("layers", "Layer by layer", only, element)
 
 
 def _layer(layer: ComparedLayer, links: Links) -> Markup:
-    said = tag("small", "differs: " + ", ".join(layer.differences)) if layer.differences else None
+    differences = tag("small", "differs: " + ", ".join(layer.differences)) if layer.differences else None
     cells = [_cell(cell, position in layer.best, links) for position, cell in enumerate(layer.jobs)]
-    head = tag("th", tag("span", named(layer.name), title=layer_name(layer.name)), said, scope="row")
+    head = tag("th", tag("span", qualified_name(layer.name), title=layer_name(layer.name)), differences, scope="row")
     return tag("tr", head, *cells, class_="differs" if layer.differences else "same")
 
 
@@ -109,7 +114,7 @@ def _cell(cell: ComparedCell | None, best: bool, links: Links) -> Markup:
     chip = tag("span", "int8" if cell.quantized else "float", class_=f"chip {'int8' if cell.quantized else 'float'}")
     error = tag("span", f" {decibels(cell.output_sqnr_db)}", class_="best" if best else None)
     spent = f"{milliseconds(cell.ms)}" if cell.ms is not None else None
-    ran = ", ".join(each for each in (spent, (cell.kernel or "").rsplit("::", 1)[-1]) if each)
+    ran = ", ".join(part for part in (spent, (cell.kernel or "").rsplit("::", 1)[-1]) if part)
     return tag(
         "td", chip, error if cell.output_sqnr_db is not None else None,
         tag("div", links.code(cell.reason)) if cell.reason else None,

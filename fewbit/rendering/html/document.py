@@ -1,4 +1,4 @@
-"""A page that is one file: its style and script inside, allowed by their hashes, and nothing else allowed at all."""
+"""A page that is one file: its style and script are inside, allowed by hash, and nothing else is allowed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _hash(text: str) -> str:
 
 @cache
 def policy(in_page: bool = False) -> str:
-    """Content-Security-Policy (CSP 3). ``frame-ancestors`` is for the header alone: a ``meta`` may not carry it."""
+    """Content-Security-Policy (CSP 3). ``frame-ancestors`` works in the header only, not in a ``meta``."""
     rules = [
         "default-src 'none'",
         f"style-src {_hash(_text('page.css'))}",
@@ -34,7 +34,7 @@ def policy(in_page: bool = False) -> str:
 
 
 def document(title: str, *body: Markup) -> str:
-    """The page around ``body``."""
+    """The whole page, with ``body`` as its content."""
     head = tag(
         "head",
         tag("meta", charset="utf-8"),

@@ -1,4 +1,4 @@
-"""The small pieces every section of a page is made of."""
+"""Elements that the sections of a page share."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from urllib.parse import quote
 
 from fewbit.rendering.html.markup import Child, Markup, join, tag
 
-NAMED = {"error": "Error", "warning": "Warning", "info": "Note"}
+SEVERITY_NAMES = {"error": "Error", "warning": "Warning", "info": "Note"}
 
 
 @dataclass(frozen=True)
 class Links:
-    """Where the pages about reasons are: ``base`` is the service's address."""
+    """Links to the pages about reasons. ``base`` is the service's address."""
 
     base: str = ""
 
@@ -28,14 +28,14 @@ class Links:
 
 
 def section(identifier: str, title: str, *children: Child, lead: str | None = None) -> Markup:
-    """A part of the page, with its heading and a sentence under it."""
+    """A section of the page: its heading, a sentence under it, and its content."""
     heading = tag("h2", title, id=f"{identifier}-title")
-    said = tag("p", lead, class_="lead") if lead else None
-    return tag("section", heading, said, *children, id=identifier, aria_labelledby=f"{identifier}-title")
+    lead_line = tag("p", lead, class_="lead") if lead else None
+    return tag("section", heading, lead_line, *children, id=identifier, aria_labelledby=f"{identifier}-title")
 
 
 def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[Child]], css: str = "") -> Markup:
-    """A plain table, its first column the row's heading. Heads that begin with ``#`` stand over numbers."""
+    """A plain table; the first column holds the row headings. ``#`` before a head marks a column of numbers."""
     kinds = ["number" if head.startswith("#") else None for head in heads]
     top = [tag("th", head.lstrip("#"), scope="col", class_=kind) for head, kind in zip(heads, kinds, strict=True)]
     body = [
@@ -43,12 +43,14 @@ def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[Child]], c
             *[tag("td", cell, class_=kind) for cell, kind in zip(row[1:], kinds[1:], strict=True)])
         for row in rows
     ]  # fmt: skip
-    drawn = tag("table", tag("caption", caption), tag("thead", tag("tr", *top)), tag("tbody", *body))
-    return tag("div", drawn, class_=f"scroll {css}".strip(), tabindex=0, role="region", aria_label=f"Table: {caption}")
+    element = tag("table", tag("caption", caption), tag("thead", tag("tr", *top)), tag("tbody", *body))
+    return tag(
+        "div", element, class_=f"scroll {css}".strip(), tabindex=0, role="region", aria_label=f"Table: {caption}"
+    )
 
 
-def facts(pairs: Mapping[str, Child]) -> Markup | None:
-    """Names and values, one under another; a value of ``None`` is left out."""
+def fact_list(pairs: Mapping[str, Child]) -> Markup | None:
+    """Names and values, one below the other; values of ``None`` are left out."""
     rows = [tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs.items() if value is not None]
     return tag("dl", *rows, class_="facts") if rows else None
 
@@ -60,24 +62,24 @@ def patch_block(patch: Mapping[str, Any], what: str) -> Markup:
 
 
 def severity_mark(severity: str) -> Markup:
-    return tag("span", NAMED[severity], class_=f"mark {severity}")
+    return tag("span", SEVERITY_NAMES[severity], class_=f"mark {severity}")
 
 
-def prose(text: str) -> Markup:
-    """A sentence in which `code` is written as code."""
+def with_code(text: str) -> Markup:
+    """Text whose `quoted` parts become code elements."""
     return join([tag("code", part) if index % 2 else part for index, part in enumerate(re.split("`([^`]+)`", text))])
 
 
-def lines(text: str) -> Markup:
-    """Text of several lines."""
+def with_line_breaks(text: str) -> Markup:
+    """Text whose newlines become line breaks."""
     parts: list[Child] = []
     for index, line in enumerate(text.split("\n")):
         parts += [tag("br")] * (index > 0) + [line]
     return join(parts)
 
 
-def named(name: str) -> Markup:
-    """A fully-qualified name: what it ends in stands out, and it may break after dots."""
+def qualified_name(name: str) -> Markup:
+    """A fully-qualified name: its last part stands out, and lines may break after dots."""
     head, dot, tail = (name or "(root)").rpartition(".")
     broken = [(part, tag("wbr")) for part in f"{head}{dot}".replace(".", ".\0").split("\0") if part]
     return join([broken, tag("b", tail)])

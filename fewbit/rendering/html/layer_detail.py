@@ -1,4 +1,4 @@
-"""Everything known of one layer: why it is as it is, its weights, what it reads, its errors."""
+"""The detail of one layer: why it is int8 or float, its weights, its inputs, its errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from fewbit.contract.report import ActivationStats, Finding, LayerReport, TargetSaturation, WeightStats
 from fewbit.contract.resources import Reason
 from fewbit.rendering.html.charts import histogram
-from fewbit.rendering.html.elements import Links, facts, patch_block, prose, table
+from fewbit.rendering.html.elements import Links, fact_list, patch_block, table, with_code
 from fewbit.rendering.html.markup import Child, Markup, tag
 from fewbit.rendering.html.summary import evidence_words, finding_block
 from fewbit.rendering.numbers import count, decibels, minus, percent, shape, small, small_share
@@ -30,9 +30,9 @@ def detail(layer: LayerReport, found: Sequence[Finding], links: Links) -> Markup
 
 def _why(layer: LayerReport, found: Sequence[Finding], links: Links) -> list[Child]:
     return [
-        _reason(layer.reason, "Why it is so", links) if layer.reason else None,
-        [finding_block(each, links, with_layer=False) for each in found],
-        _as_it_is(layer),
+        _reason(layer.reason, "Why", links) if layer.reason else None,
+        [finding_block(finding, links, with_layer=False) for finding in found],
+        _state(layer),
         _reason(layer.eager.reason, "With plain quantize_dynamic", links) if layer.eager.reason else None,
     ]
 
@@ -40,14 +40,14 @@ def _why(layer: LayerReport, found: Sequence[Finding], links: Links) -> list[Chi
 def _reason(reason: Reason, title: str, links: Links) -> Child:
     return [
         tag("h3", title, " ", links.code(reason.code)),
-        tag("p", prose(reason.message)),
-        facts({name: evidence_words(value) for name, value in reason.evidence.items()}),
-        tag("p", prose(reason.remedy), class_="remedy") if reason.remedy else None,
+        tag("p", with_code(reason.message)),
+        fact_list({name: evidence_words(value) for name, value in reason.evidence.items()}),
+        tag("p", with_code(reason.remedy), class_="remedy") if reason.remedy else None,
         patch_block(reason.patch, reason.code) if reason.patch is not None else None,
     ]
 
 
-def _as_it_is(layer: LayerReport) -> Child:
+def _state(layer: LayerReport) -> Child:
     asked, run, error = layer.requested, layer.execution, layer.error
     rule = f", by {asked.rule}" if asked and asked.rule else ""
     ran = f"{run.kernel}: {run.ms:.3g} ms, {percent(run.share)} of all layers, in {run.artifact}" if run else None
@@ -66,9 +66,11 @@ def _as_it_is(layer: LayerReport) -> Child:
             "Own SQNR": decibels(error.output_sqnr_db) if error.output_sqnr_db is not None else None,
             "Accumulated": decibels(error.accumulated_sqnr_db) if error.accumulated_sqnr_db is not None else None,
             "Sensitivity": small_share(error.sensitivity) if error.sensitivity is not None else None,
-            "If spared": minus(f"{error.spared_gain_db:+.1f} dB") if error.spared_gain_db is not None else None,
+            "Gain if left float": minus(f"{error.spared_gain_db:+.1f} dB")
+            if error.spared_gain_db is not None
+            else None,
         }
-    return [tag("h3", "As it is"), facts(rows)]
+    return [tag("h3", "This layer"), fact_list(rows)]
 
 
 def _weights(stats: WeightStats, name: str) -> Markup:
@@ -78,7 +80,7 @@ def _weights(stats: WeightStats, name: str) -> Markup:
         "div",
         tag("h3", "Weights"),
         histogram(stats.histogram, f"Histogram of the weights of {layer_name(name)}, counts on a log scale"),
-        facts(
+        fact_list(
             _moments(stats)
             | {
                 "Kurtosis": small(stats.kurtosis),
@@ -93,24 +95,24 @@ def _weights(stats: WeightStats, name: str) -> Markup:
 
 
 def _activations(stats: ActivationStats, name: str) -> Markup:
-    percentiles = {f"{each} % below": small(value) for each, value in stats.percentiles.items()}
+    percentiles = {f"{percentile} % below": small(value) for percentile, value in stats.percentiles.items()}
     channels = [
-        f"{each.channel}: up to {small(each.max_abs)}, {each.ratio:.3g} × the median channel"
-        for each in stats.outlier_channels[:CHANNELS_SHOWN]
+        f"{channel.channel}: up to {small(channel.max_abs)}, {channel.ratio:.3g} × the median channel"
+        for channel in stats.outlier_channels[:CHANNELS_SHOWN]
     ]
     more = len(stats.outlier_channels) - CHANNELS_SHOWN
-    said = [tag("div", each) for each in channels + ([f"and {more} more"] if more > 0 else [])]
+    listed = [tag("div", line) for line in channels + ([f"and {more} more"] if more > 0 else [])]
     return tag(
         "div",
         tag("h3", "Activations"),
-        histogram(stats.histogram, f"Histogram of what {layer_name(name)} reads, counts on a log scale", "accent"),
-        facts(
+        histogram(stats.histogram, f"Histogram of the inputs of {layer_name(name)}, counts on a log scale", "accent"),
+        fact_list(
             _moments(stats)
             | percentiles
             | {
                 "Clipped": small_share(stats.saturated_ratio) if stats.saturated_ratio is not None else None,
                 "Drift from calibration": small(stats.drift) if stats.drift is not None else None,
-                "Outlier channels": said or "none",
+                "Outlier channels": listed or "none",
             }
         ),
     )
@@ -125,12 +127,12 @@ def _moments(stats: WeightStats | ActivationStats) -> dict[str, Child]:
 
 def _saturation(targets: Mapping[str, TargetSaturation], name: str) -> Markup:
     rows = [
-        (TARGETS.get(each, each), small_share(value.saturated_ratio), decibels(value.output_sqnr_db))
-        for each, value in targets.items()
+        (TARGETS.get(target, target), small_share(value.saturated_ratio), decibels(value.output_sqnr_db))
+        for target, value in targets.items()
     ]
     caption = "Integer sums on other CPUs"
     return tag(
         "div",
-        tag("h3", "On CPUs you do not have"),
-        table(f"{caption} of {layer_name(name)}", ("CPU", "#Pairs clamped", "#SQNR then"), rows, css="hidden-caption"),
+        tag("h3", "On other CPUs"),
+        table(f"{caption} of {layer_name(name)}", ("CPU", "#Pairs clamped", "#SQNR there"), rows, css="hidden-caption"),
     )

@@ -1,4 +1,4 @@
-"""The layer table: a row a layer, and under it, folded, everything known of that layer."""
+"""The layer table: one row per layer, and below it the folded detail of that layer."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from fewbit.contract.report import Finding, LayerReport, Report
 from fewbit.rendering.html.charts import bar
-from fewbit.rendering.html.elements import Links, named, section, severity_mark
+from fewbit.rendering.html.elements import Links, qualified_name, section, severity_mark
 from fewbit.rendering.html.layer_detail import detail
 from fewbit.rendering.html.markup import Child, Markup, tag
-from fewbit.rendering.numbers import count, decibels, percent, shape, small_share
+from fewbit.rendering.numbers import count, counted, decibels, percent, shape, small_share
 from fewbit.rendering.words import SEVERITIES, by_sensitivity, converted_words, layer_name, requested_words, sensitivity
 
 LOW_SQNR_DB = 20.0
@@ -18,7 +18,7 @@ LOW_SQNR_DB = 20.0
 
 @dataclass(frozen=True)
 class Column:
-    """``css`` also says from which width of the window on it is shown."""
+    """``css`` also says from which window width the column is shown."""
 
     title: str
     css: str
@@ -37,7 +37,7 @@ COLUMNS = (
     Column("Sensitivity", "number from-s", "What the model loses if only this layer is quantized"),
     Column("Spared", "number from-l", "What the model's output SQNR gains if only this layer stays float"),
     Column("Plain", "from-l", "What torch.ao.quantization.quantize_dynamic would do with it"),
-    Column("Findings", "from-s", "What was found in this layer"),
+    Column("Findings", "from-s", "The findings about this layer"),
 )
 
 
@@ -45,21 +45,21 @@ def layers_section(report: Report, links: Links) -> Markup:
     if not report.layers:
         return section("layers", "Layers", tag("p", "The model has no layer with a constant operand.", class_="empty"))
     found = _by_layer(report.findings)
-    largest = max((sensitivity(each) or 0.0 for each in by_sensitivity(report.layers)), default=0.0)
-    rows = [_pair(each, found.get(each.name, ()), largest, links) for each in report.layers]
-    heads = [tag("th", each.title, scope="col", class_=each.css or None, title=each.about) for each in COLUMNS]
-    drawn = tag(
+    largest = max((sensitivity(layer) or 0.0 for layer in by_sensitivity(report.layers)), default=0.0)
+    rows = [_pair(layer, found.get(layer.name, ()), largest, links) for layer in report.layers]
+    heads = [tag("th", column.title, scope="col", class_=column.css or None, title=column.about) for column in COLUMNS]
+    element = tag(
         "table",
-        tag("caption", f"{len(report.layers)} layers, in the order they run. Open a layer for everything known of it."),
+        tag("caption", f"{counted(len(report.layers), 'layer')}, in the order they run. Open a layer for its details."),
         tag("thead", tag("tr", *heads)),
         tag("tbody", *rows),
         class_="layers",
     )
-    return section("layers", "Layers", _controls(report, found), drawn)
+    return section("layers", "Layers", _controls(report, found), element)
 
 
 def _controls(report: Report, found: Mapping[str, Sequence[Finding]]) -> Markup:
-    """What the script works on; without it they stay hidden."""
+    """The controls of the script, hidden without it."""
     quantized = sum(layer.quantized for layer in report.layers)
     choices = {
         "all": f"All {len(report.layers)}", "int8": f"Quantized {quantized}",
@@ -96,20 +96,20 @@ def _pair(layer: LayerReport, found: Sequence[Finding], largest: float, links: L
     row = tag(
         "tr", _name(layer), *cells, class_="layer", data_int8=layer.quantized, data_found=bool(found),
     )  # fmt: skip
-    wanted_in_print = "detail told" if found or not layer.quantized else "detail"
-    return Markup(row + tag("tr", tag("td", detail(layer, found, links), colspan=len(COLUMNS)), class_=wanted_in_print))
+    css = "detail printed" if found or not layer.quantized else "detail"
+    return Markup(row + tag("tr", tag("td", detail(layer, found, links), colspan=len(COLUMNS)), class_=css))
 
 
 def _name(layer: LayerReport) -> Markup:
-    """The heading of the row, which opens the row under it (by the style alone: ``:has(details[open])``)."""
+    """The row's heading, which opens the row below it; the style does that alone, with ``:has(details[open])``."""
     kind = tag("small", f"{layer.type.rsplit('.', 1)[-1]} · {shape(layer.shape)}")
     return tag(
-        "th", tag("details", tag("summary", tag("span", named(layer.name), kind))), scope="row", class_="name",
+        "th", tag("details", tag("summary", tag("span", qualified_name(layer.name), kind))), scope="row", class_="name",
         data_v=layer_name(layer.name),
     )  # fmt: skip
 
 
-Cell = tuple[Child, float | str | None]  # what is shown, and what is sorted by where that differs
+Cell = tuple[Child, float | str | None]  # the content, and the sort key if it is not the content
 
 
 def _cells(layer: LayerReport, found: Sequence[Finding], largest: float, links: Links) -> list[Cell]:
@@ -160,7 +160,7 @@ def _sensitivity(value: float | None, largest: float) -> Child:
 
 
 def _plain(layer: LayerReport, links: Links) -> Child:
-    """``int8`` with a code is worse than float: swapped, and the model fails or answers wrongly."""
+    """``int8`` with a code is worse than float: the layer is swapped, and then the model fails or answers wrongly."""
     reason, swapped = layer.eager.reason, layer.eager.quantized
     kind = "broken" if swapped and reason else ("int8" if swapped else "float")
     chip = tag("span", "int8" if swapped else "float", class_=f"chip {kind}")
@@ -168,5 +168,5 @@ def _plain(layer: LayerReport, links: Links) -> Child:
 
 
 def _codes(found: Sequence[Finding], links: Links) -> Child:
-    ordered = sorted(found, key=lambda each: SEVERITIES.index(each.severity))
-    return [tag("div", severity_mark(each.severity), " ", links.code(each.code)) for each in ordered]
+    ordered = sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+    return [tag("div", severity_mark(finding.severity), " ", links.code(finding.code)) for finding in ordered]

@@ -1,4 +1,4 @@
-"""HTML by function calls. Text is escaped unless it is ``Markup``, which only ``tag`` and ``raw`` make."""
+"""HTML built by function calls. Text is escaped unless it is ``Markup``, which only ``tag`` and ``raw`` make."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ VOID = frozenset({"br", "wbr", "hr", "input", "link", "meta", "path", "rect", "l
 
 
 class Markup(str):
-    """Text that is HTML already."""
+    """Text that is already HTML."""
 
     __slots__ = ()
 
@@ -21,14 +21,14 @@ Attribute = str | int | float | bool | None
 
 def tag(name: str, *children: Child, **attributes: Attribute) -> Markup:
     """An element. ``class_`` is ``class``, ``aria_label`` is ``aria-label``; ``None`` and ``False`` are left out."""
-    opened = f"<{name}{''.join(_attribute(*each) for each in attributes.items())}"
+    start_tag = f"<{name}{''.join(_attribute(*attribute) for attribute in attributes.items())}"
     if name in VOID:
-        return Markup(f"{opened}/>" if name in ("path", "rect", "line") else f"{opened}>")
-    return Markup(f"{opened}>{join(children)}</{name}>")
+        return Markup(f"{start_tag}/>" if name in ("path", "rect", "line") else f"{start_tag}>")
+    return Markup(f"{start_tag}>{join(children)}</{name}>")
 
 
 def join(children: Child) -> Markup:
-    """The children one after another, what is not ``Markup`` escaped."""
+    """The children one after another; whatever is not ``Markup`` is escaped."""
     if children is None:
         return Markup("")
     if isinstance(children, Markup):

@@ -52,7 +52,7 @@ function sortable(table) {
       const numbers = head.classList.contains("number");
       const now = head.getAttribute("aria-sort");
       const up = now === "none" ? !numbers : now === "descending";
-      heads.forEach((each) => each.setAttribute("aria-sort", each === head ? (up ? "ascending" : "descending") : "none"));
+      heads.forEach((other) => other.setAttribute("aria-sort", other === head ? (up ? "ascending" : "descending") : "none"));
       const rows = [...body.rows].filter((row) => row.classList.contains("layer"));
       const pairs = rows.map((row) => [keyOf(row, column), row, row.nextElementSibling]);
       pairs.sort(([a], [b]) => order(a, b, up));
@@ -63,13 +63,13 @@ function sortable(table) {
 
 function filterable(table, controls) {
   const rows = [...table.tBodies[0].rows].filter((row) => row.classList.contains("layer"));
-  const texts = rows.map((row) => (row.textContent + " " + [...row.querySelectorAll("[title]")].map((each) => each.title).join(" ")).toLowerCase());
+  const texts = rows.map((row) => (row.textContent + " " + [...row.querySelectorAll("[title]")].map((element) => element.title).join(" ")).toLowerCase());
   const input = controls.querySelector("input");
   const buttons = [...controls.querySelectorAll("[data-show]")];
   const wanted = { all: () => true, int8: (row) => "int8" in row.dataset, float: (row) => !("int8" in row.dataset), found: (row) => "found" in row.dataset };
   const apply = () => {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const chosen = wanted[buttons.find((each) => each.getAttribute("aria-pressed") === "true").dataset.show];
+    const chosen = wanted[buttons.find((button) => button.getAttribute("aria-pressed") === "true").dataset.show];
     let shown = 0;
     rows.forEach((row, index) => {
       row.hidden = !(chosen(row) && words.every((word) => texts[index].includes(word)));
@@ -79,7 +79,7 @@ function filterable(table, controls) {
   };
   input.addEventListener("input", apply);
   buttons.forEach((button) => button.addEventListener("click", () => {
-    buttons.forEach((each) => each.setAttribute("aria-pressed", String(each === button)));
+    buttons.forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
     apply();
   }));
   controls.hidden = false;

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: no network, no account, no other file."""
+"""The report as one self-contained HTML page: it needs no network, no account, no other file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fewbit.rendering.html.measured import coverage_section, measured_section
 from fewbit.rendering.html.provenance import artifacts_section, record_section
 from fewbit.rendering.html.summary import findings_section, gates_section, head, next_section
 
-PARTS = {
+SECTION_TITLES = {
     "next": "Next", "gates": "Gates", "layers": "Layers", "coverage": "Coverage", "sensitivity": "Sensitivity",
     "depth": "Depth", "measured": "Before and after", "findings": "Findings", "calibration": "Calibration",
     "artifacts": "Artifacts",
@@ -36,15 +36,15 @@ def report_page(report: Report, base: str = "") -> str:
         artifacts_section(report),
         record_section(report),
     ]
-    main = tag("main", head(report), _contents(report), *[each for each in sections if each], id="main")
+    main = tag("main", head(report), _contents(report), *filter(None, sections), id="main")
     title = f"{report.verdict}: {report.model.id}, {report.spec.method} ({report.job})"
     return document(title, tag("a", "Skip to the report", href="#main", class_="skip"), main)
 
 
 def _contents(report: Report) -> Markup:
-    parts = {name: title for name, title in PARTS.items() if name != "calibration" or report.calibration}
+    titles = {name: title for name, title in SECTION_TITLES.items() if name != "calibration" or report.calibration}
     return tag(
         "nav",
-        tag("ul", *[tag("li", tag("a", title, href=f"#{name}")) for name, title in parts.items()]),
+        tag("ul", *[tag("li", tag("a", title, href=f"#{name}")) for name, title in titles.items()]),
         aria_label="Parts of the report",
     )

@@ -1,4 +1,4 @@
-"""The top of the page: the verdict, four numbers, what to do next; then gates and findings."""
+"""The top of the page: the verdict, four numbers, what to do next. Also the gates and findings sections."""
 
 from __future__ import annotations
 
@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from fewbit.contract.report import Finding, Report
-from fewbit.rendering.html.elements import Links, facts, lines, named, patch_block, prose, section, severity_mark, table
+from fewbit.rendering.html.elements import (
+    Links,
+    fact_list,
+    patch_block,
+    qualified_name,
+    section,
+    severity_mark,
+    table,
+    with_code,
+    with_line_breaks,
+)
 from fewbit.rendering.html.markup import Markup, tag
 from fewbit.rendering.numbers import small
 from fewbit.rendering.words import Step, first_few, four_numbers, next_steps, verdict_sentence, worst_first
@@ -24,12 +34,12 @@ def head(report: Report) -> Markup:
     ]  # fmt: skip
     return tag(
         "header",
-        tag("p", *[tag("span", each) for each in about], class_="about"),
+        tag("p", *[tag("span", fact) for fact in about], class_="about"),
         tag(
             "h1",
             tag("span", report.verdict.capitalize(), class_=f"verdict {report.verdict}"),
             " ",
-            tag("span", verdict_sentence(report), class_="said"),
+            tag("span", verdict_sentence(report), class_="sentence"),
         ),
         _numbers(report),
         _conclusion(report),
@@ -38,45 +48,52 @@ def head(report: Report) -> Markup:
 
 def _numbers(report: Report) -> Markup:
     cards = [
-        tag("div", tag("dt", name.capitalize()), tag("dd", number, class_="big"), tag("dd", lines(words)))
+        tag("div", tag("dt", name.capitalize()), tag("dd", number, class_="big"), tag("dd", with_line_breaks(words)))
         for name, (number, words) in four_numbers(report).items()
     ]
     return tag("dl", *cards, class_="cards")
 
 
 def _conclusion(report: Report) -> Markup | None:
-    said = report.accuracy.conclusion if report.accuracy else ""
-    return tag("p", said, class_="conclusion") if said else None
+    conclusion = report.accuracy.conclusion if report.accuracy else ""
+    return tag("p", conclusion, class_="conclusion") if conclusion else None
 
 
 def next_section(report: Report, links: Links) -> Markup:
     steps = next_steps(report)
     if not steps:
-        return section("next", "What to do next", tag("p", "Nothing: no finding asks for a change.", class_="empty"))
-    shown = tag("ol", *[_step(each, links) for each in steps[:STEPS_SHOWN]], class_="steps")
-    rest = [_step(each, links) for each in steps[STEPS_SHOWN:]]
+        return section(
+            "next", "What to do next", tag("p", "Nothing to do: no finding asks for a change.", class_="empty")
+        )
+    shown = tag("ol", *[_step(step, links) for step in steps[:STEPS_SHOWN]], class_="steps")
+    rest = [_step(step, links) for step in steps[STEPS_SHOWN:]]
     more = tag("details", tag("summary", f"{len(rest)} more"), tag("ol", *rest, class_="steps")) if rest else None
-    lead = "Each patch is a JSON merge patch for the job spec: apply it to the spec, post the job again."
-    return section("next", "What to do next", shown, more, _at_once(report.patch), lead=lead)
+    lead = "Each patch is a JSON merge patch for the job spec: apply it to the spec and post the job again."
+    return section("next", "What to do next", shown, more, _combined_patch(report.patch), lead=lead)
 
 
-def _at_once(patch: dict[str, Any] | None) -> Markup | None:
-    """Merge patches of the same list replace each other; this one is made of all that the findings ask for."""
+def _combined_patch(patch: dict[str, Any] | None) -> Markup | None:
+    """One patch for all findings, because merge patches of the same list would replace each other."""
     if patch is None:
         return None
-    return tag("div", tag("h3", "All findings' patches in one"), patch_block(patch, "all findings"), class_="at-once")
+    return tag(
+        "div",
+        tag("h3", "All patches in one"),
+        patch_block(patch, "all findings"),
+        class_="combined-patch",
+    )
 
 
 def _step(step: Step, links: Links) -> Markup:
     where = tag("span", first_few(step.layers), class_="where") if step.layers else None
-    said = tag("p", prose(step.remedy)) if step.remedy else None
+    remedy = tag("p", with_code(step.remedy)) if step.remedy else None
     patch = patch_block(step.patch, step.code) if step.patch is not None else None
-    return tag("li", tag("p", severity_mark(step.severity), links.code(step.code), where, class_="line"), said, patch)
+    return tag("li", tag("p", severity_mark(step.severity), links.code(step.code), where, class_="line"), remedy, patch)
 
 
 def gates_section(report: Report) -> Markup:
     if not report.gates:
-        nothing = "The job set none. Gates in the spec turn a limit into a verdict that a pipeline can act on."
+        nothing = "The job spec sets no gates. A gate turns a limit into a verdict that a pipeline can act on."
         return section("gates", "Gates", tag("p", nothing, class_="empty"))
     rows = [
         (
@@ -93,33 +110,35 @@ def gates_section(report: Report) -> Markup:
 def findings_section(report: Report, links: Links) -> Markup:
     found = worst_first(report.findings)
     if not found:
-        return section("findings", "Findings", tag("p", "None.", class_="empty"))
+        return section("findings", "Findings", tag("p", "No findings.", class_="empty"))
     shown, rest = _list(found[:FINDINGS_SHOWN], links), found[FINDINGS_SHOWN:]
     more = tag("details", tag("summary", f"{len(rest)} more"), _list(rest, links)) if rest else None
     return section("findings", "Findings", shown, more)
 
 
 def _list(found: Sequence[Finding], links: Links) -> Markup:
-    return tag("ul", *[tag("li", finding_block(each, links)) for each in found], class_="findings")
+    return tag("ul", *[tag("li", finding_block(finding, links)) for finding in found], class_="findings")
 
 
 def finding_block(finding: Finding, links: Links, with_layer: bool = True) -> Markup:
-    """One finding: what, where, the proof, and what to do."""
-    where = tag("span", named(finding.layer), class_="where") if finding.layer is not None and with_layer else None
+    """One finding: what and where, the evidence, and what to do."""
+    where = (
+        tag("span", qualified_name(finding.layer), class_="where") if finding.layer is not None and with_layer else None
+    )
     evidence = {name: evidence_words(value) for name, value in finding.evidence.items()}
     return tag(
         "div",
         tag("p", severity_mark(finding.severity), links.code(finding.code), where, class_="line"),
-        tag("p", prose(finding.message)),
-        facts(evidence),
-        tag("p", prose(finding.remedy), class_="remedy") if finding.remedy else None,
+        tag("p", with_code(finding.message)),
+        fact_list(evidence),
+        tag("p", with_code(finding.remedy), class_="remedy") if finding.remedy else None,
         patch_block(finding.patch, finding.code) if finding.patch is not None else None,
         class_="finding",
     )
 
 
 def evidence_words(value: object) -> str:
-    """A value of ``evidence``, as a person would write it."""
+    """A value of ``evidence`` as text."""
     if isinstance(value, float):
         return small(value)
     if isinstance(value, list | tuple):

@@ -447,7 +447,7 @@ def test_encrypted_entries_are_refused(tmp_path: Path) -> None:
 
 def test_a_local_header_that_disagrees_is_refused(honest: Path, tmp_path: Path) -> None:
     data = honest.read_bytes().replace(b"models/model.json", b"models/other.json", 1)
-    refused(written(tmp_path, data), "unsafe-model", "named otherwise")
+    refused(written(tmp_path, data), "unsafe-model", "another name in its local header")
 
 
 def test_overlapping_entries_are_refused(tmp_path: Path) -> None:

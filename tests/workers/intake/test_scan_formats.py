@@ -20,8 +20,8 @@ from torch import nn
 from fewbit.contract.report import ReportModel
 from fewbit.contract.spec import JobSpec
 from tests.workers import packed, uploads
-from tests.workers.orders import order as order_of
 from tests.workers.packed import Files
+from tests.workers.stage_requests import stage_request
 from tests.workers.uploads import Hostile
 from workers.engine.formats import inspect_upload
 from workers.engine.formats.stock import open_stock
@@ -143,7 +143,7 @@ def test_weights_that_are_pickles_only_are_refused(files: Files, tmp_path: Path)
 
 def test_two_folders_are_one_too_many(files: Files, tmp_path: Path) -> None:
     twice = {f"{name}/{file}": data for name in ("a", "b") for file, data in files.items()}
-    refused(packed.tarred(twice, tmp_path / "upload"), "invalid-model", "2 of config.json")
+    refused(packed.tarred(twice, tmp_path / "upload"), "invalid-model", "2 config.json files")
     refused(packed.tarred({"a.txt": b"hello"}, tmp_path / "upload"), "invalid-model", "no config.json")
 
 
@@ -430,10 +430,10 @@ def test_every_kind_is_inspected_in_the_forked_child(engine: ForkServer, files: 
         folder = tmp_path / kind
         folder.mkdir()
         make(folder / "model")
-        order = order_of("inspect", folder)
-        end = run_child(engine, order, time.monotonic() + 60)
-        assert end.done is not None, end.last_words
-        found = Inspection.model_validate(end.done["inspection"])
+        request = stage_request("inspect", folder)
+        end = run_child(engine, request, time.monotonic() + 60)
+        assert end.result is not None, end.output_tail
+        found = Inspection.model_validate(end.result["inspection"])
         assert found.format == kind
         assert found.layers
         assert [path.name for path in folder.iterdir()] == ["model"]
@@ -444,8 +444,8 @@ def test_a_job_whose_record_names_another_kind_than_its_bytes_is_refused(engine:
     packed.saved(packed.sequential(), tmp_path / "model")
     model = ReportModel(id="mdl_1", sha256="0" * 64, format="torchscript")
     Task(job="job_1", model=model, model_size=1, spec=JobSpec(model="mdl_1"), threads=1).write(tmp_path)
-    order = order_of("convert", tmp_path)
-    end = run_child(engine, order, time.monotonic() + 60)
+    request = stage_request("convert", tmp_path)
+    end = run_child(engine, request, time.monotonic() + 60)
     assert end.failure is not None
     assert (end.failure.slug, "recorded as torchscript, but it is module" in end.failure.detail) == (
         "invalid-model",

@@ -1,4 +1,4 @@
-"""What the watcher makes of a child that lies, floods, or says nothing."""
+"""How the watcher treats a child that lies, floods, or sends nothing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 from fewbit.contract.report import ReportModel
 from fewbit.contract.spec import JobSpec
 from workers.engine.task import Task
-from workers.sandbox.child import DeadlinePassed, Ended, run_child
+from workers.sandbox.child import DeadlinePassed, run_child
 from workers.sandbox.fork_server import ForkServer
+from workers.sandbox.outcome import ChildOutcome
 
 
 @pytest.fixture
@@ -20,7 +21,9 @@ def forks(scripted: ForkServer) -> ForkServer:
     return scripted
 
 
-def run(forks: ForkServer, folder: Path, deed: str, heard: list[Any] | None = None, seconds: float = 20) -> Ended:
+def run(
+    forks: ForkServer, folder: Path, deed: str, messages: list[Any] | None = None, seconds: float = 20
+) -> ChildOutcome:
     Task(
         job="job_1",
         model=ReportModel(id="mdl_1", sha256="", format="pt2"),
@@ -28,28 +31,28 @@ def run(forks: ForkServer, folder: Path, deed: str, heard: list[Any] | None = No
         spec=JobSpec(model="mdl_1", labels={"deed": deed}),
         threads=1,
     ).write(folder)
-    hear = heard if heard is not None else []
-    order = {"stage": "convert", "folder": str(folder), "threads": 1}
-    return run_child(forks, order, time.monotonic() + seconds, hear=lambda *said: hear.append(said))
+    received = messages if messages is not None else []
+    request = {"stage": "convert", "folder": str(folder), "threads": 1}
+    return run_child(forks, request, time.monotonic() + seconds, on_message=lambda *message: received.append(message))
 
 
-def test_progress_and_logs_are_heard(forks: ForkServer, tmp_path: Path) -> None:
-    heard: list[Any] = []
-    assert run(forks, tmp_path, "", heard).failure is None
-    assert heard == [("progress", ("convert", 0.5)), ("log", "converting")]
+def test_progress_and_logs_are_passed_on(forks: ForkServer, tmp_path: Path) -> None:
+    messages: list[Any] = []
+    assert run(forks, tmp_path, "", messages).failure is None
+    assert messages == [("progress", ("convert", 0.5)), ("log", "converting")]
 
 
-def test_nonsense_is_not_heard(forks: ForkServer, tmp_path: Path) -> None:
-    heard: list[Any] = []
-    assert run(forks, tmp_path, "babble", heard).failure is None
-    assert heard[0] == ("log", "? lone")
-    assert len(heard) == 3
+def test_nonsense_is_dropped(forks: ForkServer, tmp_path: Path) -> None:
+    messages: list[Any] = []
+    assert run(forks, tmp_path, "babble", messages).failure is None
+    assert messages[0] == ("log", "? lone")
+    assert len(messages) == 3
 
 
 def test_a_flood_of_messages_arrives_whole(forks: ForkServer, tmp_path: Path) -> None:
-    heard: list[Any] = []
-    run(forks, tmp_path, "flood", heard)
-    assert len(heard) == 20_002
+    messages: list[Any] = []
+    run(forks, tmp_path, "flood", messages)
+    assert len(messages) == 20_002
 
 
 def test_a_problem_is_taken_from_the_catalogue(forks: ForkServer, tmp_path: Path) -> None:
@@ -58,7 +61,7 @@ def test_a_problem_is_taken_from_the_catalogue(forks: ForkServer, tmp_path: Path
     assert (failure.slug, failure.detail) == ("calibration-failed", "batch 3 does not fit")
 
 
-def test_leaving_without_a_word_is_an_internal_error(forks: ForkServer, tmp_path: Path) -> None:
+def test_leaving_without_a_result_is_an_internal_error(forks: ForkServer, tmp_path: Path) -> None:
     failure = run(forks, tmp_path, "nothing").failure
     assert failure is not None
     assert failure.slug == "internal-error"

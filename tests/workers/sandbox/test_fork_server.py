@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from tests.workers.world import wait_until
-from workers.sandbox.child import DeadlinePassed, Ended, run_child, watch
+from workers.sandbox.child import DeadlinePassed, run_child, watch
 from workers.sandbox.fork_server import ForkServer, ForkServerLost
+from workers.sandbox.outcome import ChildOutcome
 
 ENTRY = "tests.workers.children:main"
 
@@ -29,7 +30,7 @@ def forks() -> Iterator[ForkServer]:
     server.stop()
 
 
-def ended(forks: ForkServer, seconds: float = 30, **request: Any) -> Ended:
+def ended(forks: ForkServer, seconds: float = 30, **request: Any) -> ChildOutcome:
     return run_child(forks, request, time.monotonic() + seconds)
 
 
@@ -48,19 +49,19 @@ def read_pids(path: Path) -> list[int]:
 def test_a_child_says_prints_and_ends(forks: ForkServer) -> None:
     end = ended(forks, deed="hello")
     assert end.failure is None
-    assert end.done == {}
-    assert "on stdout" in end.last_words
-    assert "on stderr" in end.last_words
+    assert end.result == {}
+    assert "on stdout" in end.output_tail
+    assert "on stderr" in end.output_tail
 
 
 def test_the_exit_code_is_known(forks: ForkServer) -> None:
     assert ended(forks, deed="exit", code=7).exit_code == 7
 
 
-def test_an_exception_nobody_caught_is_in_the_last_words(forks: ForkServer) -> None:
+def test_an_uncaught_exception_is_in_the_output_tail(forks: ForkServer) -> None:
     end = ended(forks, deed="raise")
     assert end.exit_code == 1
-    assert "RuntimeError: nobody caught this" in end.last_words
+    assert "RuntimeError: nobody caught this" in end.output_tail
     assert end.failure is not None
     assert end.failure.slug == "internal-error"
 
@@ -102,8 +103,8 @@ def test_a_child_has_its_own_session_and_no_descriptors_of_others(forks: ForkSer
 def test_a_gigabyte_of_output_neither_hangs_nor_fills_memory(forks: ForkServer) -> None:
     end = ended(forks, seconds=60, deed="print", bytes=1 << 30)
     assert end.exit_code == 0
-    assert len(end.last_words) <= 8192
-    assert end.last_words.endswith("the last words\n")
+    assert len(end.output_tail) <= 8192
+    assert end.output_tail.endswith("the last words\n")
 
 
 def test_a_child_that_closes_its_pipes_is_still_watched(forks: ForkServer) -> None:

@@ -14,12 +14,13 @@ import pytest
 from fewbit.contract.report import Report, ReportModel
 from fewbit.contract.spec import JobSpec
 from tests.workers import uploads
-from tests.workers.orders import order
+from tests.workers.stage_requests import stage_request
 from workers.engine.task import Task
 from workers.errors import EngineError
 from workers.sandbox import runner
-from workers.sandbox.child import Ended, run_child
+from workers.sandbox.child import run_child
 from workers.sandbox.fork_server import ForkServer
+from workers.sandbox.outcome import ChildOutcome
 
 
 @pytest.fixture(scope="module")
@@ -48,26 +49,27 @@ def folder(tmp_path: Path, model: Path) -> Path:
     return folder
 
 
-def stage(forks: ForkServer, name: str, folder: Path, heard: list[tuple[str, Any]] | None = None) -> Ended:
-    hear = heard if heard is not None else []
-    return run_child(forks, order(name, folder), time.monotonic() + 60, hear=lambda *said: hear.append(said))
+def stage(forks: ForkServer, name: str, folder: Path, messages: list[tuple[str, Any]] | None = None) -> ChildOutcome:
+    received = messages if messages is not None else []
+    request = stage_request(name, folder)
+    return run_child(forks, request, time.monotonic() + 60, on_message=lambda *message: received.append(message))
 
 
 def test_an_inspection_gives_the_layer_table(forks: ForkServer, folder: Path) -> None:
     end = stage(forks, "inspect", folder)
-    assert end.failure is None, end.last_words
-    assert end.done is not None
-    assert [layer["name"] for layer in end.done["inspection"]["layers"]] == ["0", "2"]
+    assert end.failure is None, end.output_tail
+    assert end.result is not None
+    assert [layer["name"] for layer in end.result["inspection"]["layers"]] == ["0", "2"]
 
 
 def test_two_stages_make_a_report_and_artifacts(forks: ForkServer, folder: Path) -> None:
-    heard: list[tuple[str, Any]] = []
+    messages: list[tuple[str, Any]] = []
     for name in ("convert", "verify"):
-        end = stage(forks, name, folder, heard)
-        assert end.failure is None, end.last_words
+        end = stage(forks, name, folder, messages)
+        assert end.failure is None, end.output_tail
     report = Report.model_validate_json((folder / "report.json").read_bytes())
     assert {artifact.name for artifact in report.artifacts} == {path.name for path in (folder / "out").iterdir()}
-    stages = [value[0] for kind, value in heard if kind == "progress"]
+    stages = [value[0] for kind, value in messages if kind == "progress"]
     assert stages[0] == "scan"
     assert "quantize" in stages
 
@@ -114,7 +116,7 @@ def test_without_the_scan_torch_still_does_not_unpickle(forks: ForkServer, folde
     end = run_child(server, request, time.monotonic() + 60)
     server.stop()
     assert end.exit_code == 1
-    assert "UnpicklingError" in end.last_words
+    assert "UnpicklingError" in end.output_tail
     assert not canary.exists()
 
 

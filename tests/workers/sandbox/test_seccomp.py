@@ -64,7 +64,7 @@ def test_every_number_is_the_kernels(machine: str) -> None:
     assert len(named) > 100
     assert {name: numbers.get(name) for name in named} == named
     for name in ("clone", "kill", "tgkill", "prctl", "prlimit64", "fcntl", "sched_setaffinity"):
-        assert seccomp.name_of(numbers[name]) == name
+        assert seccomp.call_name(numbers[name]) == name
 
 
 def test_what_is_committed_is_what_the_headers_say(machine: str) -> None:
@@ -110,7 +110,7 @@ def test_some_calls_are_judged_by_an_argument(
 
 
 def test_another_machines_calls_end_it_and_newer_ones_are_not_there(machine: str) -> None:
-    other = next(each for name, each in ARCHITECTURE.items() if name != machine)
+    other = next(column for name, column in ARCHITECTURE.items() if name != machine)
     assert answer(0, architecture=other) == KILL
     assert answer(0x40000000 | 59, architecture=ARCHITECTURE[machine]) == KILL  # x32
     for number in (452, 463, 500, 10_000):

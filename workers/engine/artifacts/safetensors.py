@@ -8,6 +8,7 @@ quantized is there under its own name.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -84,7 +85,20 @@ def save_safetensors(reference: Reference, path: Path) -> tuple[Call, ...]:
     floats = {name: value.detach().clone().contiguous() for name, value in held.items() if name not in integers}
     manifest = Manifest(layers=layers, floats=tuple(floats))
     save_file(tensors | floats, path, {"format": "pt", METADATA: manifest.model_dump_json()})
+    _sort_header(path)
     return ()
+
+
+def _sort_header(path: Path) -> None:
+    """``save_file`` writes the metadata in a random order (safetensors 0.8): the same job gives the same bytes."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        content = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(content) <= size, "the data would move"
+        file.seek(8)
+        file.write(content.ljust(size))
 
 
 def check_safetensors(path: Path) -> None:

@@ -10,5 +10,5 @@ from workers.sandbox.limits import Limits
 FENCED: dict[str, Any] = {"limits": Limits.of(0, 1, 60).request(), "sandbox": "required"}
 
 
-def order(stage: str, folder: Path, **more: Any) -> dict[str, Any]:
+def stage_request(stage: str, folder: Path, **more: Any) -> dict[str, Any]:
     return {"stage": stage, "folder": str(folder), "threads": 1, **FENCED, **more}
