@@ -274,6 +274,6 @@ def test_the_classes_that_changed_most_come_first_and_the_conclusion_says_what_i
 def test_without_labels_the_conclusion_speaks_of_closeness_and_says_it_is_no_accuracy(tmp_path: Path) -> None:
     run = run_engine(tmp_path, models.mlp(), EXAMPLE, {"x": X}, artifacts=["torchscript"])
     assert run.report.accuracy is not None
-    assert "no accuracy" in run.report.accuracy.conclusion
+    assert "not accuracy" in run.report.accuracy.conclusion
     assert "dB from float" in run.report.accuracy.conclusion
     assert "the top class is the same for" in run.report.accuracy.conclusion

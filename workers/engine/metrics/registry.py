@@ -1,4 +1,4 @@
-"""Each metric by name: its values, how its draws are computed, and what a reader has to know about it."""
+"""All metrics by name: their values, how their draws are computed, and what a reader has to know about them."""
 
 from __future__ import annotations
 
@@ -21,19 +21,25 @@ from workers.engine.metrics.means import (
     ratio_statistic,
 )
 from workers.engine.metrics.paired import describe_interval, proportion_metric
-from workers.engine.metrics.ranks import CURVES, area, calibration_error, kendall_rank_corrcoef, spearman_corrcoef
+from workers.engine.metrics.ranks import (
+    CURVES,
+    area_statistic,
+    calibration_error,
+    kendall_rank_corrcoef,
+    spearman_corrcoef,
+)
 from workers.engine.metrics.resampling import FEWEST_DRAWS, Statistic, affordable_draws, paired_bootstrap
 from workers.engine.metrics.retrieval import RANKED, ranking_scores
 from workers.engine.metrics.sums import ERRORS, FROM_MOMENTS, moment_statistic
 
-FEW_CHANGES = 10  # changed predictions below which a bootstrap sees too little
-ORDERED = 8  # a draw that goes along an order costs as much as this many sums
+FEW_CHANGES = 10  # changed predictions below which a bootstrap interval is too narrow
+ORDERED = 8  # a draw over sorted values costs as much as this many sums
 
 
 @dataclass(frozen=True)
 class Resampler:
-    """How a metric is computed for many draws. ``work``: what a draw costs for each sample; 0 where each draw
-    is computed by itself."""
+    """How a metric is computed for many draws. ``work``: what a draw costs per sample; 0 if every draw is computed by
+    itself."""
 
     statistic: Statistic
     work: int = 1
@@ -43,12 +49,12 @@ def measure(name: str, before: Array, after: Array, labels: Array, seed: int) ->
     """``before`` and ``after`` [samples, ...] outputs, ``labels`` [samples, ...]. Raises ``NotApplicable``."""
     rows = fit(family(name), before, after, labels)
     if name == "accuracy" and rows.is_one_per_sample and rows.task in ("binary", "multiclass"):
-        return proportion_metric(name, *(each == 1 for each in correct_rows(rows)))
+        return proportion_metric(name, *(shares == 1 for shares in correct_rows(rows)))
     if name == "exact_match":
         if rows.task != "multilabel" and rows.is_one_per_sample:
-            raise NotApplicable("several labels a sample, [N, T] or [N, L]; with one, it is accuracy")
+            raise NotApplicable("several labels per sample, [N, T] or [N, L]; with one, it is accuracy")
         return proportion_metric(name, *all_correct(rows))
-    return _bootstrapped(name, rows, seed)
+    return _bootstrap_metric(name, rows, seed)
 
 
 def resampler(name: str, rows: FittedRows) -> Resampler:
@@ -59,7 +65,7 @@ def resampler(name: str, rows: FittedRows) -> Resampler:
     if bare in COUNTED:
         return Resampler(count_statistic(rows, COUNTED[bare]))
     if bare in CURVES:
-        return Resampler(area(rows, CURVES[bare]), ORDERED * rows.classes)
+        return Resampler(area_statistic(rows, CURVES[bare]), ORDERED * rows.classes)
     if bare == "calibration_error":
         return Resampler(calibration_error(rows))
     if bare in RANKED:
@@ -68,12 +74,12 @@ def resampler(name: str, rows: FittedRows) -> Resampler:
         return Resampler(hinge_loss(rows))
     if bare in LABEL_RANKED:
         return Resampler(mean_statistic(*label_ranking_scores(rows, LABEL_RANKED[bare])))
-    return _of_numbers(bare, rows) or Resampler(official.resampled(bare, rows), 0)
+    return _regression_resampler(bare, rows) or Resampler(official.resampled_statistic(bare, rows), 0)
 
 
-def _of_numbers(name: str, rows: FittedRows) -> Resampler | None:
+def _regression_resampler(name: str, rows: FittedRows) -> Resampler | None:
     if name in ERRORS:
-        return Resampler(mean_statistic(*(ERRORS[name](each, rows.target) for each in rows.scores)))
+        return Resampler(mean_statistic(*(ERRORS[name](scores, rows.target) for scores in rows.scores)))
     if name in FROM_MOMENTS:
         return Resampler(moment_statistic(rows, FROM_MOMENTS[name]), rows.target.shape[1])
     if name == "spearman_corrcoef":
@@ -81,23 +87,21 @@ def _of_numbers(name: str, rows: FittedRows) -> Resampler | None:
     if name == "kendall_rank_corrcoef":
         return Resampler(kendall_rank_corrcoef(rows), 0)
     if name == "weighted_mean_absolute_percentage_error":
-        before, after = (np.abs(each - rows.target).sum(1) for each in rows.scores)
+        before, after = (np.abs(scores - rows.target).sum(1) for scores in rows.scores)
         return Resampler(ratio_statistic(before, after, np.abs(rows.target).sum(1)))
     return None
 
 
-def _bootstrapped(name: str, rows: FittedRows, seed: int) -> Metric:
+def _bootstrap_metric(name: str, rows: FittedRows, seed: int) -> Metric:
     before, after = _values(name, rows)
     if not (np.isfinite(before) and np.isfinite(after)):
-        raise NotApplicable("outputs and labels on which it is a number: here it is not finite")
-    how = resampler(name, rows)
-    draws = affordable_draws(len(rows.target), how.work) if how.work else FEWEST_DRAWS
-    interval = paired_bootstrap(how.statistic, rows.samples, draws, seed)
-    said = (
-        describe_interval(name, interval.low, interval.high, rows.samples)
-        if interval
-        else "too few samples for an interval"
-    )
+        raise NotApplicable("outputs and labels on which it is finite")
+    resampling = resampler(name, rows)
+    draws = affordable_draws(len(rows.target), resampling.work) if resampling.work else FEWEST_DRAWS
+    interval = paired_bootstrap(resampling.statistic, rows.samples, draws, seed)
+    described = "too few samples for an interval"
+    if interval is not None:
+        described = describe_interval(name, interval.low, interval.high, rows.samples)
     return Metric(
         name=name,
         before=before,
@@ -105,16 +109,17 @@ def _bootstrapped(name: str, rows: FittedRows, seed: int) -> Metric:
         delta=after - before,
         ci95=(interval.low, interval.high) if interval else None,
         p_value=interval.p_value if interval else None,
-        note="; ".join([said, *_remarks(name, rows, interval.draws if interval else None)]),
+        note="; ".join([described, *_remarks(name, rows, interval.draws if interval else None)]),
     )
 
 
 OWN = frozenset({*RANKED, *LABEL_RANKED, "accuracy", "kendall_rank_corrcoef"})
-"""Computed here and compared with torchmetrics by the tests: it would take a call a sample, or samples squared."""
+"""Computed here, and compared with torchmetrics by the tests: torchmetrics would take one call per sample, or time that
+grows with the square of the samples."""
 
 
 def _values(name: str, rows: FittedRows) -> tuple[float, float]:
-    """torchmetrics' values, where it has all samples at once in one go."""
+    """torchmetrics' values where it takes all samples in one call, else our own."""
     if base(name) in OWN:
         with np.errstate(all="ignore"):
             before, after = resampler(name, rows).statistic(np.ones((1, rows.samples)))
@@ -126,12 +131,13 @@ def _remarks(name: str, rows: FittedRows, draws: int | None) -> list[str]:
     remarks = [_averaging(name, rows), _shape(rows)]
     if draws is not None:
         remarks.append(f"interval and p-value from a paired bootstrap of {draws} draws")
-    if base(name) in COUNTED and 0 <= (changed := _changed(rows)) < FEW_CHANGES:
-        remarks.append(f"only {changed} predictions changed, of which a bootstrap makes too narrow an interval")
-    return [each for each in remarks if each]
+    if base(name) in COUNTED and 0 <= (changed := _count_changed(rows)) < FEW_CHANGES:
+        changes = "only 1 prediction" if changed == 1 else f"only {changed} predictions"
+        remarks.append(f"{changes} changed, for which a bootstrap gives too narrow an interval")
+    return [remark for remark in remarks if remark]
 
 
-def _changed(rows: FittedRows) -> int:
+def _count_changed(rows: FittedRows) -> int:
     return int((rows.predicted[0] != rows.predicted[1]).sum())
 
 

@@ -15,8 +15,8 @@ SMALLEST = 1.17e-06  # torchmetrics' least divisor of relative errors
 
 @dataclass(frozen=True)
 class Moments:
-    """Means over the drawn samples, [draws, k] for the ``k`` columns of the output: of the target, the error and its
-    square; variances and covariance of target and prediction. ``unbiased`` [draws, 1]: n / (n - 1)."""
+    """Means over the drawn samples, [draws, k] for the ``k`` columns of the output: target, error and its square; the
+    variances and the covariance of target and prediction. ``unbiased`` [draws, 1]: n / (n - 1)."""
 
     target: Array
     error: Array
@@ -27,30 +27,30 @@ class Moments:
     unbiased: Array | float = 1.0
 
 
-def explained_variance(of: Moments) -> Array:
-    return np.asarray((1 - (of.squared_error - of.error**2) / of.target_variance).mean(1))
+def explained_variance(moments: Moments) -> Array:
+    return np.asarray((1 - (moments.squared_error - moments.error**2) / moments.target_variance).mean(1))
 
 
-def r2_score(of: Moments) -> Array:
-    return np.asarray((1 - of.squared_error / of.target_variance).mean(1))
+def r2_score(moments: Moments) -> Array:
+    return np.asarray((1 - moments.squared_error / moments.target_variance).mean(1))
 
 
-def relative_squared_error(of: Moments) -> Array:
-    return np.asarray((of.squared_error / of.target_variance).mean(1))
+def relative_squared_error(moments: Moments) -> Array:
+    return np.asarray((moments.squared_error / moments.target_variance).mean(1))
 
 
-def pearson_corrcoef(of: Moments) -> Array:
-    return np.asarray((of.covariance / np.sqrt(of.target_variance * of.predicted_variance)).mean(1))
+def pearson_corrcoef(moments: Moments) -> Array:
+    return np.asarray((moments.covariance / np.sqrt(moments.target_variance * moments.predicted_variance)).mean(1))
 
 
-def concordance_corrcoef(of: Moments) -> Array:
+def concordance_corrcoef(moments: Moments) -> Array:
     """Lin 1989, of the unbiased variances."""
-    spread = of.unbiased * (of.target_variance + of.predicted_variance) + of.error**2
-    return np.asarray((2 * of.unbiased * of.covariance / spread).mean(1))
+    spread = moments.unbiased * (moments.target_variance + moments.predicted_variance) + moments.error**2
+    return np.asarray((2 * moments.unbiased * moments.covariance / spread).mean(1))
 
 
-def normalized_root_mean_squared_error(of: Moments) -> Array:
-    return np.asarray(np.sqrt(of.squared_error.mean(1)) / of.target.mean(1))
+def normalized_root_mean_squared_error(moments: Moments) -> Array:
+    return np.asarray(np.sqrt(moments.squared_error.mean(1)) / moments.target.mean(1))
 
 
 FROM_MOMENTS: dict[str, Callable[[Moments], Array]] = {
@@ -64,7 +64,8 @@ FROM_MOMENTS: dict[str, Callable[[Moments], Array]] = {
 
 
 def moment_statistic(rows: FittedRows, formula: Callable[[Moments], Array]) -> Statistic:
-    """``formula`` of the moments in each draw. Values are taken from the target's mean, or rounding would eat them."""
+    """The statistic that applies ``formula`` to the moments in each draw. Values are measured from the target's mean,
+    or large ones would lose their digits."""
     origin = rows.target.mean(0)
     target = rows.target - origin
     squares, sides = target**2, [_products(scores - origin, target) for scores in rows.scores]
@@ -72,7 +73,9 @@ def moment_statistic(rows: FittedRows, formula: Callable[[Moments], Array]) -> S
     def statistic(draws: Array) -> tuple[Array, Array]:
         total = draws.sum(1, keepdims=True)
         first, second = draws @ target / total, draws @ squares / total
-        before, after = (_moments([draws @ each / total for each in side], first, second, origin) for side in sides)
+        before, after = (
+            _moments([draws @ products / total for products in side], first, second, origin) for side in sides
+        )
         unbiased = total / (total - 1)
         return formula(replace(before, unbiased=unbiased)), formula(replace(after, unbiased=unbiased))
 
@@ -97,7 +100,7 @@ def _moments(means: list[Array], target: Array, target_square: Array, origin: Ar
 
 
 Error = Callable[[Array, Array], Array]
-"""(prediction, target) [samples, k] -> each sample's error [samples]"""
+"""(prediction, target) [samples, k] -> the error of every sample [samples]"""
 
 
 def _squared(predicted: Array, target: Array) -> Array:

@@ -33,7 +33,7 @@ def test_a_rise_is_a_gain_of_a_score_and_a_loss_of_an_error() -> None:
 def test_made_up_inputs_are_no_accuracy() -> None:
     said = conclusion((), CLOSE, (), (), 64, synthetic=True)
     assert said.startswith("The inputs were made up")
-    assert "no accuracy" in said
+    assert "not accuracy" in said
     assert "31.2 dB" in said
 
 
