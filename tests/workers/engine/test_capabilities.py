@@ -23,7 +23,7 @@ def test_every_metric_that_is_offered_is_measured_on_some_output_and_labels() ->
     forms = {"classification": FORMS.values(), "regression": (regression,), "retrieval": (retrieval,)}
     for name in capabilities.METRICS:
         outputs = [make() for make in forms[family(name)]]
-        assert any(_measures(name, each) for each in outputs), name
+        assert any(_measures(name, form) for form in outputs), name
 
 
 def _measures(name: str, outputs: Outputs) -> bool:
@@ -48,10 +48,10 @@ def test_every_weight_setting_that_is_offered_quantizes() -> None:
     ranges = {"minmax": "minmax", "mse": "mse", "percentile": {"percentile": 99.0}, "clip": {"clip": [-1, 1]}}
     assert set(ranges) == set(capabilities.WEIGHT_RANGES)
     for granularity in capabilities.WEIGHT_GRANULARITIES:
-        for each in ranges.values():
+        for range_ in ranges.values():
             group = {"group_size": 16} if granularity == "per_group" else {}
             for dtype, largest in (("int8", 127), ("int4", 7)):
-                settings = {"dtype": dtype, "granularity": granularity, "range": each, **group}
+                settings = {"dtype": dtype, "granularity": granularity, "range": range_, **group}
                 weights = spec.Weights.model_validate(settings)
                 assert quantize_weight(weight, weights).values.abs().max() == largest
             assert bool((clip_bound(weight, weights.range) > 0).all())

@@ -11,18 +11,15 @@ import inspect
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from local.digits import Mlp, Transformer, load_digits
+from local.digits import Mlp, Split, Transformer, load_digits, train
 
 SEED = 0
-BATCH = 64
-PEAK_LR = 2e-3
 
 LIBRARIES = {
     "numpy": ("numpy", "numpy.linalg", "numpy.random"),
@@ -33,16 +30,6 @@ LIBRARIES = {
 SENTENCES = 3000  # of each library
 WORDS = 24  # read of each sentence
 VOCABULARY = 3000  # 0 pads, 1 stands for rare words
-
-
-@dataclass(frozen=True)
-class Split:
-    """``x`` with the sample first; ``labels`` int64 (samples,). Train and test share no sample."""
-
-    x_train: Tensor
-    labels_train: Tensor
-    x_test: Tensor
-    labels_test: Tensor
 
 
 @dataclass(frozen=True)
@@ -111,19 +98,15 @@ class Reader(nn.Module):
         return self.classifier(torch.relu(self.hidden(self.words(x))))
 
 
-def digits() -> Split:
-    """``x`` float32 (samples, 8, 8): 1285 images to train on, 512 to be judged on."""
-    loaded = load_digits()
-    return Split(loaded.x_train, loaded.labels_train, loaded.x_test, loaded.labels_test)
-
-
 def documentation() -> Split:
     """``x`` int64 (samples, 24): sentences of docstrings, the library as label; a quarter is held out."""
-    labelled = [(each, label) for label, modules in enumerate(LIBRARIES.values()) for each in sentences(modules)]
+    labelled = [
+        (sentence, label) for label, modules in enumerate(LIBRARIES.values()) for sentence in sentences(modules)
+    ]
     random.Random(SEED).shuffle(labelled)
     held_out = len(labelled) // 4
-    known = vocabulary([words for words, _ in labelled[held_out:]])
-    x = torch.tensor([numbered(words, known) for words, _ in labelled])
+    known = number_frequent_words([words for words, _ in labelled[held_out:]])
+    x = torch.tensor([number_words(words, known) for words, _ in labelled])
     labels = torch.tensor([label for _, label in labelled])
     return Split(x[held_out:], labels[held_out:], x[:held_out], labels[:held_out])
 
@@ -132,7 +115,7 @@ def sentences(modules: tuple[str, ...]) -> list[tuple[str, ...]]:
     """Distinct sentences of five words or more from the docstrings of everything public in these modules."""
     found: dict[tuple[str, ...], None] = {}
     for module in map(importlib.import_module, modules):
-        for name in sorted(each for each in vars(module) if not each.startswith("_")):
+        for name in sorted(name for name in vars(module) if not name.startswith("_")):
             text = inspect.getdoc(getattr(module, name)) or ""
             for sentence in re.split(r"(?<=[.!?])\s+|\n\n", text):
                 words = tuple(re.findall(r"[a-z]+", sentence.lower()))[:WORDS]
@@ -140,49 +123,24 @@ def sentences(modules: tuple[str, ...]) -> list[tuple[str, ...]]:
     return random.Random(SEED).sample(list(found), SENTENCES)
 
 
-def vocabulary(read: list[tuple[str, ...]]) -> dict[str, int]:
+def number_frequent_words(read: list[tuple[str, ...]]) -> dict[str, int]:
     """The most frequent words, numbered from 2."""
     counted = Counter(word for words in read for word in words)
     return {word: number for number, (word, _) in enumerate(counted.most_common(VOCABULARY - 2), start=2)}
 
 
-def numbered(words: tuple[str, ...], known: dict[str, int]) -> list[int]:
+def number_words(words: tuple[str, ...], known: dict[str, int]) -> list[int]:
     return [known.get(word, 1) for word in words] + [0] * (WORDS - len(words))
 
 
-def train(build: Callable[[], nn.Module], data: Split, epochs: int) -> Trained:
-    """AdamW under a one-cycle schedule (Smith and Topin 2017). Leaves the caller's random state as it was."""
-    with torch.random.fork_rng(), one_thread():
-        torch.manual_seed(SEED)
-        module = build().train()
-        steps = epochs * -(-len(data.x_train) // BATCH)
-        optimizer = torch.optim.AdamW(module.parameters(), lr=PEAK_LR)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, total_steps=steps)
-        for _ in range(epochs):
-            for chosen in torch.split(torch.randperm(len(data.x_train)), BATCH):
-                loss = nn.functional.cross_entropy(module(data.x_train[chosen]), data.labels_train[chosen])
-                optimizer.zero_grad()
-                torch.autograd.backward(loss)
-                optimizer.step()
-                schedule.step()
-    return Trained(module.eval(), data)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """The same sums in the same order on any machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def train_on(data: Split, build: Callable[[], nn.Module], epochs: int) -> Trained:
+    return Trained(train(build, data, epochs), data)
 
 
 TRAININGS: dict[str, Callable[[], Trained]] = {
-    "perceptron": lambda: train(Mlp, digits(), epochs=15),
-    "residual": lambda: train(Residual, digits(), epochs=10),
-    "lstm": lambda: train(Rows, digits(), epochs=80),
-    "transformer": lambda: train(lambda: Transformer(width=64), digits(), epochs=40),
-    "reader": lambda: train(Reader, documentation(), epochs=12),
+    "perceptron": lambda: train_on(load_digits(), Mlp, epochs=15),
+    "residual": lambda: train_on(load_digits(), Residual, epochs=10),
+    "lstm": lambda: train_on(load_digits(), Rows, epochs=80),
+    "transformer": lambda: train_on(load_digits(), lambda: Transformer(width=64), epochs=40),
+    "reader": lambda: train_on(documentation(), Reader, epochs=12),
 }

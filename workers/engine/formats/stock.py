@@ -64,7 +64,7 @@ def forward_arguments(module: nn.Module) -> tuple[Argument, ...]:
 
 
 def require_dataset(dataset: Path | None, accepted: tuple[Argument, ...]) -> Path:
-    """The dataset; raises ``EngineError`` if there is none. The gateway refuses such jobs, but the engine runs alone too."""
+    """The dataset; raises ``EngineError`` without one. The gateway refuses such jobs too, but may be bypassed."""
     if dataset is None:
         names = ", ".join(f"{argument.name}=..." for argument in accepted if argument.required)
         raise EngineError(

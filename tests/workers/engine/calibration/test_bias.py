@@ -14,9 +14,10 @@ from fewbit import JobSpec
 from fewbit.contract.report import OutputSimilarity
 from fewbit.contract.spec import ReportParts
 from fewbit.runtime.program import Program
+from local.digits import load_digits
 from tests.workers.engine.models import CalledTwice, Functional, Mixed, Structured, mlp
 from tests.workers.engine.runs import EngineRun, export, load_exported, run_engine
-from tests.workers.engine.trained import Residual, Trained, digits, train
+from tests.workers.engine.trained import Residual, Trained, train_on
 from workers.engine.calibration.bias import correct_biases, mean_errors
 from workers.engine.calibration.calibrate import calibrate
 from workers.engine.calibration.conversion import Conversion
@@ -80,12 +81,12 @@ def make_data(*x: Tensor) -> Data:
 
 @pytest.fixture(scope="module")
 def residual() -> Trained:
-    return train(Residual, digits(), epochs=10)
+    return train_on(load_digits(), Residual, epochs=10)
 
 
 @pytest.fixture(scope="module")
 def perceptron() -> Trained:
-    return train(mlp_of_digits, digits(), epochs=15)
+    return train_on(load_digits(), mlp_of_digits, epochs=15)
 
 
 def mlp_of_digits() -> nn.Module:

@@ -91,7 +91,7 @@ def plan_conversion(program: Program, spec: JobSpec) -> Conversion:
 
 def closeness(program: Program, other: Program, x: Tensor) -> float:
     """dB."""
-    outputs = (torch.from_numpy(program_outputs(each, Batch((x,), 0, len(x)))) for each in (program, other))
+    outputs = (torch.from_numpy(program_outputs(model, Batch((x,), 0, len(x)))) for model in (program, other))
     return sqnr_db(*outputs)
 
 
@@ -168,22 +168,22 @@ def test_the_report_says_each_layers_alpha(tmp_path: Path) -> None:
         (Encoder(True), ids(3, 4)),
         (Tied(), torch.randint(0, 32, (4, 6))),
     ],
-    ids=lambda each: type(each).__name__,
+    ids=lambda value: type(value).__name__,
 )
 @pytest.mark.parametrize("decompose", [False, True])
 def test_nothing_changes_in_float(module: nn.Module, x: Tensor, decompose: bool, tmp_path: Path) -> None:
     program = load(export(module, (x,), tmp_path / "model.pt2", decompose=decompose))
     found = smooth_on(program, x, smooth={"alpha": 0.8})
     assert closeness(program, found.program, x) > 100
-    assert [each.name for each in found.layers] == [each.name for each in find_layers(program)[0]]
-    assert [each.layer for each in found.planned] == list(found.layers)
+    assert [layer.name for layer in found.layers] == [layer.name for layer in find_layers(program)[0]]
+    assert [layer.layer for layer in found.planned] == list(found.layers)
     torch.export.save(found.program.exported, tmp_path / "smooth.pt2")
     assert closeness(program, load(tmp_path / "smooth.pt2"), x) > 100
 
 
 def test_every_layer_that_multiplies_is_smoothed(tmp_path: Path) -> None:
     found = smooth_on(load_exported(Encoder(False), (ids(0, 4),), tmp_path), ids(0), smooth={"alpha": 0.5})
-    assert set(found.alphas) == {each.name for each in found.layers if each.kind == "linear"}
+    assert set(found.alphas) == {layer.name for layer in found.layers if layer.kind == "linear"}
     assert set(found.alphas.values()) == {0.5}
 
 
@@ -236,7 +236,7 @@ def test_bounds_in_the_units_of_a_weight_keep_it_as_it_is(tmp_path: Path) -> Non
     rules = [{"match": "2", "weights": {"range": {"clip": [-1, 1]}}}]
     found = smooth_on(program, torch.randn(64, 64), smooth={"alpha": 0.5}, layers=rules)
     before, after = (
-        next(each.weight for each in layers if each.name == "2")
+        next(layer.weight for layer in layers if layer.name == "2")
         for layers in (find_layers(program)[0], found.layers)
     )  # fmt: skip
     assert set(found.alphas) == {"0", "4"}

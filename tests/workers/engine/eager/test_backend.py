@@ -119,7 +119,7 @@ def test_the_report_is_whole(tmp_path: Path) -> None:
     assert report.accuracy.output.sqnr_db > 25
     assert report.latency is not None
     assert set(report.latency.artifacts) == {"torchscript"}
-    assert [(each.name, each.verified) for each in report.artifacts] == [("model.ts.pt", True)]
+    assert [(artifact.name, artifact.verified) for artifact in report.artifacts] == [("model.ts.pt", True)]
     for row in report.layers:
         assert row.error is not None
         assert row.error.output_sqnr_db is not None
@@ -156,7 +156,7 @@ def test_an_encoder_runs_although_its_fast_path_would_not(tmp_path: Path) -> Non
     kernels = executed(run)
     assert {kernels[name] for name in quantized(run)} == {"quantized::linear_dynamic"}
     assert all(kernels[name] in FLOAT_KERNELS for name in reasons(run))
-    assert "fastpath" in {each.code for each in run.report.findings}
+    assert "fastpath" in {finding.code for finding in run.report.findings}
     assert torch.backends.mha.get_fastpath_enabled()  # left as it was found
     assert loaded(run)(torch.randn(3, 9, 16)).shape == (3, 9, 16)
 
@@ -182,7 +182,7 @@ def test_a_bert_folder_is_swapped_and_its_sizes_stay_free(tmp_path: Path) -> Non
     given = tokens(3, 7)
     script, model = loaded(run), by_hand(packed.pretrained("BertModel"))
     with torch.no_grad():
-        wanted = model(**{name: torch.from_numpy(each) for name, each in given.items()})
+        wanted = model(**{name: torch.from_numpy(value) for name, value in given.items()})
         got = script(*map(torch.from_numpy, given.values()))
     torch.testing.assert_close(got["last_hidden_state"], wanted.last_hidden_state, rtol=1e-4, atol=1e-4)
 
@@ -191,7 +191,7 @@ def test_calls_of_a_shared_module_that_stay_float_are_told(tmp_path: Path) -> No
     shared = nn.Linear(8, 8)
     run = run_stock(tmp_path, nn.Sequential(shared, nn.ReLU(), shared), {"input": noise(40, 8)})
     assert executed(run) == {"0": "quantized::linear_dynamic"}
-    (finding,) = [each for each in run.report.findings if each.code == "shared-module"]
+    (finding,) = [finding for finding in run.report.findings if finding.code == "shared-module"]
     assert finding.layer == "0"
     assert "called as 2" in finding.message
 
@@ -229,7 +229,7 @@ def test_a_convolutional_network_is_calibrated_fused_and_packed(tmp_path: Path) 
         assert row.error is not None
         assert row.error.output_sqnr_db is not None
         assert row.error.output_sqnr_db > 20
-    assert "calibrated-on-evaluation" in {each.code for each in run.report.findings}
+    assert "calibrated-on-evaluation" in {finding.code for finding in run.report.findings}
     assert loaded(run)(torch.randn(3, 3, 8, 8)).shape == (3, 3)
 
 
@@ -347,7 +347,7 @@ def test_what_torch_does_not_do_by_default_is_refused(fields: dict[str, Any], po
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_only_an_upload_that_is_a_module_can_be_swapped(format: ModelFormat) -> None:
-    codes = [(each.pointer, each.code) for each in unsuited(posted(), format)]
+    codes = [(problem.pointer, problem.code) for problem in unsuited(posted(), format)]
     assert codes == ([] if READERS[format].module else [("/backend", "backend-needs-module")])
     assert not list(unsuited(JobSpec(model="mdl_test"), format))
 

@@ -164,4 +164,4 @@ def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def _rank_correlation(one: Sensitivity, other: Sensitivity, names: Sequence[str]) -> float:
-    return float(spearmanr([one.own[each] for each in names], [other.own[each] for each in names])[0])
+    return float(spearmanr([one.own[name] for name in names], [other.own[name] for name in names])[0])

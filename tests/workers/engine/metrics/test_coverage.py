@@ -85,8 +85,8 @@ def true_difference(name: str, process: Process) -> float:
 def value(name: str, data: Outputs, outputs: Array) -> float:
     if name == "f1_score":
         predicted = outputs.argmax(1)
-        both = [((predicted == each) & (data.labels == each)).sum() for each in range(3)]
-        sums = [(predicted == each).sum() + (data.labels == each).sum() for each in range(3)]
+        both = [((predicted == label) & (data.labels == label)).sum() for label in range(3)]
+        sums = [(predicted == label).sum() + (data.labels == label).sum() for label in range(3)]
         return float(np.mean([2 * one / other for one, other in zip(both, sums, strict=True)]))
     if name == "accuracy":
         return float((outputs.argmax(-1) == data.labels).mean())

@@ -73,7 +73,7 @@ def test_a_class_metric_is_torchmetrics(name: str, form: str) -> None:
 def test_a_regression_metric_is_torchmetrics(name: str, columns: int) -> None:
     data = regression(columns=columns)
     if name == "cosine_similarity":
-        sides = (torch.from_numpy(each.reshape(150, -1)).double() for each in (data.before, data.labels))
+        sides = (torch.from_numpy(values.reshape(150, -1)).double() for values in (data.before, data.labels))
         expected = float(of_numbers.cosine_similarity(*sides, reduction="mean"))
     else:
         function: Callable[..., Any] = getattr(of_numbers, name)

@@ -111,7 +111,7 @@ def report_of(folder: Path, *plants: Callable[[Twelve], None], calibrated: int =
 
 
 def found(report: Report, code: str, layer: str) -> list[Finding]:
-    return [each for each in report.findings if each.code == code and each.layer == layer]
+    return [finding for finding in report.findings if finding.code == code and finding.layer == layer]
 
 
 def merged(document: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def merged(document: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
 def _error(report: Report, layer: str) -> tuple[float, float]:
     """How close the model's output is, then the layer's own."""
     assert report.accuracy is not None
-    row = next(each for each in report.layers if each.name == layer)
+    row = next(row for row in report.layers if row.name == layer)
     own = row.error.output_sqnr_db if row.error else None
     return report.accuracy.output.sqnr_db, own if own is not None else -150.0
 
@@ -155,7 +155,7 @@ def test_the_report_s_own_patch_mends_all_warnings_at_once(tmp_path: Path) -> No
     before = report_of(tmp_path / "before", *plants)
     assert before.patch is not None
     after = report_of(tmp_path / "after", *plants, **merged({}, before.patch))
-    assert not [each.code for each in after.findings if each.severity != "info"]
+    assert not [finding.code for finding in after.findings if finding.severity != "info"]
     assert after.verdict == "pass"
 
 
@@ -166,7 +166,7 @@ def test_a_healthy_model_has_no_defect(method: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     report = run_engine(tmp_path, Twelve(), (torch.randn(4, 32),), {"x": healthy},
                         calibration={"x": healthy[::-1].copy()}, method=method, artifacts=["pt2"]).report  # fmt: skip
-    assert [each.code for each in report.findings if each.severity != "info"] == []
+    assert [finding.code for finding in report.findings if finding.severity != "info"] == []
 
 
 def test_rules_already_in_the_spec_stay_in_the_patch(tmp_path: Path) -> None:

@@ -61,12 +61,12 @@ def autocast_under_no_grad(inner: nn.Module, x: Tensor) -> Tensor:
 
 
 def condition(inner: nn.Module, x: Tensor) -> Tensor:
-    return torch.cond(x.sum() > -1e9, inner, lambda each: each * 1.5, (x,))
+    return torch.cond(x.sum() > -1e9, inner, lambda x: x * 1.5, (x,))
 
 
 def nested_condition(inner: nn.Module, x: Tensor) -> Tensor:
-    def upper(each: Tensor) -> Tensor:
-        return torch.cond(each.mean() > -1e9, inner, torch.sin, (each,))
+    def upper(x: Tensor) -> Tensor:
+        return torch.cond(x.mean() > -1e9, inner, torch.sin, (x,))
 
     return torch.cond(x.sum() > -1e9, upper, torch.cos, (x,))
 
@@ -80,8 +80,8 @@ def mapped(inner: nn.Module, x: Tensor) -> Tensor:
 def scanned(inner: nn.Module, x: Tensor) -> Tensor:
     from torch._higher_order_ops.scan import scan
 
-    def step(carry: Tensor, each: Tensor) -> tuple[Tensor, Tensor]:
-        carry = torch.tanh(inner(carry + each))
+    def step(carry: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        carry = torch.tanh(inner(carry + row))
         return carry, carry.clone()
 
     return scan(step, torch.zeros_like(x[0]), x)[1]
@@ -93,8 +93,8 @@ def looped(inner: nn.Module, x: Tensor) -> Tensor:
     def going(count: Tensor, _: Tensor) -> Tensor:
         return count < 3
 
-    def step(count: Tensor, each: Tensor) -> tuple[Tensor, Tensor]:
-        return count + 1, torch.tanh(inner(each))
+    def step(count: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        return count + 1, torch.tanh(inner(row))
 
     return while_loop(going, step, (torch.zeros((), dtype=torch.int64), x))[1]
 
