@@ -297,79 +297,95 @@ def _other_class(layer: Layer, path: str, kind: str) -> EagerVerdict:
     if kind in ATTENTION:
         return _left_float(_attention_reason(layer))
     if kind.startswith("torch.jit."):
-        return _left_float(
-            _reason(
-                "script-child",
-                f"{path} is a ScriptModule: its type is not nn.Linear's, and what is inside are no Python modules.",
-                "Quantize first, script last.",
-            )
-        )
+        return _left_float(_script_child(path))
     if ".parametrizations." in "".join(source.name for source in layer.sources) or "parametri" in kind.lower():
-        return _left_float(
-            _reason(
-                "parametrized",
-                "The weight is computed by a parametrization: from_float asserts the "
-                "exact type, and quantize_dynamic fails for the whole model.",
-                "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')",
-            )
-        )
+        return _left_float(_parametrized())
     if layer.sources[0].kind is not InputKind.PARAMETER:
         return _left_float(_not_a_parameter(layer))
-    return _bare_parameter(layer, path, kind)
+    return _left_float(_parameter_of_other_class(layer, path, kind))
 
 
-def _bare_parameter(layer: Layer, path: str, kind: str) -> EagerVerdict:
+def _script_child(path: str) -> Reason:
+    return _reason(
+        "script-child",
+        f"{path} is a ScriptModule: its type is not nn.Linear's, and there are no Python modules inside.",
+        "Quantize first, script last.",
+    )
+
+
+def _parametrized() -> Reason:
+    return _reason(
+        "parametrized",
+        "The weight is computed by a parametrization: from_float asserts the exact type, and quantize_dynamic fails "
+        "for the whole model.",
+        "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')",
+    )
+
+
+def _parameter_of_other_class(layer: Layer, path: str, kind: str) -> Reason:
     node, owner = layer.uses[0].node, layer.sources[0].name.rpartition(".")[0]
     if _is_computed_weight(layer):
-        return _left_float(
-            _reason(
-                "computed-weight",
-                f"The weight is computed from {_source_names(layer)} in every forward: there is no module to swap.",
-                "Compute it once, and put it into an nn.Linear.",
-            )
-        )
+        return _computed_weight(layer)
     calls = frames(node)
     own_forward = bool(calls) and calls[-1].file.endswith(LINEAR_SOURCE)
     if own_forward and owner != path:
-        return _left_float(
-            _reason(
-                "alias",
-                f"{owner} is replaced where it is registered, but the model calls its float "
-                "forward through another reference, such as a bound method.",
-                "Call the module by its name.",
-            )
-        )
+        return _called_by_reference(owner)
     if own_forward or (owner == path and kind.endswith("Linear") and layer.op == "aten.linear"):
-        return _left_float(
-            _reason(
-                "subclass",
-                f"{kind} is not exactly torch.nn.Linear, and quantize_dynamic compares exact types.",
-                "module.__class__ = torch.nn.Linear, when its forward is unchanged.",
-            )
-        )
+        return _subclass(kind)
     if owner == path and path and layer.sources[0].name.endswith("weight"):
-        return _left_float(
-            _reason(
-                "lookalike",
-                f"{kind} does a linear's work, but its type is in no swap table.",
-                "Rebuild it as an nn.Linear with a contiguous [out, in] weight.",
-            )
-        )
+        return _lookalike(kind)
     if owner != path and layer.sources[0].name.endswith(".weight") and _class_at(node.graph, owner) not in TABLES:
-        return _left_float(
-            _reason(
-                "weight-attr-read",
-                f"The model reads {owner}.weight instead of calling {owner}. If "
-                "that is an nn.Linear, it is replaced, and its weight is then a method.",
-                f"Call {owner}.",
-            )
-        )
-    return _left_float(
-        _reason(
-            "functional",
-            f"The product is {layer.op} on a bare parameter of {kind or 'the model'}: there is no module to swap.",
-            "Make it an nn.Linear.",
-        )
+        return _weight_read_from_outside(owner)
+    return _bare_parameter(layer, kind)
+
+
+def _computed_weight(layer: Layer) -> Reason:
+    return _reason(
+        "computed-weight",
+        f"The weight is computed from {_source_names(layer)} in every forward: there is no module to swap.",
+        "Compute it once, and put it into an nn.Linear.",
+    )
+
+
+def _called_by_reference(owner: str) -> Reason:
+    return _reason(
+        "alias",
+        f"{owner} is replaced where it is registered, but the model calls its float forward through another reference, "
+        "such as a bound method.",
+        "Call the module by its name.",
+    )
+
+
+def _subclass(kind: str) -> Reason:
+    return _reason(
+        "subclass",
+        f"{kind} is not exactly torch.nn.Linear, and quantize_dynamic compares exact types.",
+        "module.__class__ = torch.nn.Linear, if its forward is unchanged.",
+    )
+
+
+def _lookalike(kind: str) -> Reason:
+    return _reason(
+        "lookalike",
+        f"{kind} does a linear's work, but its type is in no swap table.",
+        "Rebuild it as an nn.Linear with a contiguous [out, in] weight.",
+    )
+
+
+def _weight_read_from_outside(owner: str) -> Reason:
+    return _reason(
+        "weight-attr-read",
+        f"The model reads {owner}.weight instead of calling {owner}. If that is an nn.Linear, it is replaced, and its "
+        "weight is then a method.",
+        f"Call {owner}.",
+    )
+
+
+def _bare_parameter(layer: Layer, kind: str) -> Reason:
+    return _reason(
+        "functional",
+        f"The product is {layer.op} on a bare parameter of {kind or 'the model'}: there is no module to swap.",
+        "Make it an nn.Linear.",
     )
 
 

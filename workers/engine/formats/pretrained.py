@@ -131,17 +131,17 @@ def _make_up_example(model: nn.Module, accepted: Sequence[Argument], dtype: torc
 def _architecture_class(config: dict[str, Any]) -> Any:
     """``architectures[0]``, which must be a model class of the library for this ``model_type``."""
     architecture, model_type = config["architectures"][0], config["model_type"]
-    found = getattr(transformers, architecture, None)
-    is_model = isinstance(found, type) and issubclass(found, PreTrainedModel)
-    if found is None or not is_model or not found.__module__.startswith("transformers.models."):
+    model_class = getattr(transformers, architecture, None)
+    is_model = isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)
+    if model_class is None or not is_model or not model_class.__module__.startswith("transformers.models."):
         raise EngineError(
             "invalid-model",
             f"config.json names the architecture {architecture}, which transformers {transformers.__version__} does "
             f"not have. {ADVICE}",
         )
-    if found.config_class is None or found.config_class.model_type != model_type:
+    if model_class.config_class is None or model_class.config_class.model_type != model_type:
         raise EngineError("invalid-model", f"config.json names {architecture}, which is not a {model_type!r} model.")
-    return found
+    return model_class
 
 
 def _load_pretrained(kind: Any, folder: Path, config: dict[str, Any]) -> nn.Module:

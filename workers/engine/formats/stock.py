@@ -78,7 +78,7 @@ def require_dataset(dataset: Path | None, accepted: tuple[Argument, ...]) -> Pat
 def layer_table(module: nn.Module) -> Iterator[ModelLayer]:
     """One row for each weight that a layer multiplies by, in the order of the modules."""
     for path, child in module.named_modules():
-        kind = class_of(child)
+        kind = stock_class(child)
         if kind == "MultiheadAttention":
             yield from _projections(path, child)
         elif kind in OPERATORS:
@@ -94,7 +94,7 @@ def check_names(module: nn.Module) -> None:
         raise EngineError("unsafe-model", f"a submodule or parameter is called {invalid[:200]!r}, which is not a name.")
 
 
-def class_of(module: nn.Module) -> str:
+def stock_class(module: nn.Module) -> str:
     """The name of the stock class; a scripted module remembers it."""
     return str(getattr(module, "original_name", type(module).__name__))
 

@@ -20,7 +20,7 @@ from fewbit.contract.resources import ModelLayer
 from fewbit.runtime.program import Program, program_of
 from workers.engine.formats.examples import Argument, example_from_dataset, float_dtype
 from workers.engine.formats.exporting import Arguments, export
-from workers.engine.formats.stock import check_names, class_of, layer_table, require_dataset, shown_class
+from workers.engine.formats.stock import check_names, layer_table, require_dataset, shown_class, stock_class
 from workers.errors import EngineError, first_line
 
 
@@ -153,7 +153,7 @@ class _TraceableScript(nn.Module):
 
 def _name_layers(program: Program, script: torch.jit.ScriptModule) -> None:
     """Neither converting nor tracing records which module made a node: it is the owner of the parameter it reads."""
-    kinds = {path: class_of(module) for path, module in script.named_modules()}
+    kinds = {path: stock_class(module) for path, module in script.named_modules()}
     for node in program.graph.nodes:
         node.meta.pop("nn_module_stack", None)
     for hole, constant in program.constants.items():

@@ -25,17 +25,21 @@ def auroc(positives: Array, negatives: Array) -> Array:
 
 def average_precision(positives: Array, negatives: Array) -> Array:
     """Precision at each distinct score, weighted with the recall that it adds."""
-    found = np.cumsum(positives, 1)
-    seen = found + np.cumsum(negatives, 1)
+    true_positives = np.cumsum(positives, 1)
+    taken = true_positives + np.cumsum(negatives, 1)
     return np.asarray(
-        (positives * np.divide(found, seen, out=np.zeros_like(seen), where=seen > 0)).sum(1) / found[:, -1]
+        (positives * np.divide(true_positives, taken, out=np.zeros_like(taken), where=taken > 0)).sum(1)
+        / true_positives[:, -1]
     )
 
 
 def eer(positives: Array, negatives: Array) -> Array:
     """The mean of two shares where they are closest: of negatives taken, and of positives missed."""
-    taken, found = (np.cumsum(counts, 1).astype(np.float32) for counts in (negatives, positives))
-    taken, missed = taken / taken[:, -1:], 1 - found / found[:, -1:]  # float32, to break ties as torchmetrics does
+    taken, true_positives = (np.cumsum(counts, 1).astype(np.float32) for counts in (negatives, positives))
+    taken, missed = (
+        taken / taken[:, -1:],
+        1 - true_positives / true_positives[:, -1:],
+    )  # float32, to break ties as torchmetrics does
     nearest = np.abs(taken - missed).argmin(1)[:, None]
     return np.asarray(np.take_along_axis(taken + missed, nearest, 1)[:, 0] / 2)
 

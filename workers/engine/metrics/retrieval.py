@@ -25,8 +25,8 @@ class Ranking:
         return self.relevance > 0
 
     @property
-    def found(self) -> Array:
-        """Of the first ``cutoff``, which are relevant."""
+    def hits(self) -> Array:
+        """Whether each of the first ``cutoff`` candidates is relevant."""
         return self.relevant[:, : self.cutoff]
 
 
@@ -44,28 +44,28 @@ def ranking_scores(rows: FittedRows, formula: Callable[[Ranking], Array], cutoff
 
 
 def precision(ranking: Ranking) -> Array:
-    return np.asarray(ranking.found.sum(1) / ranking.cutoff)
+    return np.asarray(ranking.hits.sum(1) / ranking.cutoff)
 
 
 def recall(ranking: Ranking) -> Array:
-    return np.asarray(ranking.found.sum(1) / ranking.relevant.sum(1))
+    return np.asarray(ranking.hits.sum(1) / ranking.relevant.sum(1))
 
 
 def hit_rate(ranking: Ranking) -> Array:
-    return np.asarray(ranking.found.any(1).astype(np.float64))
+    return np.asarray(ranking.hits.any(1).astype(np.float64))
 
 
 def fall_out(ranking: Ranking) -> Array:
-    return np.asarray((~ranking.found).sum(1) / (~ranking.relevant).sum(1))
+    return np.asarray((~ranking.hits).sum(1) / (~ranking.relevant).sum(1))
 
 
 def reciprocal_rank(ranking: Ranking) -> Array:
-    return np.asarray(ranking.found.any(1) / (ranking.found.argmax(1) + 1))
+    return np.asarray(ranking.hits.any(1) / (ranking.hits.argmax(1) + 1))
 
 
 def average_precision(ranking: Ranking) -> Array:
-    precisions = np.cumsum(ranking.found, 1) / np.arange(1, ranking.found.shape[1] + 1)
-    return np.asarray((precisions * ranking.found).sum(1) / ranking.found.sum(1))
+    precisions = np.cumsum(ranking.hits, 1) / np.arange(1, ranking.hits.shape[1] + 1)
+    return np.asarray((precisions * ranking.hits).sum(1) / ranking.hits.sum(1))
 
 
 def r_precision(ranking: Ranking) -> Array:

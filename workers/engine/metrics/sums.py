@@ -103,43 +103,43 @@ Error = Callable[[Array, Array], Array]
 """(prediction, target) [samples, k] -> the error of every sample [samples]"""
 
 
-def _squared(predicted: Array, target: Array) -> Array:
+def _squared_error(predicted: Array, target: Array) -> Array:
     return np.asarray(((predicted - target) ** 2).mean(1))
 
 
-def _absolute(predicted: Array, target: Array) -> Array:
+def _absolute_error(predicted: Array, target: Array) -> Array:
     return np.asarray(np.abs(predicted - target).mean(1))
 
 
-def _percentage(predicted: Array, target: Array) -> Array:
+def _percentage_error(predicted: Array, target: Array) -> Array:
     return np.asarray((np.abs(predicted - target) / np.maximum(np.abs(target), SMALLEST)).mean(1))
 
 
-def _symmetric_percentage(predicted: Array, target: Array) -> Array:
+def _symmetric_percentage_error(predicted: Array, target: Array) -> Array:
     size = np.maximum(np.abs(target) + np.abs(predicted), SMALLEST)
     return np.asarray((2 * np.abs(predicted - target) / size).mean(1))
 
 
-def _squared_log(predicted: Array, target: Array) -> Array:
+def _squared_log_error(predicted: Array, target: Array) -> Array:
     return np.asarray(((np.log1p(predicted) - np.log1p(target)) ** 2).mean(1))
 
 
-def _log_cosh(predicted: Array, target: Array) -> Array:
+def _log_cosh_error(predicted: Array, target: Array) -> Array:
     error = predicted - target
     return np.asarray((np.logaddexp(error, -error) - np.log(2)).mean(1))
 
 
-def _cosine(predicted: Array, target: Array) -> Array:
+def _cosine_similarity(predicted: Array, target: Array) -> Array:
     lengths = np.linalg.norm(predicted, axis=1) * np.linalg.norm(target, axis=1)
     return np.asarray((predicted * target).sum(1) / lengths)
 
 
 ERRORS: dict[str, Error] = {
-    "mean_squared_error": _squared,
-    "mean_absolute_error": _absolute,
-    "mean_absolute_percentage_error": _percentage,
-    "symmetric_mean_absolute_percentage_error": _symmetric_percentage,
-    "mean_squared_log_error": _squared_log,
-    "log_cosh_error": _log_cosh,
-    "cosine_similarity": _cosine,
+    "mean_squared_error": _squared_error,
+    "mean_absolute_error": _absolute_error,
+    "mean_absolute_percentage_error": _percentage_error,
+    "symmetric_mean_absolute_percentage_error": _symmetric_percentage_error,
+    "mean_squared_log_error": _squared_log_error,
+    "log_cosh_error": _log_cosh_error,
+    "cosine_similarity": _cosine_similarity,
 }
