@@ -166,7 +166,7 @@ def test_missing_weights_are_named_and_not_made_up(tmp_path: Path) -> None:
     model = packed.pretrained("BertModel")
     files = packed.folder(model, tmp_path)
     upload = packed.zipped(packed.with_config(files, num_hidden_layers=3), tmp_path / "upload")
-    refused(upload, "transformers", "invalid-model", r"encoder\.layer\.2\.")
+    assert_refused(upload, "transformers", "invalid-model", r"encoder\.layer\.2\.")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_missing_weights_are_named_and_not_made_up(tmp_path: Path) -> None:
 )
 def test_a_config_that_fits_no_model_is_named(changes: dict[str, Any], mention: str, tmp_path: Path) -> None:
     upload = packed.zipped(packed.with_config(packed.tiny_folder(tmp_path), **changes), tmp_path / "upload")
-    refused(upload, "transformers", "invalid-model", mention)
+    assert_refused(upload, "transformers", "invalid-model", mention)
 
 
 # ---- modules and TorchScript ----
@@ -297,7 +297,7 @@ def test_only_what_holds_a_module_opens_as_one(tmp_path: Path) -> None:
         open_module(packed.scripted(packed.sequential(), tmp_path / "script"), "torchscript")
 
 
-def refused(upload: Path, format: Any, slug: str, mention: str) -> None:
+def assert_refused(upload: Path, format: Any, slug: str, mention: str) -> None:
     """Scanned well, and refused by the reader."""
     assert scan(upload) == format
     with pytest.raises(EngineError, match=mention) as caught:

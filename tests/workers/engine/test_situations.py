@@ -220,13 +220,13 @@ def test_nearly_all_layers_with_a_constant_operand_are_quantized(outcome: Outcom
     """Over the whole set. A job that fails, and a layer that is not listed, count as float."""
     quantized = total = 0
     for name, situation in SITUATIONS.items():
-        rows = gemms_of(outcome, name)
+        rows = gemm_rows(outcome, name)
         quantized += sum(row.quantized for row in rows)
         total += max(len(rows), situation.gemms)
     assert quantized / total >= LEAST_QUANTIZED, f"{quantized} of {total} layers are quantized"
 
 
-def gemms_of(outcome: Outcomes, name: str) -> list[LayerReport]:
+def gemm_rows(outcome: Outcomes, name: str) -> list[LayerReport]:
     try:
         return outcome(name).gemms
     except Exception:  # this very job has its own test

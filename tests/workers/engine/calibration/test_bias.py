@@ -86,10 +86,10 @@ def residual() -> Trained:
 
 @pytest.fixture(scope="module")
 def perceptron() -> Trained:
-    return train_on(load_digits(), mlp_of_digits, epochs=15)
+    return train_on(load_digits(), digits_perceptron, epochs=15)
 
 
-def mlp_of_digits() -> nn.Module:
+def digits_perceptron() -> nn.Module:
     return nn.Sequential(nn.Flatten(), mlp())
 
 

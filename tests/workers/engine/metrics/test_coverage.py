@@ -55,7 +55,7 @@ def taggers(random: np.random.Generator, samples: int) -> Outputs:
     return Outputs(np.eye(3)[before], np.eye(3)[after], labels)
 
 
-def covered(name: str, process: Process, samples: int, truth: float) -> float:
+def measure_coverage(name: str, process: Process, samples: int, truth: float) -> float:
     return float(np.mean(list(_hits(name, process, samples, truth))))
 
 
@@ -108,4 +108,4 @@ def test_the_interval_covers_the_true_difference_as_often_as_it_says(
     name: str, process: Process, samples: int, truth: float | None
 ) -> None:
     difference = true_difference(name, process) if truth is None else truth
-    assert 0.93 <= covered(name, process, samples, difference) <= 0.97
+    assert 0.93 <= measure_coverage(name, process, samples, difference) <= 0.97

@@ -106,11 +106,11 @@ def test_candidates_of_equal_score_share_their_gain() -> None:
     assert (metric.ci95, metric.p_value) == (None, None)  # of one sample
 
 
-def draws_of(rows: FittedRows, random: np.random.Generator) -> Array:
+def random_draws(rows: FittedRows, random: np.random.Generator) -> Array:
     return random.multinomial(rows.samples, np.full(rows.samples, 1 / rows.samples), size=4).astype(np.float64)
 
 
-def repeated(data: Outputs, counts: Array) -> Outputs:
+def repeat_samples(data: Outputs, counts: Array) -> Outputs:
     chosen = np.repeat(np.arange(len(data.labels)), counts.astype(np.int64))
     return Outputs(data.before[chosen], data.after[chosen], data.labels[chosen])
 
@@ -123,27 +123,27 @@ def test_a_draw_of_a_class_metric_is_its_value_on_the_drawn_samples(name: str, f
         measure(name, data.before, data.after, data.labels, seed=0)
     except NotApplicable:
         return
-    agrees_with_repeated(name, data)
+    assert_agrees_with_repeats(name, data)
 
 
 @pytest.mark.parametrize("columns", [0, 3])
 @pytest.mark.parametrize("name", OF_NUMBERS)
 def test_a_draw_of_a_regression_metric_is_its_value_on_the_drawn_samples(name: str, columns: int) -> None:
-    agrees_with_repeated(name, regression(columns=columns))
+    assert_agrees_with_repeats(name, regression(columns=columns))
 
 
 @pytest.mark.parametrize("name", sorted(RANKED))
 def test_a_draw_of_a_retrieval_metric_is_its_value_on_the_drawn_samples(name: str) -> None:
-    agrees_with_repeated(name, retrieval())
+    assert_agrees_with_repeats(name, retrieval())
 
 
-def agrees_with_repeated(name: str, data: Outputs) -> None:
+def assert_agrees_with_repeats(name: str, data: Outputs) -> None:
     rows = fit(names.family(name), data.before, data.after, data.labels)
-    draws = draws_of(rows, np.random.default_rng(1))
+    draws = random_draws(rows, np.random.default_rng(1))
     before, after = resampler(name, rows).statistic(draws)
     for index, counts in enumerate(draws):
-        drawn_data = repeated(data, counts)
-        metric = measure(name, drawn_data.before, drawn_data.after, drawn_data.labels, seed=0)
+        repeated_data = repeat_samples(data, counts)
+        metric = measure(name, repeated_data.before, repeated_data.after, repeated_data.labels, seed=0)
         assert before[index] == pytest.approx(metric.before, abs=2e-5)
         assert after[index] == pytest.approx(metric.after, abs=2e-5)
 
