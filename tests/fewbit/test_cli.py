@@ -85,7 +85,7 @@ def test_an_address_that_is_none_is_exit_code_2_at_once(url: str) -> None:
 def test_a_key_that_is_none_is_exit_code_2_and_not_shown(server: Scripted, key: str) -> None:
     ran = fewbit("jobs", FEWBIT_URL=server.url, FEWBIT_KEY=key)
     assert (ran.returncode, "Traceback" in ran.stderr) == (2, False), ran.stderr
-    assert "The API key is not one" in ran.stderr
+    assert "The API key is malformed" in ran.stderr
     assert not any(part in ran.stderr + ran.stdout for part in ("secr", "cret", "sec\x1b"))
     assert server.received == []
 

@@ -129,7 +129,7 @@ def test_a_terminal_shows_what_was_measured_of_each_layer_and_the_model() -> Non
     text = printed(full_report())
     assert max(map(len, text.splitlines())) <= 100
     assert "(2) 0.21 ms" in text
-    assert "Most sensitive: what the output loses if only this layer is quantized" in text
+    assert "Most sensitive layers: what the output loses if only that layer is quantized" in text
     assert "+0.8 dB if it stays float" in text
     assert "128 samples; the ranges had settled after 64." in text
     assert "Input mask never changes." in text
