@@ -35,7 +35,7 @@ def with_dataset(name: str, made: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_dataset_that_the_gateway_missed_is_held(
+def test_a_hostile_dataset_past_the_gateway_does_no_harm(
     forks: Remembering, tmp_path: Path, here: Surroundings, name: str
 ) -> None:
     case = Case(name, "pt2", (FAILED, STARVED), lambda made, _: with_dataset(name, made), stage="convert")

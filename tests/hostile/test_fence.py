@@ -83,7 +83,7 @@ OUT = ["read", "write", "rename", "link", "symlink", "thread", "mode", "owner", 
 
 
 @pytest.mark.parametrize("deed", OUT)
-def test_no_path_leads_out(forks: ForkServer, folder: Path, canary: Path, deed: str) -> None:
+def test_no_path_outside_the_folder_can_be_used(forks: ForkServer, folder: Path, canary: Path, deed: str) -> None:
     before = state_of(canary)
     failure = refusal(forks, folder, deed, path=str(canary))
     assert failure.slug == "sandbox-violation"
@@ -92,7 +92,7 @@ def test_no_path_leads_out(forks: ForkServer, folder: Path, canary: Path, deed: 
 
 
 @pytest.mark.parametrize("place", ["/tmp", "/var/tmp", "/dev/shm", "/run", "/etc", str(Path.home()), sys.prefix])
-def test_no_place_of_the_machine_is_written(forks: ForkServer, folder: Path, place: str) -> None:
+def test_nothing_on_the_machine_can_be_written(forks: ForkServer, folder: Path, place: str) -> None:
     path = Path(place) / f"fewbit-canary-{uuid.uuid4().hex}"
     failure = refusal(forks, folder, "write", path=str(path))
     assert failure.slug == "sandbox-violation"
@@ -107,7 +107,7 @@ def test_a_library_that_may_be_read_keeps_its_mode(forks: ForkServer, folder: Pa
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "/etc/shadow", "/root", "/proc/1/environ", "/var/log", "/tmp"])
-def test_what_the_machine_keeps_is_not_read(forks: ForkServer, folder: Path, path: str) -> None:
+def test_the_machines_files_cannot_be_read(forks: ForkServer, folder: Path, path: str) -> None:
     failure = refusal(forks, folder, "read", path=path)
     assert failure.slug == "sandbox-violation"
     assert path in failure.detail
@@ -148,7 +148,7 @@ def test_every_thread_is_fenced(forks: ForkServer, folder: Path) -> None:
     assert all(line == ["NoNewPrivs:\t1", "Seccomp:\t2"] for line in result["told"])
 
 
-def test_a_call_that_is_newer_than_the_table_is_not_there(forks: ForkServer, folder: Path, canary: Path) -> None:
+def test_a_call_newer_than_the_table_fails_with_enosys(forks: ForkServer, folder: Path, canary: Path) -> None:
     before = state_of(canary)
     result = tried(forks, folder, "newer call", path=str(canary)).result
     assert result is not None
@@ -160,22 +160,22 @@ def test_a_thread_may_choose_its_own_processors(forks: ForkServer, folder: Path)
     assert tried(forks, folder, "own affinity").failure is None
 
 
-def test_memory_that_nobody_owns_is_not_to_be_had(forks: ForkServer, folder: Path) -> None:
+def test_memory_that_belongs_to_no_process_is_refused(forks: ForkServer, folder: Path) -> None:
     assert refusal(forks, folder, "memory of nobody").slug == "sandbox-violation"
 
 
-def test_a_terabyte_is_not_to_be_had(forks: ForkServer, folder: Path) -> None:
+def test_a_terabyte_cannot_be_allocated(forks: ForkServer, folder: Path) -> None:
     assert refusal(forks, folder, "allocate").slug in ("out-of-memory", "internal-error")
 
 
 @pytest.mark.parametrize("deed", ["touch", "touch shared"])
-def test_memory_that_is_used_is_counted(forks: ForkServer, folder: Path, deed: str) -> None:
+def test_used_memory_is_limited(forks: ForkServer, folder: Path, deed: str) -> None:
     with pytest.raises(LimitExceeded) as ended:
         tried(forks, folder, deed)
     assert ended.value.problem.slug == "out-of-memory"
 
 
-def test_one_large_file(forks: ForkServer, folder: Path) -> None:
+def test_one_large_file_is_stopped(forks: ForkServer, folder: Path) -> None:
     try:
         failure = refusal(forks, folder, "write one")
     except LimitExceeded as ended:
@@ -185,14 +185,14 @@ def test_one_large_file(forks: ForkServer, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("deed", ["write many", "write entries"])
-def test_many_files(forks: ForkServer, folder: Path, deed: str) -> None:
+def test_many_files_are_stopped(forks: ForkServer, folder: Path, deed: str) -> None:
     with pytest.raises(LimitExceeded) as ended:
         tried(forks, folder, deed)
     assert ended.value.problem.slug == "sandbox-violation"
 
 
 @pytest.mark.parametrize("deed", ["lock", "write entries"])
-def test_whatever_it_leaves_is_wiped(forks: ForkServer, tmp_path: Path, deed: str) -> None:
+def test_whatever_a_child_leaves_is_wiped(forks: ForkServer, tmp_path: Path, deed: str) -> None:
     with scratch_folder(tmp_path, "job_1") as folder:
         try:
             tried(forks, folder, deed)
@@ -201,20 +201,20 @@ def test_whatever_it_leaves_is_wiped(forks: ForkServer, tmp_path: Path, deed: st
     assert not folder.exists()
 
 
-def test_a_loop_ends_with_its_time(forks: ForkServer, folder: Path) -> None:
+def test_an_endless_loop_is_stopped(forks: ForkServer, folder: Path) -> None:
     with pytest.raises(DeadlinePassed):
         tried(forks, folder, "loop", seconds=0.5)
     busy = SMALL | {"cpu": 1}
     assert refusal(forks, folder, "loop", limits=busy).slug in ("time-limit-exceeded", "out-of-memory")
 
 
-def test_a_gigabyte_of_output_fills_nothing(forks: ForkServer, folder: Path) -> None:
+def test_a_gigabyte_of_output_fills_no_memory(forks: ForkServer, folder: Path) -> None:
     end = tried(forks, folder, "print")
     assert end.failure is None
     assert len(end.output_tail) <= 8192
 
 
-def test_the_environment_is_empty_of_the_worker(forks: ForkServer, folder: Path) -> None:
+def test_the_environment_holds_nothing_of_the_worker(forks: ForkServer, folder: Path) -> None:
     result = tried(forks, folder, "environment").result
     assert result is not None
     assert "secret" not in result["told"]
@@ -240,7 +240,7 @@ def test_a_worker_without_a_fence_does_not_start(monkeypatch: pytest.MonkeyPatch
     process._require_fence(WorkerSettings(sandbox="best-effort"))
 
 
-def test_what_a_kernel_lacks_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_announces_what_its_kernel_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert process.sandbox(WorkerSettings())["missing"] == []
     monkeypatch.setattr(fence, "support", lambda: fence.Support(landlock=0, seccomp=True))
     said = process.sandbox(WorkerSettings())

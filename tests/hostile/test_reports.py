@@ -53,7 +53,7 @@ def filled(path: Path, value: float) -> None:
 
 @pytest.mark.parametrize("method", ["dynamic", "static", "weight_only"])
 @pytest.mark.parametrize("value", VALUES)
-def test_weights_that_are_no_numbers_end_as_a_report(forks: ForkServer, folder: Path, value: str, method: str) -> None:
+def test_weights_that_are_not_finite_end_in_a_report(forks: ForkServer, folder: Path, value: str, method: str) -> None:
     filled(folder / "model", VALUES[value])
     report = report_of(forks, folder, method=method)
     if math.isfinite(VALUES[value]):
@@ -66,7 +66,7 @@ def test_weights_that_are_no_numbers_end_as_a_report(forks: ForkServer, folder: 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_layers_name_is_text_in_every_face(forks: ForkServer, folder: Path, tmp_path: Path, name: str) -> None:
+def test_a_layer_name_is_text_in_every_format(forks: ForkServer, folder: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "made").mkdir()
     shutil.copy(named(name)(tmp_path / "made", tmp_path / "canary"), folder / "model")
     report = report_of(forks, folder)

@@ -25,7 +25,7 @@ def exempt(name: str, until: date = TODAY) -> Exempt:
     return Exempt(name, "only the server is affected", until)
 
 
-def test_a_vulnerability_is_named_with_the_release_that_mends_it() -> None:
+def test_a_vulnerability_is_named_with_the_release_that_fixes_it() -> None:
     assert judge([CLEAN, HOLED], [], TODAY) == Verdict(["holed 1.0: PYSEC-2026-1, fixed in 1.1"], [], [])
 
 
@@ -38,16 +38,16 @@ def test_an_exception_holds_for_no_other_vulnerability() -> None:
     assert judge([HOLED], [exempt("PYSEC-2026-2")], TODAY).vulnerable
 
 
-def test_an_exception_ends() -> None:
+def test_an_exception_expires() -> None:
     over = exempt("PYSEC-2026-1", date(2026, 11, 26))
     assert judge([HOLED], [over], TODAY) == Verdict(["holed 1.0: PYSEC-2026-1, fixed in 1.1"], [], ["PYSEC-2026-1"])
 
 
-def test_a_release_that_could_not_be_looked_up_is_not_called_sound() -> None:
+def test_a_release_unknown_to_the_service_is_reported() -> None:
     assert judge([UNKNOWN], [], TODAY).unknown == ["ours"]
 
 
-def test_an_exception_without_a_reason_is_none(tmp_path: Path) -> None:
+def test_an_exception_needs_a_reason(tmp_path: Path) -> None:
     (file := tmp_path / "exceptions.toml").write_text('[[exception]]\nid = "CVE-1"\nreason = " "\nuntil = 2027-01-31\n')
     with pytest.raises(ValueError, match="no reason is given for CVE-1"):
         exceptions(file)

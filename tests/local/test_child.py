@@ -66,7 +66,7 @@ def test_it_starts_stops_and_starts_again(log: Path) -> None:
         assert not started.alive
 
 
-def test_what_ignores_sigterm_is_killed(stubborn: Child) -> None:
+def test_a_child_that_ignores_sigterm_is_killed(stubborn: Child) -> None:
     stubborn.stop(patience_s=0.2)
     assert not stubborn.alive
 
@@ -90,7 +90,7 @@ time.sleep(60)
     assert gone(pid)
 
 
-def test_the_end_of_its_log_is_at_hand(log: Path) -> None:
+def test_the_end_of_the_log_can_be_read(log: Path) -> None:
     started = child(log, (sys.executable, "-c", "raise SystemExit('no such setting')"))
     started.start()
     wait_for(log, "no such setting")
