@@ -1,7 +1,7 @@
-"""Three small models trained on scikit-learn's bundled handwritten digits: nothing is downloaded, seeds are fixed.
+"""Three small models, trained with fixed seeds on the handwritten digits that come with scikit-learn.
 
-They exercise what people quantize: a multilayer perceptron, a convolutional network, and a transformer encoder that
-reads each image as eight tokens, one per row. Each reaches 95 % on the held-out images.
+They stand for what people quantize: a multilayer perceptron, a convolutional network, and a transformer encoder that
+reads each image as eight tokens, one per row. All reach 95 % on the held-out images.
 """
 
 from __future__ import annotations
@@ -139,8 +139,8 @@ def _train(build: Callable[[], nn.Module], epochs: int, batch: int = 64, peak_lr
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """The same sums in the same order on any machine, and no threads that wait for each other: on two busy cores the
-    transformer took 103 s with two threads, 14 s with one."""
+    """Train with one thread: sums have the same order everywhere, and threads do not wait for each other. On two busy
+    cores the transformer took 103 s with two threads, 14 s with one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -17,7 +17,7 @@ from torch.export import Dim
 from fewbit.rendering.html.report_page import report_page
 from fewbit.rendering.markdown import report_markdown
 from fewbit.rendering.terminal import show
-from tests.hostile.jobs import report_of
+from tests.hostile.jobs import run_job
 from tests.hostile.programs import named
 from workers.sandbox.fork_server import ForkServer
 
@@ -55,7 +55,7 @@ def filled(path: Path, value: float) -> None:
 @pytest.mark.parametrize("value", VALUES)
 def test_weights_that_are_not_finite_end_in_a_report(forks: ForkServer, folder: Path, value: str, method: str) -> None:
     filled(folder / "model", VALUES[value])
-    report = report_of(forks, folder, method=method)
+    report = run_job(forks, folder, method=method)
     if math.isfinite(VALUES[value]):
         assert all(layer.quantized for layer in report.layers)
     else:
@@ -69,7 +69,7 @@ def test_weights_that_are_not_finite_end_in_a_report(forks: ForkServer, folder: 
 def test_a_layer_name_is_text_in_every_format(forks: ForkServer, folder: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "made").mkdir()
     shutil.copy(named(name)(tmp_path / "made", tmp_path / "canary"), folder / "model")
-    report = report_of(forks, folder)
+    report = run_job(forks, folder)
     assert name in {layer.name for layer in report.layers}
     outside_code = re.sub("`[^`]*`", "", report_markdown(report))  # where a renderer escapes by itself
     for tag in ("<img src", "<svg onload"):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from local.audit import Exempt, Verdict, exceptions, finds_the_known, judge
+from local.audit import Exempt, Verdict, exceptions, finds_known_vulnerability, judge
 from local.stack import ROOT
 
 TODAY = date(2026, 11, 27)
@@ -59,7 +59,7 @@ def test_our_own_exceptions_can_be_read() -> None:
 
 def test_where_no_service_answers_the_audit_says_so_and_fails_where_it_is_required() -> None:
     """Run as `make check` runs it: with a service it ends with its verdict, without one never in silence."""
-    answers = finds_the_known()
+    answers = finds_known_vulnerability()
     ended: dict[str, Any] = {
         mode: subprocess.run(
             [sys.executable, "-m", "local.audit"], cwd=ROOT, env=os.environ | {"FEWBIT_AUDIT": mode},
