@@ -118,23 +118,30 @@ def train_transformer() -> Trained:
 TRAININGS: dict[str, Callable[[], Trained]] = {"mlp": train_mlp, "cnn": train_cnn, "transformer": train_transformer}
 
 
-def _train(build: Callable[[], nn.Module], epochs: int, batch: int = 64, peak_lr: float = 2e-3) -> Trained:
-    """AdamW under a one-cycle schedule (Smith and Topin 2017). Leaves the caller's random state as it was."""
+def _train(build: Callable[[], nn.Module], epochs: int) -> Trained:
     digits = load_digits()
+    return fit(build, digits.x_train, digits.labels_train, epochs), digits.x_test[:8].clone()
+
+
+def fit(
+    build: Callable[[], nn.Module], x: Tensor, labels: Tensor, epochs: int, batch: int = 64, peak_lr: float = 2e-3
+) -> nn.Module:
+    """The classifier of ``build``, trained and in eval mode: AdamW under a one-cycle schedule (Smith and
+    Topin 2017). Leaves the caller's random state as it was."""
     with torch.random.fork_rng(), _one_thread():
         torch.manual_seed(SEED)
         module = build().train()
-        steps = epochs * -(-len(digits.x_train) // batch)
         optimizer = torch.optim.AdamW(module.parameters(), lr=peak_lr)
+        steps = epochs * -(-len(x) // batch)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_lr, total_steps=steps)
         for _ in range(epochs):
-            for chosen in torch.split(torch.randperm(len(digits.x_train)), batch):
-                loss = nn.functional.cross_entropy(module(digits.x_train[chosen]), digits.labels_train[chosen])
+            for chosen in torch.split(torch.randperm(len(x)), batch):
+                loss = nn.functional.cross_entropy(module(x[chosen]), labels[chosen])
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 optimizer.step()
                 schedule.step()
-    return module.eval(), digits.x_test[:8].clone()
+    return module.eval()
 
 
 @contextmanager

@@ -166,7 +166,7 @@ class Client:
                 self._wait_or_raise(retry, error)
         if _sha256(part).hexdigest() != artifact.sha256:
             part.unlink()
-            raise FewbitError.of("digest-mismatch", f"The bytes of {name} are not the ones the service announced.",
+            raise FewbitError.of("digest-mismatch", f"{name} does not have the bytes that the service announced.",
                                  remedy="Nothing was kept. Download it again.")  # fmt: skip
         return part.replace(path)
 

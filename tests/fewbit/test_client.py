@@ -180,7 +180,7 @@ def test_a_download_with_other_bytes_than_announced_is_not_kept(
     server: Scripted, client: Client, tmp_path: Path
 ) -> None:
     server.plays(artifact(b"right"), Answer(200, b"wrong"))
-    with pytest.raises(FewbitError, match="other bytes"):
+    with pytest.raises(FewbitError, match="does not have the bytes that the service announced"):
         client.download("job_1", "model.ts.pt", tmp_path / "model.ts.pt")
     assert list(tmp_path.iterdir()) == []
 

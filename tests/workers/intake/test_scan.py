@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from tests.workers import uploads
+from tests.workers.intake.refusals import refused
 from tests.workers.uploads import Hostile
-from workers.errors import EngineError
 from workers.intake.scan import scan
 
 Change = Callable[[dict[str, Any]], None]
@@ -32,28 +32,6 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shaped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return uploads.shapes(tmp_path_factory.mktemp("honest") / "shapes.pt2")
-
-
-@pytest.fixture
-def canary(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "canary"
-    yield path
-    assert not path.exists(), "something in the upload ran"
-
-
-@pytest.fixture
-def hostile(canary: Path) -> Hostile:
-    return Hostile(os.system, f"touch {canary}")
-
-
-def refused(path: Path, slug: str, *mentions: str) -> str:
-    """Scan, and expect this problem with these words in its detail."""
-    with pytest.raises(EngineError) as caught:
-        scan(path)
-    assert caught.value.slug == slug, caught.value.detail
-    for mention in mentions:
-        assert mention in caught.value.detail
-    return caught.value.detail
 
 
 def written(tmp_path: Path, data: bytes) -> Path:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import nn
 from fewbit.contract.report import ReportModel
 from fewbit.contract.spec import JobSpec
 from tests.workers import packed, uploads
+from tests.workers.intake.refusals import refused
 from tests.workers.packed import Files
 from tests.workers.stage_requests import stage_request
 from tests.workers.uploads import Hostile
@@ -40,28 +40,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 @pytest.fixture
-def canary(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "canary"
-    yield path
-    assert not path.exists(), "something in the upload ran"
-
-
-@pytest.fixture
-def hostile(canary: Path) -> Hostile:
-    return Hostile(os.system, f"touch {canary}")
-
-
-@pytest.fixture
 def script(tmp_path: Path) -> Path:
     return packed.scripted(packed.sequential(), tmp_path / "honest.ts")
-
-
-def refused(path: Path, slug: str, *mentions: str) -> None:
-    with pytest.raises(EngineError) as caught:
-        scan(path)
-    assert caught.value.slug == slug, caught.value.detail
-    for mention in mentions:
-        assert mention in caught.value.detail
 
 
 # ---- which kind it is ----
