@@ -14,17 +14,16 @@ from starlette.exceptions import HTTPException
 from fewbit.version import VERSION
 from service.artifacts import endpoints as artifacts
 from service.audit import endpoints as audit
-from service.authentication import KeyAuth
-from service.capabilities import endpoints as capabilities
-from service.comparison import endpoints as comparison
+from service.context import ServiceContext, context_by_tenant
 from service.datasets import endpoints as datasets
-from service.dependencies import Parts, by_tenant
 from service.http.bounds import Bounds
 from service.http.envelope import Envelope, refuse
 from service.http.openapi_document import ABOUT, TAGS, openapi_of
+from service.jobs import comparison
 from service.jobs import endpoints as jobs
+from service.keys.authentication import KeyAuth
 from service.models import endpoints as models
-from service.operations import health, metrics
+from service.operations import capabilities, health, metrics
 from service.pages import front_page, problem_pages, reason_pages
 from service.settings import ServiceSettings
 from service.shutdown import stopped
@@ -58,16 +57,16 @@ def create_app(settings: ServiceSettings | None = None, store: StoreSettings | N
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.parts = parts = Parts.open(service_settings, store_settings)
-        app.state.parts_of_tenant = by_tenant(parts)
-        await _refuse_to_start_unguarded(parts)
+        app.state.context = context = ServiceContext.open(service_settings, store_settings)
+        app.state.context_of_tenant = context_by_tenant(context)
+        await _refuse_to_start_unguarded(context)
         post = Posting(service_settings.webhook_allow_private)
-        courier = asyncio.create_task(Courier(Outbox(parts.redis), post).run())
-        tidying = asyncio.create_task(tidied(parts.blobs))
+        courier = asyncio.create_task(Courier(Outbox(context.redis), post).run())
+        tidying = asyncio.create_task(tidied(context.blobs))
         yield
         await stopped(courier)
         await stopped(tidying)
-        await parts.close()
+        await context.close()
 
     app = FastAPI(
         title="Fewbit",
@@ -89,9 +88,9 @@ def create_app(settings: ServiceSettings | None = None, store: StoreSettings | N
     return app
 
 
-async def _refuse_to_start_unguarded(parts: Parts) -> None:
-    settings = parts.settings
-    if settings.auth == "off" or settings.key_digests or await _any_stored(parts):
+async def _refuse_to_start_unguarded(context: ServiceContext) -> None:
+    settings = context.settings
+    if settings.auth == "off" or settings.key_digests or await _any_stored(context):
         return
     raise RuntimeError(
         "No API keys. Set FEWBIT_API_KEYS (comma separated; `openssl rand -hex 24` makes one), make one with "
@@ -99,9 +98,9 @@ async def _refuse_to_start_unguarded(parts: Parts) -> None:
     )
 
 
-async def _any_stored(parts: Parts) -> bool:
+async def _any_stored(context: ServiceContext) -> bool:
     try:
-        return await parts.keys.any()
+        return await context.keys.any()
     except RedisError:  # nobody can tell, so nobody is let in
         return False
 

@@ -7,7 +7,7 @@ and a concatenation, and Lua never encodes JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -294,11 +294,6 @@ def encode_ref(ref: BlobRef) -> str:
 
 def decode_ref(text: bytes | None) -> BlobRef | None:
     return None if text is None else BlobRef(*json.loads(text))
-
-
-def flat(fields: Mapping[str, str] | Mapping[str, str | bytes]) -> list[str | bytes]:
-    """``{"a": "1"}`` as Redis takes it: ``["a", "1"]``."""
-    return [part for pair in fields.items() for part in pair]
 
 
 def _text(value: bytes | None) -> str | None:

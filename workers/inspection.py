@@ -15,7 +15,7 @@ import structlog
 from pydantic import ValidationError
 
 from fewbit.contract.problems import JobProblem
-from store.blobs.blobs import Blobs
+from store.blobs.blob_store import Blobs
 from store.models import InspectedModels
 from store.records import BlobRef
 from workers.engine.task import Inspection

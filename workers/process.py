@@ -8,7 +8,7 @@ import threading
 import structlog
 
 from fewbit.contract import capabilities
-from store.blobs.blobs import Blobs
+from store.blobs.blob_store import Blobs
 from store.blobs.references import References
 from store.clients import connect
 from store.fleet import Announcer

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from fewbit.contract.problems import JobProblem
 from fewbit.contract.report import Report, ReportArtifact, ReportModel
-from store.blobs.blobs import BlobInfo, Blobs
+from store.blobs.blob_store import BlobInfo, Blobs
 from store.blobs.references import References
 from store.jobs.leases import Claim, Leases, LostLease
 from store.records import ArtifactRecord, BlobRef

@@ -16,12 +16,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import logging
 import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
@@ -30,7 +30,7 @@ import httpx2
 from pydantic import BaseModel
 
 from fewbit.client.address import parse_key, parse_url
-from fewbit.client.retry import Retry
+from fewbit.client.retry import retrying
 from fewbit.contract.report import Report
 from fewbit.contract.resources import FINAL, Artifact, Dataset, Delivery, Event, Job, Model, Webhook, WebhookWithSecret
 from fewbit.contract.spec import JobSpec
@@ -39,12 +39,11 @@ from fewbit.errors import FewbitError, from_response, retry_after, unreachable
 DEFAULT_URL = "http://127.0.0.1:8000"
 CHUNK = 1 << 20
 
-log = logging.getLogger("fewbit")
-
 Progress = Callable[[int, int], None]
 """Called with the bytes transferred so far and the size in bytes."""
 
 R = TypeVar("R", bound=BaseModel)
+T = TypeVar("T")
 
 
 class Client:
@@ -123,20 +122,10 @@ class Client:
 
     def wait(self, job: Job | str, on_event: Callable[[Event], None] | None = None) -> Job:
         """Wait until the job has ended, in any way. ``on_event`` gets every event once, also across reconnections."""
-        last, retry = "", Retry(self._patience)
-        while True:
-            try:
-                for event in self._events(_id(job), last):
-                    last, retry = event.id, Retry(self._patience)
-                    if on_event:
-                        on_event(event)
-                    if event.event == "done":
-                        return self.job(job)
-                if (ended := self.job(job)).status in FINAL:  # the stream closed without its last event
-                    return ended
-                time.sleep(0.5)
-            except (httpx2.TransportError, FewbitError) as error:
-                self._wait_or_raise(retry, error)
+        last, ended = "", None
+        while ended is None:
+            last, ended = self._attempt(partial(self._follow, _id(job), last, on_event))
+        return ended
 
     def report(self, job: Job | str) -> Report:
         """The job's report; waits for it. Raises the job's problem if it failed or was canceled."""
@@ -158,12 +147,8 @@ class Client:
             raise FewbitError.of("not-found", f"Job {_id(job)} has no artifact named {name!r}.")
         path = Path(path)
         part = path.with_name(path.name + ".part")
-        retry = Retry(self._patience)
         while not part.exists() or part.stat().st_size < artifact.size:
-            try:
-                self._fetch(_id(job), artifact, part, progress)
-            except (httpx2.TransportError, FewbitError) as error:
-                self._wait_or_raise(retry, error)
+            self._attempt(partial(self._fetch, _id(job), artifact, part, progress))
         if _sha256(part).hexdigest() != artifact.sha256:
             part.unlink()
             raise FewbitError.of("digest-mismatch", f"{name} does not have the bytes that the service announced.",
@@ -229,6 +214,27 @@ class Client:
                     if progress:
                         progress(file.tell(), artifact.size)
 
+    def _follow(self, job: str, last: str, on_event: Callable[[Event], None] | None) -> tuple[str, Job | None]:
+        """Pass the events behind ``last`` on: the last one seen, and the job if it has ended. Raises what broke the
+        stream only if nothing was seen: after an event, patience starts again."""
+        seen = last
+        try:
+            for event in self._events(job, last):
+                seen = event.id
+                if on_event:
+                    on_event(event)
+                if event.event == "done":
+                    return seen, self.job(job)
+        except (httpx2.TransportError, FewbitError):
+            if seen == last:
+                raise
+            return seen, None
+        current = self.job(job)  # the stream closed without its last event
+        if current.status in FINAL:
+            return seen, current
+        time.sleep(0.5)
+        return seen, None
+
     def _events(self, job: str, last: str) -> Iterator[Event]:
         headers = {"Last-Event-ID": last} if last else {}
         with self._http.sse(f"/jobs/{job}/events", headers=headers) as source:
@@ -256,26 +262,26 @@ class Client:
         self, method: str, url: str, *, body: Callable[[], Iterator[bytes]] | None = None, **request: Any
     ) -> httpx2.Response:
         """Send until the answer is below 400. Only requests that are safe to repeat are sent again."""
-        retry = Retry(self._patience)
-        repeatable = method in ("GET", "HEAD") or "Idempotency-Key" in request.get("headers", {})
-        while True:
-            try:
-                response = self._http.request(method, url, content=body() if body else None, **request)
-                if response.status_code < 400:
-                    return response
-                raise from_response(response)
-            except (httpx2.TransportError, FewbitError) as error:
-                self._wait_or_raise(retry if repeatable else None, error)
 
-    def _wait_or_raise(self, retry: Retry | None, error: Exception) -> None:
-        """Wait before the next attempt, or raise ``error`` as a problem if there is none."""
-        problem = error if isinstance(error, FewbitError) else unreachable(self._http.base_url, error)
-        if not (retry and problem.may_pass):
-            raise problem
-        if retry.fresh:
-            log.warning("%s Trying again for up to %.0f s.", problem.problem.detail, self._patience)
-        if not retry.sleep(problem.retry_after):
-            raise problem
+        def request_once() -> httpx2.Response:
+            response = self._http.request(method, url, content=body() if body else None, **request)
+            if response.status_code >= 400:
+                raise from_response(response)
+            return response
+
+        is_repeatable = method in ("GET", "HEAD") or "Idempotency-Key" in request.get("headers", {})
+        return self._attempt(request_once, is_repeatable=is_repeatable)
+
+    def _attempt(self, call: Callable[[], T], *, is_repeatable: bool = True) -> T:
+        """``call``, repeated while its problem may pass. A service that does not answer is a ``FewbitError`` too."""
+
+        def call_once() -> T:
+            try:
+                return call()
+            except httpx2.TransportError as error:
+                raise unreachable(self._http.base_url, error) from error
+
+        return retrying(self._patience)(call_once) if is_repeatable else call_once()
 
 
 def _id(resource: Model | Job | Webhook | str) -> str:

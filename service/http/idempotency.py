@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fewbit.contract.problems import FieldError
-from service.dependencies import parts_of
+from service.context import context_of
 from service.http.envelope import refusal_of
 from service.http.problems import IdempotencyInProgress, IdempotencyKeyReused, InvalidRequest, Refusal
 from store.idempotency import InProgress, Reused
@@ -25,7 +25,7 @@ async def once(request: Request, content_sha256: str, answer: Callable[[], Await
     if key is None:
         return await answer()
     _check(key)
-    store, user = parts_of(request).idempotency, request_user(request)
+    store, user = context_of(request).idempotency, request_user(request)
     fingerprint = _fingerprint(request, content_sha256)
     try:
         stored = await store.begin(user, key, fingerprint)

@@ -16,7 +16,7 @@ from typing import cast
 import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.http.connections import Room
+from service.http.connection_limit import Room
 from service.http.problems import HeadersTooLarge, MalformedRequest, Refusal, ServiceUnavailable, TooSlow, UriTooLong
 from service.http.security_headers import HEADERS
 from service.http.slow_readers import Outflow
@@ -58,7 +58,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     @property
     def is_served(self) -> bool:
-        """The key was good (``service.authentication``), and the answer is not complete."""
+        """The key was good (``service.keys.authentication``), and the answer is not complete."""
         return self.cycle is not None and not self.cycle.response_complete and "let_in" in self.cycle.scope
 
     def cut(self) -> None:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
-from service.dependencies import Parts, whole_service
+from service.context import ServiceContext, service_context
 from service.http.openapi_operations import documents
 from service.http.problems import ServiceUnavailable
 from store.queue import INSPECT, LARGE, SMALL
@@ -44,17 +44,17 @@ async def get_liveness() -> Response:
 async def get_readiness(request: Request) -> Response:
     """Redis and the blobs answer, and there is at least one worker for jobs and one for inspections. 503 names what is
     missing."""
-    states = await look_at_parts(whole_service(request))
+    states = await look_at_parts(service_context(request))
     missing = [name for name, state in states.items() if state != "ok"]
     if missing:
         raise ServiceUnavailable(f"Not ready: {', '.join(missing)}.", parts=states)
     return JSONResponse(Ready(parts=states).model_dump())
 
 
-async def look_at_parts(parts: Parts) -> dict[str, State]:
+async def look_at_parts(context: ServiceContext) -> dict[str, State]:
     """``redis``, ``blobs``, ``worker``, ``inspector``."""
     redis, blobs, workers = await asyncio.gather(
-        _answers(parts.redis.ping), _answers(lambda: parts.blobs.exists("0" * 64)), _workers(parts)
+        _answers(context.redis.ping), _answers(lambda: context.blobs.exists("0" * 64)), _workers(context)
     )
     queues = {queue for worker in workers for queue in cast(Sequence[str], worker.get("queues", ()))}
     return {
@@ -74,9 +74,9 @@ async def _answers(call: Callable[[], Any]) -> bool:
     return True
 
 
-async def _workers(parts: Parts) -> list[dict[str, Any]]:
+async def _workers(context: ServiceContext) -> list[dict[str, Any]]:
     try:
-        return await asyncio.wait_for(parts.fleet.workers(), PATIENCE_S)
+        return await asyncio.wait_for(context.fleet.workers(), PATIENCE_S)
     except Exception:  # Redis is away, which `redis` says
         return []
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 
 from store.blobs.abandoned import stale
-from store.blobs.blobs import Blobs
+from store.blobs.blob_store import Blobs
 from store.blobs.references import HELD_S
 
 READING = ".reading-"

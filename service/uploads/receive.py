@@ -15,14 +15,14 @@ from uuid import uuid4
 from anyio import to_thread
 from starlette.requests import Request
 
-from service.dependencies import parts_of
+from service.context import context_of
 from service.http.answers import media_type
 from service.http.multipart_forms import FilePart
 from service.http.problems import DigestMismatch, MalformedRequest, PayloadTooLarge, QuotaExceeded, UnsupportedMediaType
 from service.uploads.abandoned import reading_folder
-from store.blobs.blobs import BlobInfo, BlobMismatch, BlobTooLarge
+from store.blobs.blob_store import BlobInfo, BlobMismatch, BlobTooLarge
 from store.blobs.references import holding
-from store.blobs.stored_bytes import NoRoom, Reservation
+from store.blobs.stored_bytes import QuotaPassed, Reservation
 from store.tenancy.tenants import Tenant
 
 RAW, FORM = "application/octet-stream", "multipart/form-data"
@@ -52,18 +52,18 @@ async def received(request: Request, max_bytes: int, look: Look) -> AsyncIterato
     Raises ``UnsupportedMediaType``, ``PayloadTooLarge``, ``DigestMismatch``, ``MalformedRequest``,
     ``UploadInterrupted`` (by way of ``ClientDisconnect``), and what ``look`` raises.
     """
-    parts, holder = parts_of(request), f"upload:{uuid4().hex}"
-    tenant = Tenant(parts.tenant)
-    room = Reservation(parts.redis, tenant, holder, parts.settings.max_stored_bytes)
+    context, holder = context_of(request), f"upload:{uuid4().hex}"
+    tenant = Tenant(context.tenant)
+    room = Reservation(context.redis, tenant, holder, context.settings.max_stored_bytes)
     # Held from before it is in place, when what was reserved counts as stored, in one step, until it has been judged:
     # an equal upload that is refused or deleted meanwhile does not take the bytes away.
-    async with holding(parts.redis, parts.blobs, tenant, holder) as hold:
+    async with holding(context.redis, context.blobs, tenant, holder) as hold:
         try:
             upload = await _receive(request, max_bytes, look, room, hold)
         except BaseException as error:
             if room.size:
                 await room.release()
-            if isinstance(error, NoRoom):
+            if isinstance(error, QuotaPassed):
                 raise QuotaExceeded.of_bytes(error.used, error.limit) from error
             raise
         yield upload
@@ -81,7 +81,7 @@ async def _receive(request: Request, max_bytes: int, look: Look, room: Reservati
     await room.cover(announced_size(request) or 1)
     announced = announced_sha256(request)
     try:
-        blob = await parts_of(request).blobs.put_stream(chunks, max_bytes, announced, hold)
+        blob = await context_of(request).blobs.put_stream(chunks, max_bytes, announced, hold)
     except BlobTooLarge:
         raise PayloadTooLarge(max_bytes) from None
     except BlobMismatch:
@@ -108,7 +108,7 @@ async def looked_at(chunks: AsyncIterator[bytes], look: Look) -> AsyncIterator[b
 
 
 async def covered(chunks: AsyncIterator[bytes], room: Reservation) -> AsyncIterator[bytes]:
-    """The same chunks, as long as there is room for them. Raises ``NoRoom``."""
+    """The same chunks, as long as there is room for them. Raises ``QuotaPassed``."""
     size = 0
     async for chunk in chunks:
         size += len(chunk)
@@ -150,7 +150,7 @@ def file_name(name: str | None) -> str | None:
 @asynccontextmanager
 async def at_hand(request: Request, upload: Upload) -> AsyncIterator[Path]:
     """The upload as a file that a reader can seek in; where blobs are files, that file itself."""
-    blobs = parts_of(request).blobs
+    blobs = context_of(request).blobs
     folder = await to_thread.run_sync(reading_folder, blobs)
     try:
         path = folder / "upload"

@@ -16,72 +16,22 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import redis
 from redis.asyncio import Redis
 
-from store.blobs.blobs import BlobInfo, Blobs
+from store.blobs.blob_store import BlobInfo, Blobs
 from store.records import DELETING, HOLDS
 from store.retries import persist
+from store.scripts.script import Script
 from store.tenancy.tenants import Tenant
 
 HELD_S = 6 * 3600  # the largest dataset is judged, the largest artifact sent away in minutes
 DELETING_S = 240  # obstore gives a request up after 180 s
 _LOOK_EVERY_S = 0.02
 
-_CLOCK = """
-local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local function deleting(key, blob) return tonumber(redis.call('ZSCORE', key, blob) or '0') > now end
-local function deadline(ms) return string.format('%.0f', now + ms) end
-"""
-
-# KEYS 1 references of the blob, 2 the tenant's stored bytes, 3 holds, 4 deletions, 5 the tenant's reservations
-# ARGV 1 holder, 2 digest, 3 the hold by name, 4 the blob by name, 5 size, 6 for how long, in ms
-# Returns 0 while its bytes are being deleted
-_HOLD = (
-    _CLOCK
-    + """
-if deleting(KEYS[4], ARGV[4]) then return 0 end
-redis.call('ZREM', KEYS[4], ARGV[4])
-redis.call('SADD', KEYS[1], ARGV[1])
-redis.call('ZADD', KEYS[3], deadline(ARGV[6]), ARGV[3])
-redis.call('HDEL', KEYS[5], ARGV[1])
-if redis.call('HSETNX', KEYS[2], ARGV[2], ARGV[5]) == 1 then redis.call('HINCRBY', KEYS[2], 'total', ARGV[5]) end
-return 1
-"""
-)
-
-# KEYS 1 references of the blob, 2 the tenant's stored bytes, 3 holds, 4 deletions
-# ARGV 1 holder, 2 digest, 3 the hold by name, 4 the blob by name, 5 how long its deletion may take, in ms
-# Returns the deadline of that for who has to do it now; 0 when someone needs the blob, or deletes it already
-_DROP = (
-    _CLOCK
-    + """
-redis.call('SREM', KEYS[1], ARGV[1])
-redis.call('ZREM', KEYS[3], ARGV[3])
-if deleting(KEYS[4], ARGV[4]) then return 0 end
-redis.call('ZREM', KEYS[4], ARGV[4])
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-local size = redis.call('HGET', KEYS[2], ARGV[2])
-if size then
-  redis.call('HDEL', KEYS[2], ARGV[2])
-  redis.call('HINCRBY', KEYS[2], 'total', -size)
-end
-redis.call('ZADD', KEYS[4], deadline(ARGV[5]), ARGV[4])
-return tonumber(deadline(ARGV[5]))
-"""
-)
-
-# KEYS 1 deletions. ARGV 1 the blob by name, 2 the deadline of the deletion that is done
-_DELETED = """
-if redis.call('ZSCORE', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('ZREM', KEYS[1], ARGV[1]) end
-"""
-
-
-_Call = tuple[list[str], list[str | int]]
-"""Keys and arguments of a script."""
+_HOLD, _DROP, _END_DELETION = "blobs/hold", "blobs/drop", "blobs/end_deletion"
 
 
 @dataclass(frozen=True)
@@ -105,22 +55,24 @@ class _Reference:
     def blob(self) -> str:
         return f"{self.tenant.name}:{self.sha256}"
 
-    def holding(self, size: int) -> _Call:
-        return [*self._keys, self.tenant.reserved], [*self._words, size, HELD_S * 1000]
-
-    def dropping(self) -> _Call:
-        return self._keys, [*self._words, DELETING_S * 1000]
-
-    def deleted(self, deadline: int) -> _Call:
-        return [DELETING], [self.blob, deadline]
-
     @property
-    def _keys(self) -> list[str]:
+    def keys(self) -> list[str]:
         return [self.tenant.references(self.sha256), self.tenant.stored, HOLDS, DELETING]
 
     @property
-    def _words(self) -> list[str]:
-        return [self.owner, self.sha256, self.name, self.blob]
+    def names(self) -> dict[str, str]:
+        return {"holder": self.owner, "sha256": self.sha256, "hold": self.name, "blob": self.blob}
+
+    def hold(self, script: Script, size: int) -> Any:
+        """False while the bytes are being deleted."""
+        return script([*self.keys, self.tenant.reserved], **self.names, size=size, for_ms=HELD_S * 1000)
+
+    def drop(self, script: Script) -> Any:
+        """The deadline of a deletion that is the caller's to do, else 0."""
+        return script(self.keys, **self.names, deletion_ms=DELETING_S * 1000)
+
+    def end_deletion(self, script: Script, deadline: int) -> Any:
+        return script([DELETING], blob=self.blob, deadline=deadline)
 
 
 @asynccontextmanager
@@ -129,12 +81,12 @@ async def holding(
 ) -> AsyncIterator[Callable[[BlobInfo], Awaitable[None]]]:
     """``async with holding(redis, blobs, tenant, owner) as hold``: what is held, ``owner`` needs until the end of the
     block. Then its bytes go, unless a record needs them by now."""
-    script, held = redis.register_script(_HOLD), []
+    script, held = Script(redis, _HOLD), []
 
     async def hold(blob: BlobInfo) -> None:
-        held.append(blob.sha256)  # before it is: whoever leaves in the middle of the call drops it, too
-        keys, args = _Reference(tenant, owner, blob.sha256).holding(blob.size)
-        while not await script(keys=keys, args=args):  # noqa: ASYNC110  # another process ends it
+        held.append(blob.sha256)  # first: whoever is canceled in the middle of the call drops it too
+        reference = _Reference(tenant, owner, blob.sha256)
+        while not await reference.hold(script, blob.size):  # noqa: ASYNC110  # another process ends it
             await asyncio.sleep(_LOOK_EVERY_S)
 
     try:
@@ -145,14 +97,12 @@ async def holding(
 
 async def drop_references(redis: Redis, blobs: Blobs, tenant: Tenant, owner: str, sha256s: Iterable[str]) -> None:
     """``owner`` is gone; so are the bytes that nobody else of the tenant needs."""
-    drop, done = redis.register_script(_DROP), redis.register_script(_DELETED)
+    drop, end_deletion = Script(redis, _DROP), Script(redis, _END_DELETION)
     for sha256 in sha256s:
         reference = _Reference(tenant, owner, sha256)
-        keys, args = reference.dropping()
-        if deadline := await drop(keys=keys, args=args):
+        if deadline := await reference.drop(drop):
             await blobs.delete(sha256)
-            keys, args = reference.deleted(deadline)
-            await done(keys=keys, args=args)
+            await reference.end_deletion(end_deletion, deadline)
 
 
 class References:
@@ -162,9 +112,9 @@ class References:
         self._redis = client
         self._blobs = blobs
         self._patience_s = patience_s
-        self._hold = client.register_script(_HOLD)
-        self._drop = client.register_script(_DROP)
-        self._done = client.register_script(_DELETED)
+        self._hold = Script(client, _HOLD)
+        self._drop = Script(client, _DROP)
+        self._end_deletion = Script(client, _END_DELETION)
 
     @contextmanager
     def holding(self, tenant: Tenant, owner: str) -> Iterator[Callable[[BlobInfo], None]]:
@@ -173,9 +123,9 @@ class References:
         held: list[_Reference] = []
 
         def hold(blob: BlobInfo) -> None:
-            held.append(_Reference(tenant, owner, blob.sha256))
-            keys, args = held[-1].holding(blob.size)
-            while not persist(lambda: self._hold(keys=keys, args=args), self._patience_s):
+            reference = _Reference(tenant, owner, blob.sha256)
+            held.append(reference)
+            while not persist(lambda: reference.hold(self._hold, blob.size), self._patience_s):
                 time.sleep(_LOOK_EVERY_S)
 
         try:
@@ -200,9 +150,7 @@ class References:
         return [each.decode() for each in cast("list[bytes]", self._redis.zrangebyscore(deadlines, "-inf", now_ms))]
 
     def _let_go(self, reference: _Reference) -> None:
-        keys, args = reference.dropping()
-        deadline = cast(int, persist(lambda: self._drop(keys=keys, args=args), self._patience_s))
+        deadline: int = persist(lambda: reference.drop(self._drop), self._patience_s)
         if deadline:
             self._blobs.within(reference.tenant.name).remove(reference.sha256)
-            keys, args = reference.deleted(deadline)
-            self._done(keys=keys, args=args)
+            reference.end_deletion(self._end_deletion, deadline)

@@ -13,29 +13,15 @@ from typing import cast
 
 from redis.asyncio import Redis
 
+from store.scripts.script import Script
 from store.tenancy.tenants import Tenant
 
 KEPT_S = 120
 STEP = 64 * 1024 * 1024
 RENEW_S = 30.0
 
-# KEYS 1 stored bytes, 2 reservations. ARGV 1 holder, 2 bytes, 3 limit, 4 now, 5 until. Returns {1 when there is room,
-# bytes stored and reserved by others}
-_RESERVE = """
-local used = tonumber(redis.call('HGET', KEYS[1], 'total') or '0')
-local held = redis.call('HGETALL', KEYS[2])
-for i = 1, #held, 2 do
-  local bytes, ends = string.match(held[i + 1], '(%d+) (%d+)')
-  if tonumber(ends) < tonumber(ARGV[4]) then redis.call('HDEL', KEYS[2], held[i])
-  elseif held[i] ~= ARGV[1] then used = used + tonumber(bytes) end
-end
-if used + tonumber(ARGV[2]) > tonumber(ARGV[3]) then return {0, used} end
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[2] .. ' ' .. ARGV[5])
-return {1, used}
-"""
 
-
-class NoRoom(Exception):
+class QuotaPassed(Exception):
     """The tenant's quota of bytes would be passed. ``used`` is what it keeps already."""
 
     def __init__(self, used: int, limit: int) -> None:
@@ -56,16 +42,21 @@ class Reservation:
     renewed: float = 0.0
 
     async def cover(self, size: int) -> None:
-        """Make sure of room for ``size`` bytes in all. Raises ``NoRoom``."""
+        """Make sure of room for ``size`` bytes in all. Raises ``QuotaPassed``."""
         now = time.time()
         if size <= self.size and now - self.renewed < RENEW_S:
             return
         wanted = max(size, self.size)
-        keys = [self.tenant.stored, self.tenant.reserved]
-        args: list[str | int] = [self.holder, wanted, self.limit, int(now), int(now + KEPT_S)]
-        room, used = await self.redis.register_script(_RESERVE)(keys=keys, args=args)
-        if not room:
-            raise NoRoom(used, self.limit)
+        has_space, used = await Script(self.redis, "blobs/reserve_bytes")(
+            [self.tenant.stored, self.tenant.reserved],
+            holder=self.holder,
+            bytes=wanted,
+            limit=self.limit,
+            now_s=int(now),
+            until_s=int(now + KEPT_S),
+        )
+        if not has_space:
+            raise QuotaPassed(used, self.limit)
         self.size, self.renewed = wanted, now
 
     async def grow(self, size: int) -> None:
@@ -74,7 +65,7 @@ class Reservation:
             return
         try:
             await self.cover(size + STEP)
-        except NoRoom:
+        except QuotaPassed:
             await self.cover(size)
 
     async def release(self) -> None:

@@ -20,33 +20,14 @@ import redis
 
 from fewbit.contract.problems import JobProblem
 from fewbit.contract.spec import JobSpec
-from store.jobs.transition import SCRIPT, TURN, Move, Outcome
+from store.jobs.transition import TRANSITION, Move, Outcome
 from store.queue import LARGE, SMALL
 from store.records import LEASES, PREFIX, ArtifactRecord, BlobRef, decode_ref, job_key
 from store.retries import persist
+from store.scripts.script import Script
 from store.settings import StoreSettings
 
 _STAYS = {"running": "running", "canceling": "canceling"}
-
-
-# Of a line: which jobs to deliver again. A message only says that there is work, so that there need not be more of them
-# than jobs that wait; without this, every job of a long line would get another message every minute.
-# ARGV 1 key prefix, 2 the line, 3 now in ms, 4 since when a job must have waited, in ms. Returns ids
-_UNDELIVERED = """
-local prefix, line = ARGV[1], ARGV[2]
-local missing, again = -redis.call('LLEN', line), {}
-for _, tenant in ipairs(redis.call('SMEMBERS', prefix .. 'line:' .. line)) do
-  missing = missing + redis.call('ZCARD', prefix .. 'tenant:' .. tenant .. ':line:' .. line)
-end
-if missing <= 0 then return again end
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'waiting', '-inf', ARGV[4])) do
-  if #again < missing and redis.call('HGET', prefix .. 'job:' .. id, 'line') == line then
-    redis.call('ZADD', prefix .. 'waiting', ARGV[3], id)
-    table.insert(again, id)
-  end
-end
-return again
-"""
 
 
 class LostLease(Exception):
@@ -82,9 +63,9 @@ class Leases:
         self._redis = redis
         self._settings = settings
         self._finish_s = finish_s
-        self._transition = redis.register_script(SCRIPT)
-        self._turn = redis.register_script(TURN)
-        self._undelivered = redis.register_script(_UNDELIVERED)
+        self._transition = Script(redis, TRANSITION)
+        self._choose_turn = Script(redis, "jobs/choose_turn")
+        self._undelivered = Script(redis, "jobs/undelivered")
 
     @property
     def heartbeat_s(self) -> float:
@@ -93,9 +74,11 @@ class Leases:
 
     def turn(self, job_id: str) -> str:
         """The job to run when a message names ``job_id``: the fair choice among those that wait in the same line."""
-        args: list[str | int] = [PREFIX, job_id, self._settings.max_running_jobs]
-        chosen = persist(lambda: self._turn(args=args), self._settings.lease_s)
-        return cast(bytes, chosen).decode()
+        most = self._settings.max_running_jobs
+        chosen: bytes = persist(
+            lambda: self._choose_turn(prefix=PREFIX, job=job_id, most_running=most), self._settings.lease_s
+        )
+        return chosen.decode()
 
     def claim(self, job_id: str, worker: str) -> Claim | None:
         """queued -> running. ``None`` when there is nothing to run: claimed already, canceled, deleted, or its tenant
@@ -136,11 +119,9 @@ class Leases:
 
     def succeed(self, claim: Claim, report: bytes, artifacts: Sequence[ArtifactRecord]) -> None:
         """running -> succeeded, results included. A job that was asked to stop meanwhile becomes canceled instead."""
-        fields: dict[str, str | bytes] = {
-            "artifacts": json.dumps([artifact.model_dump() for artifact in artifacts]),
-            "report": zlib.compress(report),
-        }
-        self._finish(Move(claim.job_id, {"running": "succeeded"}, token=claim.token, fields=fields))
+        fields = {"artifacts": json.dumps([artifact.model_dump() for artifact in artifacts])}
+        packed = zlib.compress(report)
+        self._finish(Move(claim.job_id, {"running": "succeeded"}, token=claim.token, fields=fields, report=packed))
 
     def fail(self, claim: Claim, problem: JobProblem) -> None:
         """running -> failed. A job that was asked to stop meanwhile becomes canceled instead."""
@@ -187,8 +168,10 @@ class Leases:
 
     def _reap_waiting(self, now_ms: int) -> list[str]:
         before = now_ms - int(self._settings.redeliver_s * 1000)
-        found = (self._undelivered(args=[PREFIX, line, now_ms, before]) for line in (SMALL, LARGE))
-        return [job_id.decode() for again in found for job_id in cast("list[bytes]", again)]
+        found: list[bytes] = []
+        for line in (SMALL, LARGE):
+            found += self._undelivered(prefix=PREFIX, line=line, now_ms=now_ms, waiting_since_ms=before)
+        return [job_id.decode() for job_id in found]
 
     def _model_bytes(self, job_id: str) -> int:
         ref = decode_ref(cast("bytes | None", self._redis.hget(job_key(job_id), "model_ref")))
@@ -209,7 +192,7 @@ class Leases:
         return Claim(job_id, worker, token, int(fields[1] or 0), spec, *inputs)
 
     def _once(self, move: Move) -> Outcome:
-        return Outcome.of(self._transition(keys=move.keys, args=move.args))
+        return Outcome.of(self._transition(move.keys, move.report, **move.arguments))
 
     def _move(self, move: Move) -> Outcome:
         return persist(lambda: self._once(move), self._settings.lease_s)

@@ -1,59 +1,55 @@
-"""The Python face of ``transition.lua``, the same for the sync and the async side."""
+"""What ``transition.lua`` takes and returns, the same for the sync and the async side."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from store.records import PREFIX, events_key, flat, job_key, now_iso
+from store.records import PREFIX, events_key, job_key, now_iso
 
-_SCRIPTS = Path(__file__).parents[1] / "scripts"
-DELIVERIES = (_SCRIPTS / "deliveries.lua").read_text()
-SCRIPT = DELIVERIES + (_SCRIPTS / "transition.lua").read_text()
-TURN = (_SCRIPTS / "turn.lua").read_text()
+TRANSITION = "jobs/transition"
 
 
 @dataclass(frozen=True)
 class Move:
-    """One call of the script. ``moves`` maps the status a job may have to the one it then gets. ``tenant``: who asks,
-    if that matters; ``most``: how many jobs of its tenant may be in the new state."""
+    """One call of the script, which explains the fields. ``moves`` maps the status a job may have to its next one."""
 
     job_id: str
     moves: Mapping[str, str]
     token: int | None = None
     lease_s: float | None = None
     expired_before_ms: int | None = None
-    event: str = ""
-    data: str = ""
+    event: str | None = None
+    data: str | None = None
     give_attempt_back: bool = False
-    tenant: str = ""
+    tenant: str | None = None
     most: int | None = None
     must_exist: Sequence[str] = ()
-    fields: Mapping[str, str | bytes] = field(default_factory=dict)
+    fields: Mapping[str, str] = field(default_factory=dict)
+    report: bytes | None = None
 
     @property
     def keys(self) -> list[str]:
         return [job_key(self.job_id), events_key(self.job_id), *self.must_exist]
 
     @property
-    def args(self) -> list[str | bytes]:
-        return [
-            PREFIX,
-            self.job_id,
-            ",".join(f"{was}>{becomes}" for was, becomes in self.moves.items()),
-            "" if self.token is None else str(self.token),
-            "" if self.lease_s is None else str(int(self.lease_s * 1000)),
-            "" if self.expired_before_ms is None else str(self.expired_before_ms),
-            now_iso(),
-            self.event,
-            self.data,
-            "1" if self.give_attempt_back else "",
-            self.tenant,
-            "" if self.most is None else str(self.most),
-            *flat(self.fields),
-        ]
+    def arguments(self) -> dict[str, Any]:
+        return {
+            "prefix": PREFIX,
+            "id": self.job_id,
+            "moves": self.moves,
+            "at": now_iso(),
+            "fields": self.fields,
+            "token": self.token,
+            "lease_ms": None if self.lease_s is None else int(self.lease_s * 1000),
+            "expired_before_ms": self.expired_before_ms,
+            "event": self.event,
+            "data": self.data,
+            "give_attempt_back": self.give_attempt_back or None,
+            "tenant": self.tenant,
+            "most": self.most,
+        }
 
 
 @dataclass(frozen=True)

@@ -15,24 +15,11 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
+from store.scripts.script import Script
 from store.tenancy.tenants import Tenant
 
 WINDOW_S = 60
 AHEAD_S, MOST_AHEAD = 1.0, 100
-
-# KEYS 1 when it is full again, in us. ARGV 1 limit, 2 window in us, 3 how many at most
-# Returns {how many are let through, left, us until full}
-_TAKE = """
-local clock = redis.call('TIME')
-local now = clock[1] * 1000000 + clock[2]
-local each = ARGV[2] / ARGV[1]
-local full = math.max(now, tonumber(redis.call('GET', KEYS[1]) or '0'))
-local count = math.min(ARGV[3], math.floor((ARGV[2] + 0.5 - (full - now)) / each))
-if count < 1 then return {0, 0, math.ceil(full + each - now - ARGV[2])} end
-local after = full + count * each
-redis.call('SET', KEYS[1], string.format('%.0f', after), 'PX', math.ceil((after - now) / 1000) + 1)
-return {count, math.floor((ARGV[2] - (after - now)) / each), math.ceil(after - now)}
-"""
 
 
 @dataclass(frozen=True)
@@ -68,7 +55,7 @@ class Rates:
     def __init__(self, redis: Redis, limit: int) -> None:
         self.limit = limit
         self._most_ahead = max(1, min(MOST_AHEAD, limit // (10 * WINDOW_S)))
-        self._take = redis.register_script(_TAKE)
+        self._take = Script(redis, "tenancy/take_requests")
         self._ahead: dict[str, _Ahead] = {}
 
     async def take(self, tenant: str) -> Allowance:
@@ -90,6 +77,7 @@ class Rates:
 
     async def _ask(self, tenant: str, most: int) -> tuple[int, Allowance]:
         """How many are let through, and what is left behind them."""
-        args = [self.limit, WINDOW_S * 1_000_000, most]
-        count, left, micros = await self._take(keys=[Tenant(tenant).rate], args=args)
+        count, left, micros = await self._take(
+            [Tenant(tenant).rate], limit=self.limit, window_us=WINDOW_S * 1_000_000, most=most
+        )
         return count, Allowance(bool(count), left, -(-micros // 1_000_000))

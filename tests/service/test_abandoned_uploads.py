@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from redis import Redis
 
-from store.blobs.blobs import Blobs
+from store.blobs.blob_store import Blobs
 from store.blobs.references import HELD_S, References
 from store.embedded import EmbeddedRedis
 from store.records import HOLDS

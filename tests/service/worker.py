@@ -12,7 +12,7 @@ from redis import Redis
 from fewbit.contract.problems import JobProblem
 from fewbit.contract.report import Report
 from fewbit.contract.resources import InputSignature, ModelFormat, ModelLayer
-from store.blobs.blobs import Blobs
+from store.blobs.blob_store import Blobs
 from store.fleet import Announcer
 from store.jobs.leases import Claim, Leases
 from store.models import InspectedModels

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from store.blobs.blobs import Blobs
+from store.blobs.blob_store import Blobs
 from store.clients import connect
 from store.embedded import EmbeddedRedis
 from store.jobs.leases import Leases

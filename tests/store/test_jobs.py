@@ -14,9 +14,9 @@ from redis.asyncio import Redis
 from fewbit import JobSpec
 from fewbit.contract.problems import JobProblem
 from fewbit.contract.resources import Event, Job
-from store.blobs.blobs import BlobInfo, Blobs
+from store.blobs.blob_store import BlobInfo, Blobs
 from store.clients import connect_async
-from store.jobs.jobs import EventRecord, Jobs, Missing
+from store.jobs.job_store import EventRecord, Jobs, Missing
 from store.jobs.leases import Claim, Leases, LostLease
 from store.jobs.transition import Move, Outcome
 from store.models import Models

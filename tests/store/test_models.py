@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from fewbit.contract.problems import JobProblem
-from store.blobs.blobs import BlobInfo, Blobs
+from store.blobs.blob_store import BlobInfo, Blobs
 from store.clients import connect_async
 from store.fleet import Announcer, Fleet
 from store.idempotency import Idempotency, InProgress, Reused, Stored

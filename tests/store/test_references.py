@@ -10,7 +10,7 @@ import pytest
 import redis
 from redis.asyncio import Redis
 
-from store.blobs.blobs import BlobInfo, Blobs
+from store.blobs.blob_store import BlobInfo, Blobs
 from store.blobs.references import References, drop_references, holding
 from store.blobs.stored_bytes import stored_bytes
 from store.clients import connect_async

@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 from redis.asyncio import Redis
 
 from fewbit.contract.spec import JobSpec
-from store.blobs.blobs import Blobs
+from store.blobs.blob_store import Blobs
 from store.blobs.references import References
 from store.blobs.stored_bytes import stored_bytes
 from store.clients import connect, connect_async
 from store.embedded import EmbeddedRedis
-from store.jobs.jobs import Jobs
+from store.jobs.job_store import Jobs
 from store.jobs.leases import Leases
 from store.models import InspectedModels, Models
 from store.records import ArtifactRecord, JobRecord, ModelRecord, NewJob, events_key

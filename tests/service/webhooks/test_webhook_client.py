@@ -16,8 +16,8 @@ from fewbit.client import Client
 from fewbit.contract.resources import Delivery
 from fewbit.errors import FewbitError
 from tests.service.gateway import KEY, Gateway
-from tests.service.receiver import Receiver
 from tests.service.uploads import ready_model
+from tests.service.webhooks.receiver import Receiver
 from tests.service.worker import Worker
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from service.webhooks.addresses import LookUp, Unreachable, resolved
 from service.webhooks.posting import Posting
-from tests.service.authority import Authority
-from tests.service.receiver import Receiver
+from tests.service.webhooks.authority import Authority
+from tests.service.webhooks.receiver import Receiver
 
 HOST = "hooks.example"
 

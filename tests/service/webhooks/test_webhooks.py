@@ -26,9 +26,9 @@ from store.embedded import EmbeddedRedis
 from store.settings import StoreSettings
 from store.webhooks import Outbox
 from tests.service.gateway import Gateway
-from tests.service.receiver import Receiver
 from tests.service.tenants import keys
 from tests.service.uploads import codes, job
+from tests.service.webhooks.receiver import Receiver
 from tests.service.worker import Worker
 
 

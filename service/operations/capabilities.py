@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 
 from fewbit.contract import capabilities as can
 from fewbit.version import VERSION
-from service.dependencies import parts_of
+from service.context import context_of
 from service.http.answers import LONGEST_PAGE
 from service.http.openapi_operations import documents
 from service.http.preferences import LONGEST_WAIT_S
@@ -64,9 +64,9 @@ class Capabilities(BaseModel):
 @router.get("/capabilities", **documents("get_capabilities", {200: Capabilities}))
 async def get_capabilities(request: Request) -> Response:
     """Formats, methods, artifact kinds, limits, and the workers there are now."""
-    parts = parts_of(request)
-    workers = tuple(_unnamed(each) for each in await parts.fleet.workers())
-    known = Capabilities(limits=limits(parts.settings, parts.store), workers=workers)
+    context = context_of(request)
+    workers = tuple(_unnamed(each) for each in await context.fleet.workers())
+    known = Capabilities(limits=limits(context.settings, context.store), workers=workers)
     return JSONResponse(known.model_dump(mode="json"))
 
 

@@ -12,13 +12,14 @@ from typing import Any, cast
 from redis.asyncio import Redis
 
 from fewbit.contract.resources import FINAL
-from store.blobs.blobs import Blobs
+from store.blobs.blob_store import Blobs
 from store.blobs.references import drop_references
 from store.ids import first_id, new_id
-from store.jobs.batched_reads import Together
-from store.jobs.transition import SCRIPT, Move, Outcome
+from store.jobs.batched_reads import BatchedReads
+from store.jobs.transition import TRANSITION, Move, Outcome
 from store.records import JobRecord, NewJob, dataset_key, events_key, job_key, model_key
-from store.tenancy.tenants import DEFAULT_TENANT, Tenant, owned
+from store.scripts.script import Script
+from store.tenancy.tenants import DEFAULT_TENANT, Tenant, record_script
 from store.uploads import newest_ids
 
 _WALK = 200  # records read per round trip while a page is filled
@@ -66,9 +67,9 @@ class Jobs:
         self._blobs = blobs
         self._tenant = Tenant(tenant)
         self._most_queued = most_queued
-        self._transition = redis.register_script(SCRIPT)
-        self._record = Together(redis, owned(*JobRecord.FIELDS))
-        self._report = redis.register_script(owned("report"))
+        self._transition = Script(redis, TRANSITION)
+        self._record = BatchedReads(redis, record_script(redis, *JobRecord.FIELDS))
+        self._report = record_script(redis, "report")
 
     async def create(self, new: NewJob) -> str:
         """The id of a new queued job; its message is the caller's to send. Raises ``Missing`` and ``QueueFull``."""
@@ -84,7 +85,7 @@ class Jobs:
 
     async def get(self, job_id: str) -> JobRecord | None:
         """One round trip."""
-        fields = await self._record(job_key(job_id), self._tenant.name)
+        fields = await self._record(job_key(job_id), tenant=self._tenant.name)
         return JobRecord.of(fields) if fields else None
 
     async def page(
@@ -126,7 +127,7 @@ class Jobs:
 
     async def report(self, job_id: str) -> bytes | None:
         """The report's JSON, once the job has succeeded."""
-        fields = await self._report(keys=[job_key(job_id)], args=[self._tenant.name])
+        fields = await self._report([job_key(job_id)], tenant=self._tenant.name)
         packed = fields[0] if fields else None
         return None if packed is None else await asyncio.to_thread(zlib.decompress, packed)
 
@@ -162,7 +163,7 @@ class Jobs:
         return newest[0][0].decode() if newest else _FROM_THE_START
 
     async def _move(self, move: Move) -> Outcome:
-        return Outcome.of(await self._transition(keys=move.keys, args=move.args))
+        return Outcome.of(await self._transition(move.keys, move.report, **move.arguments))
 
     async def _smallest(self, indexes: list[str]) -> str:
         """The index with the fewest ids: the others are checked record by record."""

@@ -12,7 +12,7 @@ from fewbit.contract.report import Report
 from fewbit.rendering.comparison import FEWEST, MOST, Comparison, compare
 from fewbit.rendering.comparison_markdown import comparison_markdown
 from fewbit.rendering.html.comparison_page import comparison_page
-from service.dependencies import Parts, parts_of
+from service.context import ServiceContext, context_of
 from service.http.ids import is_id
 from service.http.openapi_operations import documents
 from service.http.problems import InvalidRequest, JobNotFinal, NoReport
@@ -38,8 +38,8 @@ async def compare_jobs(
     format: Format = None,
 ) -> Response:
     """Jobs side by side: the summary with the best value of each row, and layer by layer, matched by name."""
-    kind, base, parts = chosen_face(request, format), base_of(request), parts_of(request)
-    stored = [await succeeded_report(parts, each) for each in checked(job)]
+    kind, base, context = chosen_face(request, format), base_of(request), context_of(request)
+    stored = [await succeeded_report(context, each) for each in checked(job)]
     body = await asyncio.to_thread(_compared, stored, kind, base)
     return face_answer(kind, body)
 
@@ -62,14 +62,14 @@ def checked(jobs: list[str]) -> list[str]:
     return jobs
 
 
-async def succeeded_report(parts: Parts, job_id: str) -> bytes:
+async def succeeded_report(context: ServiceContext, job_id: str) -> bytes:
     """Raises ``NotFound``, ``JobNotFinal`` or ``NoReport``, each naming the job."""
     if not is_id(job_id, "job"):
         raise unknown_job(job_id)
-    found = await known_job(parts, job_id)
+    found = await known_job(context, job_id)
     if not found.final:
         raise JobNotFinal(job_id, found.status)
-    report = await parts.jobs.report(job_id) if found.status == "succeeded" else None
+    report = await context.jobs.report(job_id) if found.status == "succeeded" else None
     if report is None:
         raise NoReport(job_id, found.status, found.error_json)
     return report

@@ -18,7 +18,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.audit import Tally, Trail
-from service.dependencies import Parts
+from service.context import ServiceContext
 from service.http.envelope import answered
 from service.http.problems import Forbidden, RateLimited, TooManyOpen, Unauthorized
 from store.tenancy.api_keys import SCOPES, KeyRecord, key_id
@@ -92,25 +92,25 @@ class KeyAuth:
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises ``Unauthorized``, ``RateLimited`` and ``TooManyOpen``. Anyone can have many of those: not every one is
         written down."""
-        parts: Parts = scope["app"].state.parts
+        context: ServiceContext = scope["app"].state.context
         try:
-            caller = scope["caller"] = await self._caller(scope, parts)
-            allowance = await self._allowance(caller, parts)
+            caller = scope["caller"] = await self._caller(scope, context)
+            allowance = await self._allowance(caller, context)
         except (Unauthorized, RateLimited) as refusal:
-            await self._tell(refusal.kind.status, scope, parts)
+            await self._tell(refusal.kind.status, scope, context)
             raise
-        watched = Trail(parts, scope, caller).watch(_with_rate(send, parts.rates.limit, allowance))
+        watched = Trail(context, scope, caller).watch(_with_rate(send, context.rates.limit, allowance))
         scope["let_in"] = True  # for `service.http.protocol`
         with self._counted(caller.tenant):
             await answered(self._permitted, scope, receive, watched)
 
-    async def _allowance(self, caller: Caller, parts: Parts) -> Allowance:
+    async def _allowance(self, caller: Caller, context: ServiceContext) -> Allowance:
         """Raises ``RateLimited`` and ``TooManyOpen``: one tenant must not take every connection."""
-        allowance = await parts.rates.take(caller.tenant)
+        allowance = await context.rates.take(caller.tenant)
         if not allowance.granted:
-            raise RateLimited(parts.rates.limit, allowance.seconds, rate_headers(parts.rates.limit, allowance))
-        if self._open.get(caller.tenant, 0) >= parts.settings.max_open_requests:
-            raise TooManyOpen(parts.settings.max_open_requests)
+            raise RateLimited(context.rates.limit, allowance.seconds, rate_headers(context.rates.limit, allowance))
+        if self._open.get(caller.tenant, 0) >= context.settings.max_open_requests:
+            raise TooManyOpen(context.settings.max_open_requests)
         return allowance
 
     async def _permitted(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -130,11 +130,11 @@ class KeyAuth:
             if not self._open[tenant]:
                 del self._open[tenant]
 
-    async def _tell(self, status: int, scope: Scope, parts: Parts) -> None:
+    async def _tell(self, status: int, scope: Scope, context: ServiceContext) -> None:
         who: Caller | Suspect = scope.get("caller") or self._suspect(scope)
         times = self._tally.worth_telling(who.tenant, who.key, str(status))
         if times:
-            await Trail(parts, scope, who).refused(status, times)
+            await Trail(context, scope, who).refused(status, times)
 
     def _suspect(self, scope: Scope) -> Suspect:
         key = bearer_key(scope)
@@ -143,14 +143,14 @@ class KeyAuth:
         known = self._trusted.get(key_id(key) or "")  # looked up a moment ago
         return Suspect(known[0].tenant, known[0].id) if known else Suspect(DEFAULT_TENANT, UNKNOWN_KEY)
 
-    async def _caller(self, scope: Scope, parts: Parts) -> Caller:
+    async def _caller(self, scope: Scope, context: ServiceContext) -> Caller:
         """Raises ``Unauthorized``."""
         if self.digests is None:
             return ANYONE
         key = bearer_key(scope)
         if key is None:
             raise Unauthorized("The request carries no `Authorization: Bearer <key>`.")
-        caller = self._bootstrap(key) or await self._stored(key, parts)
+        caller = self._bootstrap(key) or await self._stored(key, context)
         if caller is None:
             raise Unauthorized("The API key is not one of this service's, or counts no longer.")
         return caller
@@ -163,19 +163,19 @@ class KeyAuth:
         name = f"env-{digest.hex()[:12]}"
         return Caller(DEFAULT_TENANT, name, "admin", name)
 
-    async def _stored(self, key: bytes, parts: Parts) -> Caller | None:
+    async def _stored(self, key: bytes, context: ServiceContext) -> Caller | None:
         identifier = key_id(key)
-        record = await self._record(identifier, parts) if identifier else None
+        record = await self._record(identifier, context) if identifier else None
         if record is None or not record.opens(key, time.time()):
             return None
         return Caller(record.tenant, record.id, record.scope, record.family)
 
-    async def _record(self, identifier: str, parts: Parts) -> KeyRecord | None:
+    async def _record(self, identifier: str, context: ServiceContext) -> KeyRecord | None:
         now = time.monotonic()
         kept = self._trusted.get(identifier)
         if kept and now - kept[1] < TRUSTED_S:
             return kept[0]
-        record = await parts.keys.find(identifier)
+        record = await context.keys.find(identifier)
         if record is None:
             self._trusted.pop(identifier, None)
         else:

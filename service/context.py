@@ -1,4 +1,4 @@
-"""What the endpoints work with: the store's parts, made once when the gateway starts."""
+"""What endpoints work with: settings and the stores, opened once when the gateway starts, as one tenant sees them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from starlette.requests import HTTPConnection
 
 from service.settings import ServiceSettings
 from service.shutdown import Stopping
-from store.blobs.blobs import Blobs
+from store.blobs.blob_store import Blobs
 from store.clients import connect_async
 from store.datasets import Datasets
 from store.fleet import Fleet
 from store.idempotency import Idempotency
-from store.jobs.jobs import Jobs
+from store.jobs.job_store import Jobs
 from store.models import Models
 from store.queue import Queue
 from store.settings import StoreSettings
@@ -30,9 +30,9 @@ MANY_WATCHERS = 4096
 
 
 @dataclass(frozen=True)
-class Parts:
-    """``watched_jobs`` is ``jobs`` on connections of its own: each watcher holds one while it waits for events, and
-    must not take those of requests that are answered at once. Everything that knows tenants is of ``tenant``."""
+class ServiceContext:
+    """``watched_jobs`` is ``jobs`` on separate connections: a watcher blocks one while it waits for events, and must
+    not take those of requests that are answered at once. Whatever knows tenants belongs to ``tenant``."""
 
     settings: ServiceSettings
     store: StoreSettings
@@ -76,8 +76,8 @@ class Parts:
             rates=Rates(redis, settings.requests_per_minute),
         )
 
-    def of(self, tenant: str) -> Parts:
-        """The same for one tenant: none of its stores finds anything of another."""
+    def for_tenant(self, tenant: str) -> ServiceContext:
+        """The same for one tenant: its stores find nothing of another tenant."""
         blobs, most = self.blobs.within(tenant), self.settings.max_queued_jobs
         return replace(
             self,
@@ -95,18 +95,18 @@ class Parts:
         await self.watching.aclose()
 
 
-def parts_of(request: HTTPConnection) -> Parts:
-    """The caller's: nothing of another tenant can be reached through them."""
-    parts: Parts = request.scope["app"].state.parts_of_tenant(request.scope["caller"].tenant)
-    return parts
+def context_of(request: HTTPConnection) -> ServiceContext:
+    """The context of the caller's tenant: nothing of another tenant can be reached through it."""
+    context: ServiceContext = request.scope["app"].state.context_of_tenant(request.scope["caller"].tenant)
+    return context
 
 
-def whole_service(request: HTTPConnection) -> Parts:
-    """What is nobody's: for health."""
-    parts: Parts = request.scope["app"].state.parts
-    return parts
+def service_context(request: HTTPConnection) -> ServiceContext:
+    """The context of the whole service, for what asks on nobody's behalf: health checks."""
+    context: ServiceContext = request.scope["app"].state.context
+    return context
 
 
-def by_tenant(parts: Parts) -> Callable[[str], Parts]:
-    """``parts.of``, made once for each of the tenants that come often."""
-    return lru_cache(maxsize=1000)(parts.of)
+def context_by_tenant(context: ServiceContext) -> Callable[[str], ServiceContext]:
+    """``context.for_tenant``, cached for the tenants that come often."""
+    return lru_cache(maxsize=1000)(context.for_tenant)
