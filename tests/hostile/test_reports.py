@@ -16,7 +16,7 @@ from torch.export import Dim
 
 from fewbit.rendering.html.report_page import report_page
 from fewbit.rendering.markdown import report_markdown
-from fewbit.rendering.terminal import show
+from fewbit.rendering.terminal import print_report
 from tests.hostile.jobs import run_job
 from tests.hostile.programs import named
 from workers.sandbox.fork_server import ForkServer
@@ -76,6 +76,6 @@ def test_a_layer_name_is_text_in_every_format(forks: ForkServer, folder: Path, t
         assert tag not in report_page(report)
         assert tag not in outside_code
     printed = Console(file=io.StringIO(), width=200, record=True)
-    show(report, printed)
+    print_report(report, printed)
     assert name in printed.export_text()
     assert {path.parent for path in folder.rglob("*")} <= {folder, folder / "out"}
