@@ -1,12 +1,15 @@
 # One command for each thing one does here. `make` lists them.
-PYTHON ?= python3.11
+# The Python that .venv is made with: python3 where it is a supported one, else the first supported one on PATH.
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
+PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3.14; do \
+	"$$python" -c '$(SUPPORTED)' 2>/dev/null && echo "$$python" && break; done)
 BIN := .venv/bin
 PIP_LOCKED := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes
-# Where pip finds the CPU build of torch when the default index has only the CUDA one, e.g. an --extra-index-url.
-TORCH_PIP ?=
+# Where the CPU build of torch is, if neither where pip looks nor on PyTorch's index: requirements/install_torch.py.
+export TORCH_PIP TORCH_INDEX
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test fuzz check format openapi bench lock clean
+.PHONY: help setup demo up down test images fuzz check format openapi bench lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,8 +26,11 @@ down: .venv/installed  ## stop what `make up` started
 	@$(BIN)/python -m local.up down
 
 test: .venv/installed  ## every test, against real Redis, Celery and HTTP
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not alone" -n auto --dist worksteal
-	@$(BIN)/pytest -m alone
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not alone and not images" -n auto --dist worksteal
+	@$(BIN)/pytest -m "alone and not images"
+
+images: .venv/installed  ## build both images, run docker-compose.yml, quantize through it (Docker or Podman)
+	@$(BIN)/python -m local.images
 
 fuzz: .venv/installed  ## half an hour of changed files for every parser in front of the sandbox
 	@$(BIN)/python -m tests.fuzz --minutes 30
@@ -48,28 +54,23 @@ bench: .venv/installed  ## side by side with what one would use instead
 	@$(PIP_LOCKED) -r requirements/bench.lock
 	@$(BIN)/python -m benchmarks
 
-lock:  ## write requirements/*.lock: the newest versions that pyproject.toml allows, by hash (ten minutes)
-	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(PYTHON) -m venv "$$fresh" \
-	  && "$$fresh/bin/pip" install -qq --disable-pip-version-check -U pip pip-tools==7.6.2 \
-	  && lock() { name=$$1; shift; echo "requirements/$$name.lock ..."; \
-	       "$$fresh/bin/pip-compile" --quiet --generate-hashes --strip-extras --no-annotate --no-header \
-	         $(TORCH_PIP) --no-emit-index-url --no-emit-find-links --no-allow-unsafe --unsafe-package torch --unsafe-package fewbit \
-	         -o "requirements/$$name.lock" "$$@" pyproject.toml && sed -i '/^#/d; /^$$/d' "requirements/$$name.lock"; } \
-	  && lock dev --upgrade --extra dev \
-	  && lock bench -c requirements/dev.lock --extra dev --extra bench \
-	  && lock gateway -c requirements/dev.lock --extra service \
-	  && lock worker -c requirements/dev.lock --extra workers
+lock:  ## write requirements/*.lock: the newest versions that pyproject.toml allows, by hash
+	@$(PYTHON) requirements/lock.py --upgrade
 
 clean: down  ## stop the stack; forget its data, caches and .venv
 	@rm -rf .run .venv .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
-# torch is locked apart, to its CPU builds; --no-deps: what the locks leave out is not installed, and pip check says so.
-.venv/installed: pyproject.toml requirements/torch.lock requirements/dev.lock
+# --no-deps: what the locks leave out is not installed, and pip check says so.
+.venv/installed: pyproject.toml requirements/torch.lock requirements/dev.lock | .venv/bin/python
 	@echo "Installing into .venv (torch is large: a minute or two) ..."
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(PIP_LOCKED) $(TORCH_PIP) -r requirements/torch.lock || { echo "No CPU build of torch where pip looks: only those are installed (requirements/torch.lock). Name the index that has them: make TORCH_PIP=\"--extra-index-url <address>\""; exit 1; }
+	@$(BIN)/python requirements/install_torch.py
 	@$(PIP_LOCKED) -r requirements/dev.lock
 	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
 	@$(BIN)/python -m pip check
 	@touch $@
+
+# A venv whose ensurepip failed has a python and no pip: it must not be there the next time.
+.venv/bin/python:
+	@$(or $(PYTHON),false) -c '$(SUPPORTED)' || { echo "Fewbit needs Python 3.11 to 3.14, and $(or $(PYTHON),what is on PATH) is none. Name one: make PYTHON=<path>"; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }

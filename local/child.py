@@ -26,9 +26,11 @@ class Child:
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
 
     def start(self) -> None:
-        """Start it in a session of its own: Ctrl-C must not reach it directly, so that children stop in order."""
+        """Start it in a session of its own: Ctrl-C must not reach it directly, so that children stop in order. Only its
+        user may read the log."""
         tied = [sys.executable, "-m", "local.child", str(os.getpid()), *self.command]
         with self.log.open("ab") as log:
+            self.log.chmod(0o600)
             self._process = subprocess.Popen(
                 tied,
                 env=self.env,
@@ -37,6 +39,7 @@ class Child:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                umask=0o077,
             )
 
     @property

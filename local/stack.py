@@ -33,7 +33,7 @@ class StackError(Exception):
 
 
 class Stack:
-    """The parts, their address and a key. All their data is under ``folder``."""
+    """The parts, their address and a key. All their data is under ``folder``, which no other user may open."""
 
     def __init__(
         self, folder: Path, *, key: str | None = None, port: int = 0, env: Mapping[str, str] | None = None
@@ -67,7 +67,8 @@ class Stack:
 
     def start(self) -> None:
         """Start every part and wait until the service says that it is ready."""
-        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+        make_private(self.folder)
+        (self.folder / "logs").mkdir(mode=0o700, exist_ok=True)
         self.port = self.port or free_port()
         self.redis = self._redis.enter_context(EmbeddedRedis(self.folder / "redis"))
         address = ("--host", "127.0.0.1", "--port", str(self.port))
@@ -88,7 +89,7 @@ class Stack:
             child.stop()
         self._redis.close()
 
-    def wait_until_ready(self, timeout_s: float = 60.0) -> None:
+    def wait_until_ready(self, timeout_s: float = 120.0) -> None:
         """Wait until ``GET /health/ready`` answers 200. Raises ``StackError`` when a part dies or time runs out."""
         deadline = time.monotonic() + timeout_s
         while not self._ready():
@@ -99,8 +100,13 @@ class Stack:
                 raise StackError(f"Not ready after {timeout_s:.0f} s. The logs are in {self.folder / 'logs'}.")
             time.sleep(0.1)
 
-    def restart_dead_children(self) -> None:
-        """Start the children again that have died."""
+    def restart_dead_parts(self) -> None:
+        """Start the parts again that have died, Redis first. Raises ``StackError`` when Redis does not come up."""
+        if not self.redis.alive:
+            try:
+                self.redis.start()
+            except (OSError, RuntimeError) as error:
+                raise StackError(str(error)) from error
         for child in self._children.values():
             if not child.alive:
                 child.start()
@@ -134,8 +140,7 @@ class Stack:
             return False
 
     def _worker(self, name: str, queues: str) -> Child:
-        options = ("--pool", "threads", "--concurrency", "1", "--loglevel", "INFO")
-        return self._child(name, "celery", "-A", "workers.celery", "worker", *options, "-Q", queues, "-n", f"{name}@%h")
+        return self._child(name, "workers", "--queues", queues, "--name", name)
 
     def _child(self, name: str, module: str, *arguments: str) -> Child:
         command = [sys.executable, "-m", module, *arguments]
@@ -150,6 +155,12 @@ class Stack:
             "FEWBIT_SANDBOX": "best-effort",
             **self._extra_env,
         }
+
+
+def make_private(folder: Path) -> None:
+    """Create the folder, or take an existing one away from other users: only its owner may open it."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
 
 
 def free_port(preferred: int = 0) -> int:

@@ -8,10 +8,8 @@ from __future__ import annotations
 import argparse
 import resource
 
-import uvicorn
-
-from service.http.protocol import guarded
-from service.settings import ServiceSettings
+from service.startup import check
+from store.startup import exit_unless_ready
 
 FILES_OF_A_CONNECTION, FILES_BESIDE = 2, 512
 """Its socket, and a file or a connection to Redis. Beside: the pool of Redis, logs, libraries."""
@@ -22,11 +20,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m service", description="The gateway.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
-    given, settings = parser.parse_args(), ServiceSettings()
+    given = parser.parse_args()
+    with exit_unless_ready("The gateway"):
+        check()
+    serve(given.host, given.port)
+
+
+def serve(host: str, port: int) -> None:
+    """Until SIGTERM. Its imports come after ``check``, which says what is wrong with one."""
+    import uvicorn
+
+    from service.http.protocol import guarded
+    from service.operations import logs
+    from service.settings import ServiceSettings
+
+    logs.configure()
+    settings = ServiceSettings()
     uvicorn.run(
         "service.app:app",
-        host=given.host,
-        port=given.port,
+        host=host,
+        port=port,
         http=guarded(connections(settings.max_connections), settings.idle_s),
         ws="none",
         server_header=False,

@@ -16,6 +16,7 @@ from service.artifacts import endpoints as artifacts
 from service.audit import endpoints as audit
 from service.context import ServiceContext, context_by_tenant
 from service.datasets import endpoints as datasets
+from service.http import ids  # noqa: F401  # registers {…:id} before routes need it
 from service.http.bounds import Bounds
 from service.http.envelope import Envelope, refuse
 from service.http.openapi_document import ABOUT, TAGS, openapi_of
@@ -24,9 +25,10 @@ from service.jobs import endpoints as jobs
 from service.keys.authentication import KeyAuth
 from service.models import endpoints as models
 from service.operations import capabilities, health, metrics
-from service.pages import front_page, problem_pages, reason_pages
+from service.pages import docs_page, front_page, problem_pages, reason_pages
 from service.settings import ServiceSettings
 from service.shutdown import stopped
+from service.startup import NO_KEYS
 from service.uploads.abandoned import tidied
 from service.webhooks import endpoints as webhooks
 from service.webhooks.courier import Courier
@@ -48,6 +50,7 @@ ROUTERS = (
     problem_pages,
     reason_pages,
     front_page,
+    docs_page,
 )  # matched in order: most used first
 
 
@@ -74,6 +77,7 @@ def create_app(settings: ServiceSettings | None = None, store: StoreSettings | N
         description=ABOUT,
         openapi_tags=TAGS,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         exception_handlers={HTTPException: refuse, RequestValidationError: refuse},
@@ -92,10 +96,7 @@ async def _refuse_to_start_unguarded(context: ServiceContext) -> None:
     settings = context.settings
     if settings.auth == "off" or settings.key_digests or await _any_stored(context):
         return
-    raise RuntimeError(
-        "No API keys. Set FEWBIT_API_KEYS (comma separated; `openssl rand -hex 24` makes one), make one with "
-        "`python -m service.keys make`, or set FEWBIT_AUTH=off to let everyone in."
-    )
+    raise RuntimeError(NO_KEYS)
 
 
 async def _any_stored(context: ServiceContext) -> bool:

@@ -45,16 +45,21 @@ class EmbeddedRedis:
 
     def start(self, timeout_s: float = 20) -> None:
         """Start the server and wait until it has loaded its data. Raises ``RuntimeError`` when it does not come up."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._process = subprocess.Popen(
             [find_server(), *self._options()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for its owner, who stops it last
+            umask=0o077,  # its files hold what callers sent
             preexec_fn=_end_with_parent if _may_bind() else None,  # noqa: PLW1509  # one prctl call
         )
         self._wait(timeout_s)
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def stop(self) -> None:
         """Shut down in order; kill what does not."""

@@ -6,9 +6,13 @@ broker. What must not get lost is in the job record; a message only says "look".
 
 from __future__ import annotations
 
+import celery.app.amqp  # at once, with the next two: Celery and kombu would import them with the first message
+import celery.app.task  # noqa: F401
+import kombu.transport.redis  # noqa: F401
 from celery import Celery
 from kombu.entity import Queue as MessageQueue
 
+from store.outage import is_outage
 from store.settings import StoreSettings
 
 SMALL, LARGE, INSPECT = "small", "large", "inspect"
@@ -42,8 +46,13 @@ def line_of(model_bytes: int, settings: StoreSettings) -> str:
     return LARGE if model_bytes >= settings.large_model_bytes else SMALL
 
 
+class BrokerAway(Exception):
+    """The message was not sent, for the broker does not answer, or takes nothing more, for now."""
+
+
 class Queue:
-    """Sends messages. Blocking: call it in a thread from async code. Raises ``kombu.exceptions.OperationalError``."""
+    """Sends messages. Blocking: call it in a thread from async code. Raises ``BrokerAway``, and as it is whatever would
+    fail again: a wrong password, a wrong address, a mistake in the code."""
 
     def __init__(self, settings: StoreSettings) -> None:
         self._settings = settings
@@ -51,7 +60,20 @@ class Queue:
 
     def deliver_job(self, job_id: str, model_bytes: int) -> None:
         """Large models have a queue of their own, so that they never starve small ones."""
-        self._app.send_task(RUN_JOB, args=[job_id], queue=line_of(model_bytes, self._settings))
+        self._send(RUN_JOB, job_id, line_of(model_bytes, self._settings))
 
     def deliver_inspection(self, model_id: str) -> None:
-        self._app.send_task(INSPECT_MODEL, args=[model_id], queue=INSPECT)
+        self._send(INSPECT_MODEL, model_id, INSPECT)
+
+    def reach(self) -> None:
+        """Connect as the first message would. Raises whatever is in the way."""
+        with self._app.connection_for_write() as connection:
+            connection.connect()
+
+    def _send(self, task: str, named: str, line: str) -> None:
+        try:
+            self._app.send_task(task, args=[named], queue=line)
+        except Exception as error:
+            if is_outage(error):
+                raise BrokerAway(str(error)) from error
+            raise

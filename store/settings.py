@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pydantic import AliasChoices, Field
@@ -11,9 +12,12 @@ GIBIBYTE = 1024**3
 
 
 class StoreSettings(BaseSettings):
-    """Read from the environment: ``FEWBIT_<NAME>``, and ``REDIS_URL`` as everyone spells it. Times are in seconds."""
+    """Read from the environment: ``FEWBIT_<NAME>``, and ``REDIS_URL`` as everyone spells it. Times are in seconds. What
+    is not there is read from a file of that name in the folder ``FEWBIT_SECRETS``, where that is set."""
 
-    model_config = SettingsConfigDict(env_prefix="FEWBIT_", populate_by_name=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="FEWBIT_", populate_by_name=True, extra="ignore", secrets_dir=os.environ.get("FEWBIT_SECRETS")
+    )
 
     redis_url: str = Field(
         default="redis://127.0.0.1:6379/0", validation_alias=AliasChoices("REDIS_URL", "FEWBIT_REDIS_URL")
@@ -27,6 +31,7 @@ class StoreSettings(BaseSettings):
     inspect_s: float = Field(default=120, gt=0)
     max_running_jobs: int = Field(default=64, ge=1)
     large_model_bytes: int = Field(default=GIBIBYTE, ge=1)
+    startup_s: float = Field(default=30, ge=0)
 
     @property
     def broker_url(self) -> str:

@@ -17,6 +17,7 @@ ALONE = (  # they measure time or memory, or run gateway and workers with all co
     "service/http/test_slow_clients.py", "service/webhooks/test_webhooks.py", "store/test_rates.py",
     "workers/test_celery.py", "workers/test_supervisor.py", "workers/sandbox/test_child.py",
     "workers/engine/measurement/test_memory.py", "fewbit/test_page.py",
+    "service/pages/test_docs_page.py",
 )  # fmt: skip
 
 

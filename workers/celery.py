@@ -1,4 +1,4 @@
-"""The worker's Celery app: ``celery -A workers.celery worker --pool threads --concurrency 1 -Q small,large``.
+"""The worker's Celery app, which ``python -m workers`` starts.
 
 Celery brings ids, nothing else. What the process holds lives in ``workers.process``; what a job goes through is in
 ``workers.supervisor``. This process never imports torch.
@@ -9,11 +9,15 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import structlog
 from celery import Celery, bootsteps, signals
 
 from store.queue import configure
 from store.settings import StoreSettings
+from store.startup import exit_unless_ready
 from workers import logs, process
+
+log = structlog.get_logger()
 
 AWAKE_EVERY_S = 0.02
 
@@ -53,8 +57,14 @@ def _log_json(loglevel: int | str | None = None, **_: Any) -> None:
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
 def _warm_up(**_: Any) -> None:
-    """Before the first message is taken: a worker that cannot load its engine must not take any."""
-    process.start()
+    """Before the first message is taken: a worker that cannot load its engine must not take any. Celery logs what a
+    signal's receiver raises, and goes on; it does not stop a ``SystemExit``."""
+    try:
+        with exit_unless_ready("The worker"):
+            process.start()
+    except Exception as error:
+        log.exception("the worker did not start")
+        raise SystemExit(1) from error
 
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 
 import structlog
@@ -20,9 +19,10 @@ from workers import machine
 from workers.inspection import Inspector
 from workers.reaper import Reaper
 from workers.sandbox import fence
-from workers.sandbox.fork_server import ForkServer, ForkServerLost
+from workers.sandbox.fork_server import ForkServer
 from workers.scratch import tidy
 from workers.settings import WorkerSettings
+from workers.startup import require_engine, require_environment, require_surroundings
 from workers.supervisor import Supervisor
 
 log = structlog.get_logger()
@@ -107,27 +107,16 @@ _current: Process | None = None
 
 
 def start() -> None:
-    """Make this process's ``Process`` and warm its fork server. A worker without an engine, or without the fence it is
-    required to have, leaves at once."""
+    """Make this process's ``Process`` and warm its fork server. Raises ``NotReady`` when it lacks something: a worker
+    without an engine, or without the fence it is required to have, must not take a message."""
     global _current  # noqa: PLW0603  # one worker, one process: Celery's signals and tasks have nowhere else to look
-    settings = WorkerSettings()
-    _require_fence(settings)
+    store, settings = require_environment()
+    require_surroundings(store, settings)
+    if missing := fence.support().missing:
+        log.warning("the sandbox is not whole", missing=missing, mode=settings.sandbox)
     tidy(settings.scratch)
-    _current = Process(StoreSettings(), settings)
-    try:
-        _current.forks.start()
-    except ForkServerLost as error:
-        log.critical("no engine", error=str(error), pid=os.getpid())
-        raise SystemExit(1) from error
-
-
-def _require_fence(settings: WorkerSettings) -> None:
-    there = fence.support()
-    if there.missing:
-        log.warning("the sandbox is not whole", missing=there.missing, mode=settings.sandbox)
-    if settings.sandbox == "required" and not there.sufficient:
-        log.critical("no sandbox; FEWBIT_SANDBOX=best-effort runs without, for models you trust")
-        raise SystemExit(1)
+    _current = Process(store, settings)
+    require_engine(_current.forks)
 
 
 def current() -> Process:

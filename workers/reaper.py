@@ -14,7 +14,8 @@ import structlog
 from store.blobs.references import References
 from store.jobs.leases import Leases
 from store.models import InspectedModels
-from store.queue import Queue
+from store.outage import is_outage
+from store.queue import BrokerAway, Queue
 
 log = structlog.get_logger()
 
@@ -53,5 +54,8 @@ class Reaper:
         while not self._stopping.wait(self._every_s):
             try:
                 self.sweep()
-            except Exception:  # Redis is away; what is lost can wait until it is back
-                log.warning("sweep failed", exc_info=True)
+            except Exception as error:
+                if isinstance(error, BrokerAway) or is_outage(error):  # what is lost can wait until it is back
+                    log.warning("Redis is away; the next sweep comes", error=str(error))
+                else:
+                    log.exception("sweep failed")

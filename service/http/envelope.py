@@ -9,8 +9,6 @@ from http import HTTPStatus
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from kombu.exceptions import OperationalError
-from redis.exceptions import BusyLoadingError, ConnectionError, OutOfMemoryError, TimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -30,9 +28,9 @@ from service.http.problems import (
     UploadInterrupted,
 )
 from service.http.security_headers import secure
+from store.outage import is_outage
 
 log = structlog.get_logger("fewbit.gateway")
-STORE_IS_AWAY = (ConnectionError, TimeoutError, BusyLoadingError, OutOfMemoryError, OperationalError)
 RESUMABLE = (
     " Resumable uploads are not part of this release. Send the whole file to POST /models or POST /datasets, with an "
     "Idempotency-Key so that it is safe to send it again."
@@ -59,7 +57,7 @@ class Envelope:
         async def labelled(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"].append((b"x-request-id", request_id))
-                secure(message, scope["path"])
+                secure(message)
             await send(message)
 
         await answered(self.app, inner, receive, labelled)
@@ -108,7 +106,7 @@ def refusal_of(error: Exception, scope: Scope) -> Refusal:
             return _of_http(error, scope)
         case ClientDisconnect():
             return UploadInterrupted("The connection ended before the body did.")
-        case _ if isinstance(error, STORE_IS_AWAY):
+        case _ if is_outage(error):
             log.warning("store is away", request_id=scope["request_id"], error=repr(error))
             return ServiceUnavailable("Redis does not answer, or takes nothing more.")
     log.error("unhandled", request_id=scope["request_id"], path=scope["path"], exc_info=error)

@@ -15,20 +15,11 @@ HEADERS = (
     ("cache-control", "no-store"),
 )
 _ENCODED = tuple((name.encode(), value.encode()) for name, value in HEADERS)
-_SWAGGER = b"https://cdn.jsdelivr.net"
-DOCS_POLICY = (
-    b"default-src 'none'; connect-src 'self'; img-src 'self' data: https://fastapi.tiangolo.com; "
-    b"frame-ancestors 'none'; style-src 'unsafe-inline' %b; script-src 'unsafe-inline' %b" % (_SWAGGER, _SWAGGER)
-)
-"""Of ``/docs``, which is FastAPI's page: it shows the API and nothing anyone has sent."""
 
 
-def secure(message: Message, path: str) -> None:
+def secure(message: Message) -> None:
     """Add what an answer's start does not have. One with an ETag may be kept by its reader, and asked for again."""
     given = {name.lower() for name, _ in message["headers"]}
-    if path == "/docs" and b"content-security-policy" not in given:
-        message["headers"].append((b"content-security-policy", DOCS_POLICY))
-        given.add(b"content-security-policy")
     if b"etag" in given and b"cache-control" not in given:
         message["headers"].append((b"cache-control", b"private, no-cache"))
         given.add(b"cache-control")

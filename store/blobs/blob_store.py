@@ -152,6 +152,13 @@ class Blobs:
             _copy_into_place(path, self.folder / self._path(sha256), self.folder / INCOMING)
         return info
 
+    def try_out(self) -> None:
+        """Write a byte wherever blobs are written, and delete it. Raises what the disk or S3 raises."""
+        for place in (INCOMING, "sha256"):
+            probe = f"{place}/{uuid.uuid4().hex}"
+            obstore.put(self._store, probe, b"\0")
+            obstore.delete(self._store, probe)
+
     def tidy(self, age_s: float) -> None:
         """Delete what was to become a blob and was given up more than ``age_s`` seconds ago, whosever it was."""
         if self.folder is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from local.audit import Exempt, Verdict, exceptions, finds_known_vulnerability, judge
+from local.audit import Exempt, Verdict, exceptions, finds_known_vulnerability, judge, without_builds
 from local.stack import ROOT
 
 TODAY = date(2026, 11, 27)
@@ -45,6 +45,13 @@ def test_an_exception_expires() -> None:
 
 def test_a_release_unknown_to_the_service_is_reported() -> None:
     assert judge([UNKNOWN], [], TODAY).unknown == ["ours"]
+
+
+def test_a_build_is_looked_up_by_its_release() -> None:
+    lock = (
+        "torch==2.13.0+cpu ; sys_platform == 'linux' \\\n    --hash=sha256:00\nsix==1.17.0 \\\n    --hash=sha256:11\n"
+    )
+    assert without_builds(lock) == lock.replace("+cpu", "")
 
 
 def test_an_exception_needs_a_reason(tmp_path: Path) -> None:

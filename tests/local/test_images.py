@@ -1,4 +1,4 @@
-"""Dockerfile and docker-compose.yml against the code: no engine runs here, but names can be compared."""
+"""Dockerfile and docker-compose.yml against the code: names are compared here; `make images` runs them."""
 
 from __future__ import annotations
 
@@ -48,28 +48,30 @@ def command_lines(stage: str) -> str:
 def test_what_an_image_runs_can_be_imported(stage: str) -> None:
     named = {"".join(found) for found in re.findall(r"-m ([\w.]+)|-A ([\w.]+)|\"([\w.]+):app\"", command_lines(stage))}
     named |= {"".join(found) for found in re.findall(r"\"-m\", \"(\w+)\"", command_lines(stage))}
-    assert len(named) == {"gateway": 1, "worker": 2}[stage]
+    assert named == {{"gateway": "service", "worker": "workers"}[stage]}
     assert [module for module in named if importlib.util.find_spec(module) is None] == []
 
 
 @pytest.mark.parametrize("stage", ["gateway", "worker"])
 def test_an_image_installs_its_lock_by_hash_and_nothing_else(stage: str) -> None:
-    installs = re.findall(r"^RUN (pip install .*)$", STAGES[f"build-{stage}"], re.M)
-    assert all(" --no-deps --require-hashes -r requirements/" in line for line in installs)
-    assert installs[-1].endswith(f"requirements/{stage}.lock")
-    assert f"--from=build-{stage} /opt/venv" in STAGES[stage]
+    runs = re.findall(r"^RUN (.*)$", STAGES[stage], re.M)
+    torch = ["python requirements/install_torch.py"] if stage == "worker" else []
+    lock = f"pip install --no-deps --require-hashes -r requirements/{stage}.lock"
+    assert runs == [*torch, lock, "chmod -R a+rX /app"]
+    assert "install" not in STAGES["base"].replace("install -d -o fewbit", "")
 
 
 def test_the_worker_image_installs_the_torch_that_was_tested() -> None:
-    assert "requirements/torch.lock" in STAGES["build-worker"]
-    (pinned,) = re.findall(r"^torch==\S+", (ROOT / "requirements" / "torch.lock").read_text(), re.M)
-    assert pinned in EXTRAS["workers"]
+    assert "COPY requirements/torch.lock requirements/install_torch.py ./requirements/\n" in STAGES["worker"]
+    pinned = set(re.findall(r"^(torch==[\d.]+)", (ROOT / "requirements" / "torch.lock").read_text(), re.M))
+    assert len(pinned) == 1
+    assert pinned <= set(EXTRAS["workers"])
 
 
 def test_the_gateway_image_has_no_torch() -> None:
     assert "torch" not in closure("service")
-    assert "torch" not in STAGES["build-gateway"]
-    assert "workers" not in STAGES["gateway"]
+    assert "torch" not in STAGES["gateway"] + STAGES["base"]
+    assert "workers" not in STAGES["gateway"] + STAGES["base"]
 
 
 def test_an_image_copies_only_what_dockerignore_lets_through() -> None:
@@ -107,6 +109,60 @@ def test_redis_neither_forgets_nor_evicts() -> None:
     assert "--maxmemory-policy noeviction" in command
 
 
+def test_redis_knows_a_memory_limit_below_that_of_its_container() -> None:
+    redis = COMPOSE["services"]["redis"]
+    (known,) = re.findall(r"--maxmemory (\d+)gb ", redis["command"][-1])
+    assert 0 < int(known) < int(redis["mem_limit"].removesuffix("g"))
+
+
+def redis_start(folder: Path, password: str | None = None) -> tuple[str, dict[str, str]]:
+    """The password that Redis is started with, and what then lies in its folder for others to read."""
+    programs = folder.with_name(f"{folder.name}-programs")
+    programs.mkdir(exist_ok=True)
+    (server := programs / "valkey-server").write_text('#!/bin/sh\necho "$@"\ncat\n')
+    server.chmod(0o755)
+    command = [word.replace("$$", "$") for word in COMPOSE["services"]["redis"]["command"]]
+    env = {"PATH": f"{programs}:{os.environ['PATH']}"} | ({"FEWBIT_REDIS_PASSWORD": password} if password else {})
+    ran = subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True, text=True)
+    arguments, configuration = ran.stdout.splitlines()
+    used = configuration.removeprefix("requirepass ")
+    assert arguments.startswith("- --")
+    assert used not in arguments
+    return used, {path.name: path.read_text().strip() for path in folder.iterdir() if path.stat().st_mode & 0o004}
+
+
+def test_redis_makes_a_password_once_and_tells_it_to_the_others(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    other.mkdir()
+    password, readable = redis_start(one)
+    assert re.fullmatch(r"[0-9a-f]{64}", password)
+    assert readable == {"REDIS_URL": f"redis://:{password}@redis:6379/0"}
+    assert redis_start(one) == (password, readable)
+    assert redis_start(other)[0] != password
+
+
+def test_redis_takes_the_password_that_it_is_given(tmp_path: Path) -> None:
+    redis_start(tmp_path)
+    given = ("chosen", {"REDIS_URL": "redis://:chosen@redis:6379/0"})
+    assert redis_start(tmp_path, "chosen") == given
+    assert redis_start(tmp_path) == given
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_others_read_redis_address_where_it_lies(name: str, tmp_path: Path) -> None:
+    service = COMPOSE["services"][name]
+    assert f"redis:{service['environment']['FEWBIT_SECRETS']}:ro" in service["volumes"]
+    redis_start(tmp_path, "chosen")
+    env = {name: value for name, value in os.environ.items() if "REDIS_URL" not in name}
+    script = "from store.settings import StoreSettings; print(StoreSettings().redis_url)"
+    read = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=env | {"FEWBIT_SECRETS": str(tmp_path)}, check=True,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert read.stdout.strip() == "redis://:chosen@redis:6379/0"
+
+
 @pytest.mark.parametrize("name", [*OURS, "redis"])
 def test_containers_hold_no_privilege(name: str) -> None:
     service = COMPOSE["services"][name]
@@ -124,6 +180,8 @@ def test_nothing_that_a_container_can_write_to_can_be_run(name: str) -> None:
     for mount in COMPOSE["services"][name].get("tmpfs", []):
         assert {"noexec", "nosuid", "nodev"} <= set(mount.split(":")[1].split(","))
         assert "size=" in mount
+        assert "mode=1777" in mount  # and no uid=, which Podman does not know
+        assert "uid=" not in mount
 
 
 def test_redis_can_be_reached_by_our_containers_alone() -> None:
@@ -139,6 +197,7 @@ def test_a_setting_that_compose_gives_is_one_that_we_read(name: str) -> None:
         (ROOT / file).read_text() for file in ("store/settings.py", "service/settings.py", "workers/settings.py")
     )
     fields = {f"FEWBIT_{setting.upper()}" for setting in re.findall(r"^    (\w+): ", read, re.M)} | {"FEWBIT_QUEUES"}
+    fields |= set(re.findall(r"environ\.get\(\"(FEWBIT_\w+)\"\)", read))
     assert given - fields == set()
 
 
@@ -149,14 +208,18 @@ def test_every_volume_is_declared(name: str) -> None:
             assert volume.split(":")[0] in COMPOSE["volumes"]
 
 
-def test_the_workers_health_check_sees_an_announced_worker_and_no_other(tmp_path: Path) -> None:
+def test_the_workers_health_check_sees_the_worker_of_its_container_and_no_other(tmp_path: Path) -> None:
     check = json.loads(re.findall(r"HEALTHCHECK .*\\\n\s+CMD (\[.*\])", STAGES["worker"])[0])
+    (name,) = re.findall(r"FEWBIT_WORKER=(.+?) exec python -m workers", command_lines("worker"))
+    here = subprocess.run(["sh", "-c", f"echo {name}"], capture_output=True, text=True, check=True).stdout.strip()
     with EmbeddedRedis(tmp_path) as server, Redis.from_url(server.url) as connection:
-        Announcer(connection).announce("container1", {"queues": ["small"]})
+        announcer = Announcer(connection)
 
-        def healthy(hostname: str) -> bool:
-            env = os.environ | {"REDIS_URL": server.url, "HOSTNAME": hostname}
+        def healthy() -> bool:
+            env = os.environ | {"REDIS_URL": server.url}
             return subprocess.run([sys.executable, *check[1:]], cwd=ROOT, env=env, check=False).returncode == 0
 
-        assert healthy("container1")
-        assert not healthy("container2")
+        announcer.announce("another", {"queues": ["small"]})
+        assert not healthy()
+        announcer.announce(here, {"queues": ["small"]})
+        assert healthy()

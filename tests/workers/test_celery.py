@@ -24,7 +24,7 @@ START_S = 90.0
 
 
 class CeleryWorker:
-    """``celery -A workers.celery worker`` on all queues, started when first needed and again when it has died."""
+    """``python -m workers`` on all queues, started when first needed and again when it has died."""
 
     def __init__(self, redis_url: str, folder: Path) -> None:
         self.log = folder / "worker.log"
@@ -39,11 +39,10 @@ class CeleryWorker:
 
     def ensure(self) -> subprocess.Popen[bytes]:
         if self.process is None or self.process.poll() is not None:
-            options = "--pool threads --concurrency 1 --loglevel INFO -Q small,large,inspect".split()  # noqa: SIM905
             self.log.write_text("")
             with self.log.open("ab") as log:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", "celery", "-A", "workers.celery", "worker", *options],
+                    [sys.executable, "-m", "workers", "--queues", "small,large,inspect"],
                     cwd=ROOT, env=self._environment, stdout=log, stderr=log,
                 )  # fmt: skip
             assert wait_until(lambda: b" ready." in self.log.read_bytes(), START_S), self.log.read_text()[-4000:]

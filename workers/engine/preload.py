@@ -15,6 +15,7 @@ from torch import nn
 from fewbit.contract.report import ReportModel
 from fewbit.contract.spec import JobSpec
 from workers.engine.formats import inspect_upload
+from workers.engine.imports import later_imports_tried
 from workers.engine.pipeline import convert, verify
 from workers.engine.task import Task
 
@@ -25,7 +26,7 @@ def preload() -> None:
     batch = torch.export.Dim("batch", min=1, max=64)
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
     exported = torch.export.export(model, (torch.zeros(2, 8),), dynamic_shapes=({0: batch},))
-    with tempfile.TemporaryDirectory(prefix="fewbit-preload-") as name:
+    with later_imports_tried(), tempfile.TemporaryDirectory(prefix="fewbit-preload-") as name:
         folder = Path(name)
         with (folder / "model").open("wb") as file:
             torch.export.save(exported, file)

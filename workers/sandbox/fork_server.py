@@ -33,6 +33,7 @@ from typing import Any
 
 ChildRequest = dict[str, Any]
 
+_LONGEST_WORD = 1000  # bytes of what the server says before it is ready
 _START_S = 300  # torch from a cold disk
 _FORK_S = 30
 # What the server keeps of the worker's environment; its children inherit it, and show it in /proc/self/environ.
@@ -161,17 +162,21 @@ class ForkServer:
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True, env=kept)
         ours.settimeout(_START_S)
         self._control = ours
-        try:
-            ready = ours.recv(16) == b"ready"
-        except TimeoutError:
-            ready = False
-        if not ready:
+        if (word := _first_word(ours)) != "ready":
             ours.close()
             _reap(self._process)
-            self._process = self._control = None
-            raise ForkServerLost("The fork server could not be started; the worker's log holds its output.")
+            code, self._process, self._control = self._process.returncode, None, None
+            raise ForkServerLost(word or f"the fork server ended with status {code} before it was ready")
         ours.settimeout(None)
         return ours
+
+
+def _first_word(control: socket.socket) -> str:
+    """``ready``, or what the server could not do; empty when it died in silence, or took too long."""
+    try:
+        return control.recv(_LONGEST_WORD).decode()
+    except OSError:
+        return ""
 
 
 def _started_pid(status: socket.socket) -> int:

@@ -24,6 +24,7 @@ from workers.sandbox import seccomp
 from workers.sandbox.fork_server import ChildRequest
 
 _MAX_REQUEST = 1 << 16
+_LONGEST_WORD = 1000  # bytes of an error that keeps the server from becoming ready
 
 
 @dataclass(frozen=True)
@@ -233,8 +234,12 @@ def _main(entry: str, preload: str, control_fd: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     control = socket.socket(fileno=int(control_fd))
-    run = _function(entry)
-    _function(preload)()
+    try:
+        run = _function(entry)
+        _function(preload)()
+    except Exception as error:
+        control.send(" ".join(f"{type(error).__name__}: {error}".split()).encode()[:_LONGEST_WORD])
+        raise
     gc.collect()
     gc.freeze()  # a collection in a child would write to, and so copy, every page of the server's objects
     control.send(b"ready")

@@ -272,7 +272,7 @@ def test_a_gateway_stops_although_someone_watches(tmp_path: Path, redis_server: 
 
 
 def test_a_gateway_without_keys_refuses_to_start(tmp_path: Path) -> None:
-    gateway = Gateway(tmp_path, "unix:///nowhere.sock", {"FEWBIT_API_KEYS": " , "})
+    gateway = Gateway(tmp_path, "unix:///nowhere.sock", {"FEWBIT_API_KEYS": " , ", "FEWBIT_STARTUP_S": "1"})
     with pytest.raises(AssertionError, match="Set FEWBIT_API_KEYS"):
         gateway.start()
     gateway.http.close()
