@@ -37,7 +37,7 @@ def scratch_folder(parent: Path, job_id: str) -> Iterator[Path]:
         _wipe(folder)
 
 
-def tidy(parent: Path) -> None:
+def wipe_abandoned_folders(parent: Path) -> None:
     """Wipe the folders on this machine whose worker was killed more than a day ago."""
     for kind in ("job", "mdl"):
         for folder in stale(parent, f"fewbit-{kind}_*", _ABANDONED_S):

@@ -241,8 +241,8 @@ def test_a_worker_without_a_fence_does_not_start(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_worker_announces_what_its_kernel_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert process.sandbox(WorkerSettings())["missing"] == []
+    assert process.sandbox_support(WorkerSettings())["missing"] == []
     monkeypatch.setattr(fence, "support", lambda: fence.Support(landlock=0, seccomp=True))
-    said = process.sandbox(WorkerSettings())
-    assert said["mode"] == "required"
-    assert "Landlock" in str(said["missing"])
+    support = process.sandbox_support(WorkerSettings())
+    assert support["mode"] == "required"
+    assert "Landlock" in str(support["missing"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.scratch import NotAFile, plain_file, read_report, scratch_folder, tidy
+from workers.scratch import NotAFile, plain_file, read_report, scratch_folder, wipe_abandoned_folders
 
 
 def test_the_scratch_folder_is_private_and_wiped(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_folders_of_killed_workers_are_wiped_after_a_day(tmp_path: Path) -> None
     os.utime(tmp_path / "fewbit-job_1-x", times=(0, 0))
     (tmp_path / "fewbit-job_3-link").symlink_to(tmp_path / "another")
     os.utime(tmp_path / "fewbit-job_3-link", times=(0, 0), follow_symlinks=False)
-    tidy(tmp_path)
+    wipe_abandoned_folders(tmp_path)
     left = {entry.name for entry in tmp_path.iterdir() if not entry.is_symlink()}
     assert left == {"fewbit-job_2-new", "fewbit-demo-x", "another"}
     assert (tmp_path / "another" / "model").exists()
