@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -12,19 +13,16 @@ from store.blobs.blob_store import BlobInfo, Blobs
 from store.ids import new_id
 from store.records import DatasetRecord, dataset_key
 from store.scripts.script import Script
-from store.tenancy.tenants import DEFAULT_TENANT, Tenant, record_script
-from store.uploads import Forget, Forgotten, newest_ids
+from store.tenancy.tenants import DEFAULT_TENANT
+from store.uploads import Uploads
 
 
-class Datasets:
+class Datasets(Uploads[DatasetRecord]):
     """The gateway's side, one tenant's; workers learn what they need from the job."""
 
     def __init__(self, redis: Redis, blobs: Blobs, tenant: str = DEFAULT_TENANT) -> None:
-        self._redis = redis
-        self._tenant = Tenant(tenant)
-        self._forget = Forget(redis, blobs, self._tenant)
+        super().__init__(redis, blobs, tenant, DatasetRecord)
         self._create = Script(redis, "uploads/create_dataset")
-        self._record = record_script(redis, *DatasetRecord.FIELDS)
 
     async def create_or_get(
         self,
@@ -55,24 +53,12 @@ class Datasets:
             return await self.create_or_get(info, name, format, samples, arrays)
         return record, kept == dataset.id
 
-    async def get(self, dataset_id: str) -> DatasetRecord | None:
-        fields = await self._record([dataset_key(dataset_id)], tenant=self._tenant.name)
-        return DatasetRecord.of(fields) if fields else None
+    def _key(self, upload_id: str) -> str:
+        return dataset_key(upload_id)
 
-    async def page(self, limit: int, after: str | None = None) -> list[DatasetRecord]:
-        """Newest first, at most ``limit``, those older than the dataset ``after``."""
-        ids = await newest_ids(self._redis, self._tenant.datasets, limit, after)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for each in ids:
-                pipe.hmget(dataset_key(each), DatasetRecord.FIELDS)
-            records = [DatasetRecord.of(fields) for fields in await pipe.execute()]
-        return [record for record in records if record is not None]
+    def _key_by_digest(self, sha256: str) -> str:
+        return self._tenant.dataset_of(sha256)
 
-    async def delete(self, dataset_id: str) -> Forgotten:
-        """Forget a dataset no unfinished job needs, and its bytes."""
-        record = await self.get(dataset_id)
-        if record is None:
-            return "none"
-        sha256, tenant = record.dataset.sha256, self._tenant
-        known = tenant.dataset_of(sha256)
-        return await self._forget(dataset_id, sha256, dataset_key(dataset_id), known, [tenant.datasets])
+    @property
+    def _indexes(self) -> Sequence[str]:
+        return [self._tenant.datasets]

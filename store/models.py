@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from typing import Protocol, cast
 
 import redis
@@ -24,8 +25,8 @@ from store.records import (
 from store.retries import persist
 from store.scripts.script import Script
 from store.settings import StoreSettings
-from store.tenancy.tenants import DEFAULT_TENANT, Tenant, record_script
-from store.uploads import Forget, Forgotten, newest_ids
+from store.tenancy.tenants import DEFAULT_TENANT
+from store.uploads import Uploads
 
 
 class Inspection(Protocol):
@@ -39,15 +40,12 @@ class Inspection(Protocol):
     def layers(self) -> tuple[ModelLayer, ...]: ...
 
 
-class Models:
+class Models(Uploads[ModelRecord]):
     """The gateway's side, one tenant's."""
 
     def __init__(self, redis: Redis, blobs: Blobs, tenant: str = DEFAULT_TENANT) -> None:
-        self._redis = redis
-        self._tenant = Tenant(tenant)
-        self._forget = Forget(redis, blobs, self._tenant)
+        super().__init__(redis, blobs, tenant, ModelRecord)
         self._create = Script(redis, "uploads/create_model")
-        self._record = record_script(redis, *ModelRecord.FIELDS)
 
     async def create_or_get(
         self, info: BlobInfo, name: str | None, model_id: str | None = None
@@ -76,26 +74,15 @@ class Models:
             return await self.create_or_get(info, name, model_id)
         return record, due == b"1"
 
-    async def get(self, model_id: str) -> ModelRecord | None:
-        fields = await self._record([model_key(model_id)], tenant=self._tenant.name)
-        return ModelRecord.of(fields) if fields else None
+    def _key(self, upload_id: str) -> str:
+        return model_key(upload_id)
 
-    async def page(self, limit: int, after: str | None = None) -> list[ModelRecord]:
-        """Newest first, at most ``limit``, those older than the model ``after``."""
-        ids = await newest_ids(self._redis, self._tenant.models, limit, after)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for each in ids:
-                pipe.hmget(model_key(each), ModelRecord.FIELDS)
-            records = [ModelRecord.of(fields) for fields in await pipe.execute()]
-        return [record for record in records if record is not None]
+    def _key_by_digest(self, sha256: str) -> str:
+        return self._tenant.model_of(sha256)
 
-    async def delete(self, model_id: str) -> Forgotten:
-        """Forget a model no unfinished job needs, and its bytes."""
-        record = await self.get(model_id)
-        if record is None:
-            return "none"
-        known, indexes = self._tenant.model_of(record.sha256), [self._tenant.models, INSPECTING]
-        return await self._forget(model_id, record.sha256, model_key(model_id), known, indexes)
+    @property
+    def _indexes(self) -> Sequence[str]:
+        return [self._tenant.models, INSPECTING]
 
 
 class InspectedModels:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -98,7 +99,7 @@ class JobRecord:
     labels_json: bytes
     artifacts_json: bytes
 
-    FIELDS = (
+    FIELDS: ClassVar[tuple[str, ...]] = (
         "id", "status", "revision", "attempts", "spec", "progress", "error",
         "created_at", "started_at", "finished_at", "labels", "artifacts",
     )  # fmt: skip
@@ -172,7 +173,19 @@ class ModelRecord:
     created_at: str
     tenant: str
 
-    FIELDS = ("id", "status", "format", "size", "sha256", "name", "inputs", "layers", "error", "created_at", "tenant")
+    FIELDS: ClassVar[tuple[str, ...]] = (
+        "id",
+        "status",
+        "format",
+        "size",
+        "sha256",
+        "name",
+        "inputs",
+        "layers",
+        "error",
+        "created_at",
+        "tenant",
+    )
 
     @classmethod
     def of(cls, fields: Fields) -> ModelRecord | None:
@@ -229,7 +242,7 @@ class DatasetRecord:
     dataset: Dataset
     tenant: str
 
-    FIELDS = ("record", "tenant")
+    FIELDS: ClassVar[tuple[str, ...]] = ("record", "tenant")
 
     @classmethod
     def of(cls, fields: Fields) -> DatasetRecord | None:

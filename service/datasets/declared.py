@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from fewbit.contract.problems import FieldError
+from fewbit.untrusted.safetensors_header import MAX_AXES, MAX_SIZE
 
 MAX_ARRAYS = 1000
 MAX_NAME = 256
-MAX_AXES, MAX_SIZE = 64, 2**63 - 1  # NumPy's own
 
 
 class Unreadable(Exception):

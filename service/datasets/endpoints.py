@@ -12,18 +12,14 @@ from fewbit.contract.resources import Dataset
 from service.context import context_of
 from service.datasets.declared import Unreadable
 from service.datasets.reading import Contents, read
-from service.http.answers import LONGEST_PAGE, decode_cursor, json_answer, nothing, page_answer
+from service.http.answers import LONGEST_PAGE, json_answer
 from service.http.idempotency import once
-from service.http.openapi_operations import UPLOAD, DatasetPage, documents
-from service.http.problems import InUse, InvalidDataset, NotFound
+from service.http.openapi_operations import DatasetPage, documents
+from service.http.problems import InvalidDataset
 from service.uploads.receive import Upload, at_hand, received
+from service.uploads.resource import delete_upload, one_upload, page_of_uploads, upload_documentation
 
 router = APIRouter(tags=["datasets"])
-
-UPLOAD_PROBLEMS = (
-    "malformed-request", "upload-interrupted", "payload-too-large", "unsupported-media-type", "digest-mismatch",
-    "invalid-dataset", "idempotency-in-progress", "idempotency-key-reused", "quota-exceeded",
-)  # fmt: skip
 
 
 @router.post(
@@ -31,10 +27,7 @@ UPLOAD_PROBLEMS = (
     **documents(
         "upload_dataset",
         {201: Dataset, 200: Dataset},
-        UPLOAD_PROBLEMS,
-        body=UPLOAD,
-        headers=("Location",),
-        request_headers=("Idempotency-Key", "Repr-Digest"),
+        **upload_documentation("invalid-dataset"),
     ),
 )
 async def upload_dataset(request: Request, name: str | None = None) -> Response:  # noqa: ARG001  # read by received()
@@ -59,17 +52,13 @@ async def list_datasets(
     request: Request, limit: Annotated[int, Query(ge=1, le=LONGEST_PAGE)] = 50, cursor: str | None = None
 ) -> Response:
     """Every dataset, newest first."""
-    datasets = await context_of(request).datasets.page(limit + 1, decode_cursor(cursor, "dst"))
-    return page_answer(request, "datasets", datasets, limit, datasets[:limit][-1].dataset.id if datasets else None)
+    return await page_of_uploads(request, context_of(request).datasets, "dst", limit, cursor)
 
 
 @router.get("/datasets/{dataset_id:id}", **documents("get_dataset", {200: Dataset}, ("not-found",)))
 async def get_dataset(request: Request, dataset_id: str) -> Response:
     """One dataset, with its arrays."""
-    dataset = await context_of(request).datasets.get(dataset_id)
-    if dataset is None:
-        raise NotFound(f"There is no dataset {dataset_id}.")
-    return json_answer(dataset.json())
+    return await one_upload(context_of(request).datasets, "dst", dataset_id)
 
 
 @router.delete(
@@ -77,12 +66,7 @@ async def get_dataset(request: Request, dataset_id: str) -> Response:
 )
 async def delete_dataset(request: Request, dataset_id: str) -> Response:
     """Forget a dataset and its bytes."""
-    match await context_of(request).datasets.delete(dataset_id):
-        case "none":
-            raise NotFound(f"There is no dataset {dataset_id}.")
-        case "in-use":
-            raise InUse(f"A job that has not ended uses {dataset_id}.")
-    return nothing()
+    return await delete_upload(context_of(request).datasets, "dst", dataset_id)
 
 
 async def contents_of(request: Request, upload: Upload) -> Contents:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Sequence
 from http import HTTPStatus
+from typing import Any, cast
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -16,6 +19,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fewbit.contract.problems import FieldError
+from service.http.field_errors import field_errors
 from service.http.problems import (
     InvalidRequest,
     MalformedRequest,
@@ -101,7 +105,7 @@ def refusal_of(error: Exception, scope: Scope) -> Refusal:
         case Refusal():
             return error
         case RequestValidationError():
-            return InvalidRequest([_field_error(each) for each in error.errors()])
+            return InvalidRequest(_field_errors(error))
         case HTTPException():
             return _of_http(error, scope)
         case ClientDisconnect():
@@ -141,9 +145,17 @@ def allowed_methods(app: FastAPI, scope: Scope) -> list[str]:
     return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
 
 
-def _field_error(error: dict[str, object]) -> FieldError:
+def _field_errors(error: RequestValidationError) -> list[FieldError]:
+    """Of a JSON body, by pointer; of query parameters, headers and path segments, below their place."""
+    details: Sequence[Any] = error.errors()
+    in_body = [{**one, "loc": one["loc"][1:]} for one in details if one["loc"][0] == "body"]
+    elsewhere = [one for one in details if one["loc"][0] != "body"]
+    return [*map(_field_error, elsewhere), *field_errors(cast(Sequence[ErrorDetails], in_body), error.body)]
+
+
+def _field_error(details: ErrorDetails) -> FieldError:
     """A query parameter, header or path segment that does not parse."""
-    loc = error["loc"]
-    assert isinstance(loc, tuple)
-    pointer = "/" + "/".join(str(part) for part in loc)
-    return FieldError(pointer=pointer, code=str(error["type"]).replace("_", "-"), message=f"{loc[-1]}: {error['msg']}")
+    location = details["loc"]
+    pointer = "/" + "/".join(str(part) for part in location)
+    message = f"{location[-1]}: {details['msg']}"
+    return FieldError(pointer=pointer, code=details["type"].replace("_", "-"), message=message)

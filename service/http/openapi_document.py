@@ -9,8 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from fewbit.contract.problems import Problem
-from fewbit.contract.resources import Event, NewWebhook
-from fewbit.contract.spec import JobSpec
+from fewbit.contract.resources import Event
 from service.http.openapi_operations import EventPage, JobEndedProblem
 
 ABOUT = """Post a trained PyTorch model, get an int8 artifact that is proved to still give the right answers, and the
@@ -32,8 +31,6 @@ TAGS = [
 _BY_HAND = (
     Problem,
     JobEndedProblem,
-    JobSpec,
-    NewWebhook,
     EventPage,
     Event,
 )  # named in the document, but by no route's model
@@ -49,6 +46,7 @@ def openapi_of(app: FastAPI) -> dict[str, Any]:
             description=app.description,
             tags=app.openapi_tags,
             routes=app.routes,
+            separate_input_output_schemas=False,
         )
         app.openapi_schema = _completed(document)
     return app.openapi_schema
@@ -57,7 +55,7 @@ def openapi_of(app: FastAPI) -> dict[str, Any]:
 def _completed(document: dict[str, Any]) -> dict[str, Any]:
     schemas = document["components"]["schemas"]
     _, definitions = models_json_schema(
-        [(model, "validation" if model is JobSpec else "serialization") for model in _BY_HAND],
+        [(model, "serialization") for model in _BY_HAND],
         ref_template="#/components/schemas/{model}",
     )
     for name, schema in definitions["$defs"].items():

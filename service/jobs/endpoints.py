@@ -20,24 +20,24 @@ from service.delivery import deliver
 from service.http.answers import JSON, LONGEST_PAGE, chosen_type, decode_cursor, json_answer, nothing, page_answer
 from service.http.idempotency import once
 from service.http.ids import is_stream_entry_id
+from service.http.json_bodies import body_of, json_route
 from service.http.openapi_operations import EVENT_STREAM, EventPage, JobPage, Unfinished, documents
 from service.http.preferences import preferred_wait
 from service.http.problems import InvalidRequest, JobFinal, JobNotFinal, NoReport, NotFound, QuotaExceeded
 from service.http.report_formats import HTML, Format, base_of, chosen_face, face_answer, faces_of
 from service.jobs.events import SSE, event_page, event_stream
-from service.jobs.spec import read_spec, spec_body
+from service.jobs.posted_spec import LONGEST_SPEC, PostedSpec
 from service.jobs.validation import unknown_upload, validated
 from store.jobs.job_store import Missing, QueueFull
 from store.records import JobRecord, NewJob
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(tags=["jobs"], route_class=json_route(LONGEST_SPEC))
 POLL_S = {"queued": 1, "running": 2, "canceling": 1}
 
 CREATE_PROBLEMS = (
     "malformed-request", "model-not-ready", "payload-too-large", "unsupported-media-type", "invalid-model",
     "unsafe-model", "export-failed", "idempotency-in-progress", "idempotency-key-reused", "quota-exceeded",
 )  # fmt: skip
-SPEC = {"required": True, "content": {JSON: {"schema": {"$ref": "#/components/schemas/JobSpec"}}}}
 
 
 @router.post(
@@ -46,27 +46,26 @@ SPEC = {"required": True, "content": {JSON: {"schema": {"$ref": "#/components/sc
         "create_job",
         {202: Job, 200: Job},
         CREATE_PROBLEMS,
-        body=SPEC,
         headers=("Location", "Retry-After", "ETag"),
         request_headers=("Idempotency-Key", "Prefer"),
     ),
 )
-async def create_job(request: Request) -> Response:
+async def create_job(request: Request, posted: PostedSpec) -> Response:
     """Queue a job. A spec that cannot work is refused now, with every field at fault. With `Prefer: wait=N` the answer
     is 200 and the finished job if it ends in time."""
     context = context_of(request)
-    body = await spec_body(request)
 
-    async def answer() -> Response:
-        new = await validated(read_spec(body), context)
+    async def store_and_deliver() -> Response:
+        new = await validated(posted.read(), context)
         return accepted(await queued(context, new))
 
-    response = await once(request, sha256(body).hexdigest(), answer)
-    if response.status_code == 202 and (seconds := preferred_wait(request)):
-        job_id = response.headers["Location"].rsplit("/", 1)[-1]
-        job = await ended(context, job_id, seconds)
-        return accepted(job) if job else response
-    return response
+    response = await once(request, sha256(body_of(request)).hexdigest(), store_and_deliver)
+    seconds = preferred_wait(request)
+    if response.status_code != 202 or not seconds:
+        return response
+    job_id = response.headers["Location"].rsplit("/", 1)[-1]
+    job = await ended(context, job_id, seconds)
+    return accepted(job) if job else response
 
 
 @router.get("/jobs", **documents("list_jobs", {200: JobPage}, headers=("Link",)))

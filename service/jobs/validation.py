@@ -22,7 +22,7 @@ from service.http.ids import is_id
 from service.http.problems import InvalidRequest, ModelNotReady, UnusableModel
 from service.jobs.fitting import dataset_errors
 from service.jobs.groups import group_errors
-from service.jobs.spec import ReadSpec
+from service.jobs.posted_spec import ReadSpec
 from service.jobs.support import resolved, unsuited, unsupported
 from store.queue import line_of
 from store.records import BlobRef, DatasetRecord, ModelRecord, NewJob

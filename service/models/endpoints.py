@@ -10,11 +10,12 @@ from fewbit.contract.problems import FieldError, JobProblem
 from fewbit.contract.resources import Model
 from service.context import context_of
 from service.delivery import deliver
-from service.http.answers import JSON, LONGEST_PAGE, decode_cursor, json_answer, media_type, nothing, page_answer
+from service.http.answers import JSON, LONGEST_PAGE, json_answer, media_type
 from service.http.idempotency import once
-from service.http.openapi_operations import UPLOAD, ModelPage, documents
-from service.http.problems import InUse, NotByReference, NotFound, UnusableModel
+from service.http.openapi_operations import ModelPage, documents
+from service.http.problems import NotByReference, UnusableModel
 from service.uploads.receive import FORM, RAW, received
+from service.uploads.resource import delete_upload, one_upload, page_of_uploads, upload_documentation
 from store.ids import new_id
 
 router = APIRouter(tags=["models"])
@@ -22,21 +23,13 @@ router = APIRouter(tags=["models"])
 _ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b")  # zip, and gzip around a tar
 _KINDS = "a .pt2, a zip or tar of a Transformers folder, a file of torch.save or torch.jit.save"
 
-UPLOAD_PROBLEMS = (
-    "malformed-request", "upload-interrupted", "payload-too-large", "unsupported-media-type", "digest-mismatch",
-    "invalid-model", "idempotency-in-progress", "idempotency-key-reused", "quota-exceeded",
-)  # fmt: skip
-
 
 @router.post(
     "/models",
     **documents(
         "upload_model",
         {201: Model, 200: Model},
-        UPLOAD_PROBLEMS,
-        body=UPLOAD,
-        headers=("Location",),
-        request_headers=("Idempotency-Key", "Repr-Digest"),
+        **upload_documentation("invalid-model"),
     ),
 )
 async def upload_model(request: Request, name: str | None = None) -> Response:  # noqa: ARG001  # read by received()
@@ -64,17 +57,13 @@ async def list_models(
     request: Request, limit: Annotated[int, Query(ge=1, le=LONGEST_PAGE)] = 50, cursor: str | None = None
 ) -> Response:
     """Every model, newest first."""
-    models = await context_of(request).models.page(limit + 1, decode_cursor(cursor, "mdl"))
-    return page_answer(request, "models", models, limit, models[:limit][-1].id if models else None)
+    return await page_of_uploads(request, context_of(request).models, "mdl", limit, cursor)
 
 
 @router.get("/models/{model_id:id}", **documents("get_model", {200: Model}, ("not-found",)))
 async def get_model(request: Request, model_id: str) -> Response:
     """One model, with its inputs and its layer table once it is `ready`."""
-    model = await context_of(request).models.get(model_id)
-    if model is None:
-        raise NotFound(f"There is no model {model_id}.")
-    return json_answer(model.json())
+    return await one_upload(context_of(request).models, "mdl", model_id)
 
 
 @router.delete(
@@ -82,12 +71,7 @@ async def get_model(request: Request, model_id: str) -> Response:
 )
 async def delete_model(request: Request, model_id: str) -> Response:
     """Forget a model and its bytes. Jobs that have ended keep their reports and artifacts."""
-    match await context_of(request).models.delete(model_id):
-        case "none":
-            raise NotFound(f"There is no model {model_id}.")
-        case "in-use":
-            raise InUse(f"A job that has not ended uses {model_id}.")
-    return nothing()
+    return await delete_upload(context_of(request).models, "mdl", model_id)
 
 
 def look_at_model(head: bytes) -> None:

@@ -14,7 +14,7 @@ from service.context import context_of
 from service.http.answers import LONGEST_PAGE
 from service.http.openapi_operations import documents
 from service.http.preferences import LONGEST_WAIT_S
-from service.jobs.spec import LONGEST_SPEC
+from service.jobs.posted_spec import LONGEST_SPEC
 from service.settings import ServiceSettings
 from store.settings import StoreSettings
 

@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
-from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
 from fewbit.contract.problems import FieldError
 from fewbit.contract.resources import Delivery, NewWebhook, Webhook, WebhookWithSecret
 from service.context import context_of
-from service.http.answers import JSON, nothing
-from service.http.json_bodies import json_bytes, json_object
+from service.http.answers import nothing
+from service.http.json_bodies import json_route
 from service.http.openapi_operations import DeliveryList, WebhookList, documents
 from service.http.problems import InvalidRequest, NotFound, QuotaExceeded
-from service.jobs.spec import field_errors
 from service.webhooks.addresses import Unreachable, checked_url, resolved
 from store.webhooks import DeliveryRecord, TooMany, WebhookRecord, Webhooks
 
-router = APIRouter(tags=["webhooks"])
 LONGEST_BODY = 16 * 1024
+router = APIRouter(tags=["webhooks"], route_class=json_route(LONGEST_BODY))
 MOST_WEBHOOKS = 50
-BODY = {"required": True, "content": {JSON: {"schema": {"$ref": "#/components/schemas/NewWebhook"}}}}
 PROBLEMS = ("malformed-request", "payload-too-large", "unsupported-media-type", "quota-exceeded")
 
 
-@router.post(
-    "/webhooks", **documents("create_webhook", {201: WebhookWithSecret}, PROBLEMS, body=BODY, headers=("Location",))
-)
-async def create_webhook(request: Request) -> Response:
+@router.post("/webhooks", **documents("create_webhook", {201: WebhookWithSecret}, PROBLEMS, headers=("Location",)))
+async def create_webhook(request: Request, new: NewWebhook) -> Response:
     """Name a URL that is told when a job ends. The secret that signs what it is told is in this answer only."""
-    fields = json_object(await json_bytes(request, LONGEST_BODY))
-    try:
-        new = NewWebhook.model_validate(fields, strict=True)
-    except ValidationError as error:
-        raise InvalidRequest(field_errors(error.errors(include_url=False), fields)) from error
     context = context_of(request)
     await _check(new.url, context.settings.webhook_allow_private)
     try:

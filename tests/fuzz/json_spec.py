@@ -1,4 +1,4 @@
-"""The body of ``POST /jobs``, ``service/jobs/spec.py``: JSON of any kind, and specs with something changed."""
+"""The body of ``POST /jobs``, ``service/jobs/posted_spec.py``: JSON of any kind, and specs with something changed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 
 from hypothesis import strategies as st
 
+from service.http.json_bodies import json_object
 from service.http.problems import Refusal
-from service.jobs.spec import read_spec
+from service.jobs.posted_spec import PostedSpec, ReadSpec
 from tests.fuzz import Target
 
 _NAMES = st.sampled_from(
@@ -22,5 +23,10 @@ _SPECS = st.dictionaries(_NAMES, _VALUES, max_size=8).map(
     lambda fields: json.dumps({"model": "mdl_a"} | fields).encode()
 )
 
+
+def read(body: bytes) -> ReadSpec:
+    return PostedSpec(json_object(body)).read()
+
+
 TARGET = Target("job spec", st.binary(max_size=200) | _VALUES.map(lambda spec: json.dumps(spec).encode()) | _SPECS,
-                read_spec, (Refusal,))  # fmt: skip
+                read, (Refusal,))  # fmt: skip

@@ -11,9 +11,7 @@ the archive or one folder below it.
 from __future__ import annotations
 
 import json
-import math
 import re
-import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -22,6 +20,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from fewbit.untrusted.json_objects import unique_keys
+from fewbit.untrusted.safetensors_header import (
+    BITS,
+    PREFIX_BYTES,
+    Tensor,
+    first_misplaced,
+    header_length,
+    parse_header,
+    parse_tensor,
+)
 from workers.errors import EngineError
 from workers.intake.tar_archives import is_tar, tar_entries
 from workers.intake.zip_archives import Archive, open_archive
@@ -33,12 +41,6 @@ _MAX_CONFIG, _MAX_INDEX, _MAX_HEADER = 1 << 20, 64 << 20, 16 << 20  # a hundred 
 _MAX_DEPTH = 50
 _LAYERS, _MOST_LAYERS = re.compile(r"(^|_)(n_)?(layers?|depth)$"), 5000
 _CHUNK = 1 << 20
-_MOST_DIMENSIONS = 64  # torch's own limit
-_BITS = {  # the dtypes of safetensors 0.8 that take whole bytes
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-    "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
-    "U64": 64, "I64": 64, "F64": 64, "C64": 64,
-}  # fmt: skip
 _NAME = re.compile(r"[A-Za-z]\w{0,200}")
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9][\w.-]{0,100}")
 _SAVE = "Save it with model.save_pretrained('folder', safe_serialization=True) and pack that folder."
@@ -158,19 +160,11 @@ def _json(name: str, content: Content, size: int, limit: int) -> dict[str, Any]:
     if size > limit:
         raise EngineError("invalid-model", f"{name} has {size} bytes; at most {limit} are read.")
     try:
-        document = json.loads(_exactly(content, size), object_pairs_hook=_without_doubles)
+        document = json.loads(_exactly(content, size), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise EngineError("invalid-model", f"{name} is not readable JSON: {error}.") from error
     if not isinstance(document, dict):
         raise EngineError("invalid-model", f"{name} is not a JSON object.")
-    return document
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Readers disagree on which of two equal keys counts."""
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise ValueError("a key is there twice")
     return document
 
 
@@ -236,39 +230,34 @@ def _check_index(name: str, index: dict[str, Any]) -> None:
 
 
 def _check_safetensors(name: str, size: int, content: Content) -> None:
-    """Eight bytes say how long the JSON header is; its tensors fill the rest of the file without a gap."""
-    head = content.read(8)
-    length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-    if not 2 <= length <= min(_MAX_HEADER, size - 8):
-        raise EngineError("invalid-model", f"{name} is no safetensors file: its header would have {length} bytes.")
-    header = _json(name, content, length, _MAX_HEADER)
-    header.pop("__metadata__", None)
-    end = 0
-    for start, stop in sorted(_span(name, tensor, value) for tensor, value in header.items()):
-        if start != end:
-            raise EngineError("unsafe-model", f"{name} has tensors that overlap or leave gaps.")
-        end = stop
-    if 8 + length + end != size:
-        raise EngineError("invalid-model", f"{name} has {size} bytes; its header tells of {8 + length + end}.")
-
-
-def _span(file: str, tensor: str, value: Any) -> tuple[int, int]:
-    """Where a tensor begins and ends, which has to be as long as its shape and dtype say."""
     try:
-        (start, end), shape, bits = value["data_offsets"], value["shape"], _BITS[value["dtype"]]
-        numbers = [start, end, *shape]
-    except (KeyError, TypeError, ValueError) as error:
-        what = f"{file}: {tensor[:200]!r} has no data_offsets, shape and known dtype."
-        raise EngineError("invalid-model", what) from error
-    if len(shape) > _MOST_DIMENSIONS or not all(type(number) is int and abs(number) < 1 << 63 for number in numbers):
-        raise EngineError("invalid-model", f"{file}: {tensor[:200]!r} has a shape or an offset that is none.")
-    if min(numbers) < 0 or end < start:
-        raise EngineError("unsafe-model", f"{file}: {tensor[:200]!r} has a negative shape, offset or length.")
-    if 8 * (end - start) != bits * math.prod(shape):
-        raise EngineError(
-            "invalid-model", f"{file}: {tensor[:200]!r} is {end - start} bytes long, but its shape is not."
-        )
-    return start, end
+        length = header_length(content.read(PREFIX_BYTES), size, _MAX_HEADER)
+        header = parse_header(_exactly(content, length))
+    except (ValueError, RecursionError) as error:
+        raise EngineError("invalid-model", f"{name} is not a safetensors file: {error}.") from error
+    header.pop("__metadata__", None)
+    tensors = [_checked_tensor(name, tensor, entry) for tensor, entry in header.items()]
+    if first_misplaced(tensors):
+        raise EngineError("unsafe-model", f"{name} has tensors that overlap or leave gaps.")
+    described = PREFIX_BYTES + length + max((tensor.end for tensor in tensors), default=0)
+    if described != size:
+        raise EngineError("invalid-model", f"{name} has {size} bytes; its header describes {described}.")
+
+
+def _checked_tensor(file: str, name: str, entry: Any) -> Tensor:
+    where = f"{file}: {name[:200]!r}"
+    try:
+        tensor = parse_tensor(name, entry)
+    except ValueError as error:
+        raise EngineError("invalid-model", f"{where} is not a tensor: {error}.") from error
+    if tensor.dtype not in BITS:
+        raise EngineError("invalid-model", f"{where} has the unknown dtype {tensor.dtype[:80]!r}.")
+    if tensor.is_negative:
+        raise EngineError("unsafe-model", f"{where} has a negative shape, offset or length.")
+    if not tensor.is_as_long_as_its_shape:
+        size = tensor.end - tensor.start
+        raise EngineError("invalid-model", f"{where} has {size} bytes, which do not fit its shape and dtype.")
+    return tensor
 
 
 def _exactly(content: Content, size: int) -> bytes:
