@@ -107,8 +107,10 @@ _current: Process | None = None
 
 
 def start() -> None:
-    """Create this process's ``Process`` and start its fork server. Raises ``NotReady`` when something is missing: a worker
-    without an engine, or without the fence that it is required to have, must not take a message."""
+    """Create this process's ``Process`` and start its fork server. Raises ``NotReady`` when something is missing.
+
+    A worker without an engine, or without the fence that it is required to have, must not take a message.
+    """
     global _current  # noqa: PLW0603  # one worker, one process: Celery's signals and tasks have nowhere else to look
     store, settings = require_environment()
     require_surroundings(store, settings)

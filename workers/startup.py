@@ -40,7 +40,7 @@ def require_environment() -> tuple[StoreSettings, WorkerSettings]:
 
 
 def require_surroundings(store: StoreSettings, settings: WorkerSettings) -> None:
-    """Check the sandbox, the scratch folder, blobs, Redis and its broker. Raises ``NotReady`` with all that is missing."""
+    """Check the sandbox, the scratch folder, blobs, Redis and its broker. Raises ``NotReady`` with all that fails."""
     require_all(
         (
             partial(_require_sandbox, settings),
@@ -71,7 +71,7 @@ def require_queues(names: str) -> str:
 
     known = (SMALL, LARGE, INSPECT)
     if not names or set(names.split(",")) - set(known):
-        raise NotReady(f"{names!r} are no queues. Set FEWBIT_QUEUES to some of {','.join(known)}.")
+        raise NotReady(f"{names!r} does not name queues. Set FEWBIT_QUEUES to some of {','.join(known)}.")
     return names
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from fewbit.contract.problems import JobProblem
+from store.startup import NotReady
 from tests.hostile.evidence import RecordingForkServer, file_state, remaining_processes
-from workers import process
+from workers import process, startup
 from workers.sandbox import fence
 from workers.sandbox.child import DeadlinePassed, run_child
 from workers.sandbox.fork_server import ForkServer
@@ -235,9 +236,9 @@ def test_limits_cannot_be_raised(forks: ForkServer, folder: Path) -> None:
 
 def test_a_worker_without_a_fence_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fence, "support", lambda: fence.Support(landlock=0, seccomp=False))
-    with pytest.raises(SystemExit):
-        process._require_fence(WorkerSettings())
-    process._require_fence(WorkerSettings(sandbox="best-effort"))
+    with pytest.raises(NotReady):
+        startup._require_sandbox(WorkerSettings())
+    startup._require_sandbox(WorkerSettings(sandbox="best-effort"))
 
 
 def test_a_worker_announces_what_its_kernel_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
