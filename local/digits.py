@@ -1,7 +1,7 @@
-"""Three small models trained on scikit-learn's bundled handwritten digits: nothing is downloaded, seeds are fixed.
+"""Three small models, trained with fixed seeds on the handwritten digits that come with scikit-learn.
 
-They exercise what people quantize: a multilayer perceptron, a convolutional network, and a transformer encoder that
-reads each image as eight tokens, one per row. Each reaches 95 % on the held-out images.
+They stand for what people quantize: a multilayer perceptron, a convolutional network, and a transformer encoder that
+reads each image as eight tokens, one per row. All reach 95 % on the held-out images.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Split:
-    """``x`` with the sample first; ``labels`` int64 (samples,). Train and test share no sample."""
+class Digits:
+    """``x``: float32 (samples, 8, 8) in [0, 1]; ``labels``: int64 (samples,)."""
 
     x_train: Tensor
     labels_train: Tensor
@@ -32,9 +32,8 @@ class Split:
     labels_test: Tensor
 
 
-def load_digits() -> Split:
-    """1797 images, ``x`` float32 (samples, 8, 8) in [0, 1]; 512 of them held out with the same share of each digit.
-    Always the same split."""
+def load_digits() -> Digits:
+    """1797 images, 512 of them held out with the same share of each digit. Always the same split."""
     x, labels = sklearn_digits(return_X_y=True)
     x_train, x_test, labels_train, labels_test = train_test_split(
         (x / 16).astype(numpy.float32).reshape(-1, 8, 8),
@@ -43,7 +42,7 @@ def load_digits() -> Split:
         random_state=SEED,
         stratify=labels,
     )
-    return Split(*map(torch.from_numpy, (x_train, labels_train, x_test, labels_test)))
+    return Digits(*map(torch.from_numpy, (x_train, labels_train, x_test, labels_test)))
 
 
 class Mlp(nn.Module):
@@ -103,41 +102,41 @@ Trained = tuple[nn.Module, Tensor]
 
 def train_mlp() -> Trained:
     """The trained perceptron in eval mode, and an example batch."""
-    return _train_on_digits(Mlp, epochs=15)
+    return _train(Mlp, epochs=15)
 
 
 def train_cnn() -> Trained:
     """The trained convolutional network in eval mode, and an example batch."""
-    return _train_on_digits(Cnn, epochs=8)
+    return _train(Cnn, epochs=8)
 
 
 def train_transformer() -> Trained:
     """The trained transformer encoder in eval mode, and an example batch."""
-    return _train_on_digits(Transformer, epochs=20)
+    return _train(Transformer, epochs=20)
 
 
 TRAININGS: dict[str, Callable[[], Trained]] = {"mlp": train_mlp, "cnn": train_cnn, "transformer": train_transformer}
 
 
-def _train_on_digits(build: Callable[[], nn.Module], epochs: int) -> Trained:
+def _train(build: Callable[[], nn.Module], epochs: int) -> Trained:
     digits = load_digits()
-    return train(build, digits, epochs), digits.x_test[:8].clone()
+    return fit(build, digits.x_train, digits.labels_train, epochs), digits.x_test[:8].clone()
 
 
-def train(
-    build: Callable[[], nn.Module], data: Split, epochs: int, batch: int = 64, peak_lr: float = 2e-3
+def fit(
+    build: Callable[[], nn.Module], x: Tensor, labels: Tensor, epochs: int, batch: int = 64, peak_lr: float = 2e-3
 ) -> nn.Module:
-    """The trained module in eval mode: AdamW under a one-cycle schedule (Smith and Topin 2017). Leaves the caller's
-    random state as it was."""
+    """The classifier of ``build``, trained and in eval mode: AdamW under a one-cycle schedule (Smith and
+    Topin 2017). Leaves the caller's random state as it was."""
     with torch.random.fork_rng(), _one_thread():
         torch.manual_seed(SEED)
         module = build().train()
-        steps = epochs * -(-len(data.x_train) // batch)
         optimizer = torch.optim.AdamW(module.parameters(), lr=peak_lr)
+        steps = epochs * -(-len(x) // batch)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_lr, total_steps=steps)
         for _ in range(epochs):
-            for chosen in torch.split(torch.randperm(len(data.x_train)), batch):
-                loss = nn.functional.cross_entropy(module(data.x_train[chosen]), data.labels_train[chosen])
+            for chosen in torch.split(torch.randperm(len(x)), batch):
+                loss = nn.functional.cross_entropy(module(x[chosen]), labels[chosen])
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 optimizer.step()
@@ -147,8 +146,8 @@ def train(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """The same sums in the same order on any machine, and no threads that wait for each other: on two busy cores the
-    transformer took 103 s with two threads, 14 s with one."""
+    """Train with one thread: sums have the same order everywhere, and threads do not wait for each other. On two busy
+    cores the transformer took 103 s with two threads, 14 s with one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -163,7 +162,7 @@ def predict(module: nn.Module, x: Tensor, batch: int = 64) -> Tensor:
         return torch.cat([module(part).argmax(1) for part in torch.split(x, batch)])
 
 
-def accuracy(module: nn.Module, digits: Split | None = None) -> float:
+def accuracy(module: nn.Module, digits: Digits | None = None) -> float:
     """Share of the held-out images that are classified correctly."""
     digits = digits or load_digits()
     return float((predict(module, digits.x_test) == digits.labels_test).double().mean())
@@ -177,7 +176,7 @@ def export_pt2(module: nn.Module, example: Tensor, path: Path) -> Path:
     return path
 
 
-def save_test_npz(path: Path, digits: Split | None = None) -> Path:
+def save_test_npz(path: Path, digits: Digits | None = None) -> Path:
     """Save the held-out images as ``x``, the name of the forward argument, and ``labels``."""
     digits = digits or load_digits()
     arrays: dict[str, NDArray[numpy.generic]] = {"x": digits.x_test.numpy(), "labels": digits.labels_test.numpy()}

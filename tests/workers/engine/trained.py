@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from local.digits import Mlp, Split, Transformer, load_digits, train
+from local.digits import Mlp, Transformer, fit, load_digits
 
 SEED = 0
 
@@ -30,6 +30,16 @@ LIBRARIES = {
 SENTENCES = 3000  # of each library
 WORDS = 24  # read of each sentence
 VOCABULARY = 3000  # 0 pads, 1 stands for rare words
+
+
+@dataclass(frozen=True)
+class Split:
+    """``x`` with the sample first; ``labels`` int64 (samples,). Train and test share no sample."""
+
+    x_train: Tensor
+    labels_train: Tensor
+    x_test: Tensor
+    labels_test: Tensor
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,12 @@ class Reader(nn.Module):
         return self.classifier(torch.relu(self.hidden(self.words(x))))
 
 
+def digits() -> Split:
+    """``x`` float32 (samples, 8, 8): 1285 images to train on, 512 to be judged on."""
+    loaded = load_digits()
+    return Split(loaded.x_train, loaded.labels_train, loaded.x_test, loaded.labels_test)
+
+
 def documentation() -> Split:
     """``x`` int64 (samples, 24): sentences of docstrings, the library as label; a quarter is held out."""
     labelled = [
@@ -105,8 +121,8 @@ def documentation() -> Split:
     ]
     random.Random(SEED).shuffle(labelled)
     held_out = len(labelled) // 4
-    known = number_frequent_words([words for words, _ in labelled[held_out:]])
-    x = torch.tensor([number_words(words, known) for words, _ in labelled])
+    known = vocabulary([words for words, _ in labelled[held_out:]])
+    x = torch.tensor([numbered(words, known) for words, _ in labelled])
     labels = torch.tensor([label for _, label in labelled])
     return Split(x[held_out:], labels[held_out:], x[:held_out], labels[:held_out])
 
@@ -123,24 +139,24 @@ def sentences(modules: tuple[str, ...]) -> list[tuple[str, ...]]:
     return random.Random(SEED).sample(list(found), SENTENCES)
 
 
-def number_frequent_words(read: list[tuple[str, ...]]) -> dict[str, int]:
+def vocabulary(read: list[tuple[str, ...]]) -> dict[str, int]:
     """The most frequent words, numbered from 2."""
     counted = Counter(word for words in read for word in words)
     return {word: number for number, (word, _) in enumerate(counted.most_common(VOCABULARY - 2), start=2)}
 
 
-def number_words(words: tuple[str, ...], known: dict[str, int]) -> list[int]:
+def numbered(words: tuple[str, ...], known: dict[str, int]) -> list[int]:
     return [known.get(word, 1) for word in words] + [0] * (WORDS - len(words))
 
 
-def train_on(data: Split, build: Callable[[], nn.Module], epochs: int) -> Trained:
-    return Trained(train(build, data, epochs), data)
+def train(build: Callable[[], nn.Module], data: Split, epochs: int) -> Trained:
+    return Trained(fit(build, data.x_train, data.labels_train, epochs), data)
 
 
 TRAININGS: dict[str, Callable[[], Trained]] = {
-    "perceptron": lambda: train_on(load_digits(), Mlp, epochs=15),
-    "residual": lambda: train_on(load_digits(), Residual, epochs=10),
-    "lstm": lambda: train_on(load_digits(), Rows, epochs=80),
-    "transformer": lambda: train_on(load_digits(), lambda: Transformer(width=64), epochs=40),
-    "reader": lambda: train_on(documentation(), Reader, epochs=12),
+    "perceptron": lambda: train(Mlp, digits(), epochs=15),
+    "residual": lambda: train(Residual, digits(), epochs=10),
+    "lstm": lambda: train(Rows, digits(), epochs=80),
+    "transformer": lambda: train(lambda: Transformer(width=64), digits(), epochs=40),
+    "reader": lambda: train(Reader, documentation(), epochs=12),
 }

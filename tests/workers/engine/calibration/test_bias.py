@@ -14,10 +14,9 @@ from fewbit import JobSpec
 from fewbit.contract.report import OutputSimilarity
 from fewbit.contract.spec import ReportParts
 from fewbit.runtime.program import Program
-from local.digits import load_digits
 from tests.workers.engine.models import CalledTwice, Functional, Mixed, Structured, mlp
 from tests.workers.engine.runs import EngineRun, export, load_exported, run_engine
-from tests.workers.engine.trained import Residual, Trained, train_on
+from tests.workers.engine.trained import Residual, Trained, digits, train
 from workers.engine.calibration.bias import correct_biases, mean_errors
 from workers.engine.calibration.calibrate import calibrate
 from workers.engine.calibration.conversion import Conversion
@@ -81,12 +80,12 @@ def make_data(*x: Tensor) -> Data:
 
 @pytest.fixture(scope="module")
 def residual() -> Trained:
-    return train_on(load_digits(), Residual, epochs=10)
+    return train(Residual, digits(), epochs=10)
 
 
 @pytest.fixture(scope="module")
 def perceptron() -> Trained:
-    return train_on(load_digits(), digits_perceptron, epochs=15)
+    return train(digits_perceptron, digits(), epochs=15)
 
 
 def digits_perceptron() -> nn.Module:
