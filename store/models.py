@@ -109,8 +109,8 @@ class InspectedModels:
         fields = {
             "status": "ready",
             "format": inspection.format,
-            "inputs": json.dumps([each.model_dump(mode="json") for each in inspection.inputs]),
-            "layers": json.dumps([each.model_dump(mode="json") for each in inspection.layers]),
+            "inputs": json.dumps([signature.model_dump(mode="json") for signature in inspection.inputs]),
+            "layers": json.dumps([layer.model_dump(mode="json") for layer in inspection.layers]),
         }
         return self._judged(model_id, fields)
 
@@ -127,8 +127,8 @@ class InspectedModels:
         One that was begun ``max_attempts`` times kills its workers: it is rejected instead of named.
         """
         before = int((now - self._settings.inspect_s) * 1000)
-        waiting = [each.decode() for each in cast(list[bytes], self._redis.zrangebyscore(INSPECTING, "-inf", before))]
-        waiting = [model_id for model_id in waiting if not self._given_up(model_id)]
+        found = cast("list[bytes]", self._redis.zrangebyscore(INSPECTING, "-inf", before))
+        waiting = [model_id for model_id in map(bytes.decode, found) if not self._given_up(model_id)]
         if not waiting or self._has_messages_for_all():
             return []
         self._redis.zadd(INSPECTING, dict.fromkeys(waiting, int(now * 1000)), xx=True)

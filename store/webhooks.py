@@ -91,8 +91,8 @@ class Webhooks:
     async def every(self) -> list[WebhookRecord]:
         """Newest first."""
         ids: Any = await self._redis.zrange(self._tenant.webhooks, 0, -1, desc=True)
-        found = [await self.get(each.decode()) for each in ids]
-        return [each for each in found if each is not None]
+        found = [await self.get(webhook_id.decode()) for webhook_id in ids]
+        return [webhook for webhook in found if webhook is not None]
 
     async def delete(self, webhook_id: str) -> bool:
         keys = [webhook_key(webhook_id), self._tenant.webhooks]
@@ -164,8 +164,8 @@ class Outbox:
         """Deliveries that are still to be made, of everyone."""
         webhooks: Any = await self._redis.zrange(DUE, 0, -1)
         async with self._redis.pipeline(transaction=False) as pipe:
-            for each in webhooks:
-                pipe.zcard(f"{webhook_key(each.decode())}:due")
+            for webhook_id in webhooks:
+                pipe.zcard(f"{webhook_key(webhook_id.decode())}:due")
             return sum(await pipe.execute())
 
 
@@ -183,4 +183,4 @@ def delivery_key(delivery_id: str) -> str:
 
 
 def _words(fields: Any) -> list[str]:
-    return [(each or b"").decode() for each in fields]
+    return [(value or b"").decode() for value in fields]

@@ -24,7 +24,7 @@ FILE_HEADERS = ("ETag", "Repr-Digest", "Accept-Ranges", "Content-Disposition")
 async def list_artifacts(request: Request, job_id: str) -> Response:
     """The files of a job; none until it has succeeded."""
     job = await known_job(context_of(request), job_id)
-    listed = [described(job, each).model_dump(mode="json") for each in job.artifacts]
+    listed = [described(job, artifact).model_dump(mode="json") for artifact in job.artifacts]
     return JSONResponse({"artifacts": listed})
 
 
@@ -62,7 +62,7 @@ def named(job: JobRecord, name: str) -> ArtifactRecord:
     for artifact in job.artifacts:
         if artifact.name == name:
             return artifact
-    there_are = ", ".join(each.name for each in job.artifacts) or "none"
+    there_are = ", ".join(artifact.name for artifact in job.artifacts) or "none"
     raise NotFound(f"{job.id} has no artifact {name!r}. Its artifacts: {there_are}.")
 
 

@@ -49,7 +49,7 @@ async def get_audit(
     was done to its keys. For keys of scope `admin`."""
     context = context_of(request)
     entries = await page(context.redis, context.tenant, limit + 1, checked(cursor))
-    shown = [AuditLine.model_validate({"id": each.id, **each.fields}) for each in entries[:limit]]
+    shown = [AuditLine.model_validate({"id": entry.id, **entry.fields}) for entry in entries[:limit]]
     following = shown[-1].id if len(entries) > limit else None
     return JSONResponse(AuditPage(entries=tuple(shown), next=following).model_dump(mode="json"))
 

@@ -64,7 +64,7 @@ class Trail:
             "at": now_iso(),
             "key": self._caller.key,
             "action": self._action,
-            "object": "".join(each if each.isprintable() else "?" for each in what[:LONGEST_OBJECT]),
+            "object": "".join(character if character.isprintable() else "?" for character in what[:LONGEST_OBJECT]),
             "outcome": str(status),
             "request_id": self._scope["request_id"],
             "client": client[0] if client else "",

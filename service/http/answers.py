@@ -75,20 +75,20 @@ def chosen_type(request: Request, available: Sequence[str]) -> str:
     weighed = [(weight, name) for name in available if (weight := _weight(name, accept)) > 0]
     if not weighed:
         raise NotAcceptable(*available)
-    return max(weighed, key=lambda each: each[0])[1]  # max keeps the first of equals
+    return max(weighed, key=lambda choice: choice[0])[1]  # max keeps the first of equals
 
 
 def _weight(name: str, accept: str) -> float:
     """How much ``Accept`` wants a media type; its most specific range decides."""
     kind = name.partition("/")[0]
     ranges = dict(_ranges(accept.split(",")))
-    return next((ranges[each] for each in (name, f"{kind}/*", "*/*") if each in ranges), 0.0)
+    return next((ranges[range_name] for range_name in (name, f"{kind}/*", "*/*") if range_name in ranges), 0.0)
 
 
 def _ranges(parts: Iterable[str]) -> Iterable[tuple[str, float]]:
     for part in parts:
-        name, *parameters = (each.strip().lower() for each in part.split(";"))
-        quality = next((each[2:] for each in parameters if each.startswith("q=")), "1")
+        name, *parameters = (parameter.strip().lower() for parameter in part.split(";"))
+        quality = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
         try:
             yield name, float(quality)
         except ValueError:

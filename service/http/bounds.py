@@ -26,7 +26,7 @@ class Bounds:
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str] = (), idle_s: float = IDLE_S) -> None:
         self.app = app
-        self.hosts = frozenset(each.lower() for each in hosts)
+        self.hosts = frozenset(host.lower() for host in hosts)
         self.idle_s = idle_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

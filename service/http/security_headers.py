@@ -23,4 +23,4 @@ def secure(message: Message) -> None:
     if b"etag" in given and b"cache-control" not in given:
         message["headers"].append((b"cache-control", b"private, no-cache"))
         given.add(b"cache-control")
-    message["headers"] += [each for each in _ENCODED if each[0] not in given]
+    message["headers"] += [header for header in _ENCODED if header[0] not in given]

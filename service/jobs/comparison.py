@@ -39,13 +39,13 @@ async def compare_jobs(
 ) -> Response:
     """Jobs side by side: the summary with the best value of each row, and layer by layer, matched by name."""
     kind, base, context = chosen_face(request, format), base_of(request), context_of(request)
-    stored = [await succeeded_report(context, each) for each in checked(job)]
+    stored = [await succeeded_report(context, job_id) for job_id in checked(job)]
     body = await asyncio.to_thread(_compared, stored, kind, base)
     return face_answer(kind, body)
 
 
 def _compared(stored: list[bytes], kind: str, base: str) -> str:
-    comparison = compare([Report.model_validate_json(each) for each in stored])
+    comparison = compare([Report.model_validate_json(report) for report in stored])
     if kind == HTML:
         return comparison_page(comparison, base)
     return comparison_markdown(comparison) if kind == MARKDOWN else comparison.model_dump_json()
@@ -56,7 +56,7 @@ def checked(jobs: list[str]) -> list[str]:
     if not FEWEST <= len(jobs) <= MOST:
         message = f"{len(jobs)} jobs were given. Give {FEWEST} to {MOST}: /compare?job=…&job=…"
         raise InvalidRequest([FieldError(pointer="/query/job", code="job-count", message=message)])
-    if twice := [each for index, each in enumerate(jobs) if each in jobs[:index]]:
+    if twice := [job_id for index, job_id in enumerate(jobs) if job_id in jobs[:index]]:
         message = f"{twice[0]} is there more than once. Give each job once."
         raise InvalidRequest([FieldError(pointer="/query/job", code="duplicate-job", message=message)])
     return jobs

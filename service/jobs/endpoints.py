@@ -246,7 +246,7 @@ def not_modified(request: Request, etag: str) -> bool:
     given = request.headers.get("if-none-match")
     if given is None:
         return False
-    tags = {each.strip().removeprefix("W/") for each in given.split(",")}
+    tags = {tag.strip().removeprefix("W/") for tag in given.split(",")}
     return "*" in tags or etag.removeprefix("W/") in tags
 
 

@@ -52,8 +52,8 @@ async def validated(read: ReadSpec, context: ServiceContext) -> NewJob:
     spec = resolved(read.spec)
     calibration = await _named(context, "calibration", spec.calibration)
     evaluation = await _named(context, "evaluation", spec.evaluation)
-    datasets = [each for each in (calibration, evaluation) if each is not None]
-    errors += [_unknown_dataset(each.field, each.use.dataset) for each in datasets if each.record is None]
+    datasets = [named for named in (calibration, evaluation) if named is not None]
+    errors += [_unknown_dataset(named.field, named.use.dataset) for named in datasets if named.record is None]
 
     if spec.webhook is not None and not (is_id(spec.webhook, "whk") and await context.webhooks.get(spec.webhook)):
         errors.append(_unknown_webhook(spec.webhook))
@@ -113,11 +113,11 @@ def _errors_against_model(spec: JobSpec, model: ModelRecord, datasets: Sequence[
     layers = [layer.name for layer in model.layers]
     errors = [*_unmatched_patterns(spec, layers), *group_errors(spec, layers), *_example_errors(model, datasets)]
     errors += unsuited(spec, model.format)
-    for each in datasets:
-        if each.record is not None:
+    for named in datasets:
+        if named.record is not None:
             inputs = None if model.format in WITHOUT_EXAMPLES else model.inputs
-            names = [*filter(is_known, wanted(spec))] if each.field == "evaluation" else []
-            errors += dataset_errors(each.field, names, each.record.dataset, inputs)
+            names = [*filter(is_known, wanted(spec))] if named.field == "evaluation" else []
+            errors += dataset_errors(named.field, names, named.record.dataset, inputs)
     return errors
 
 

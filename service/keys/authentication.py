@@ -157,7 +157,7 @@ class KeyAuth:
 
     def _bootstrap(self, key: bytes) -> Caller | None:
         digest = sha256(key).digest()
-        matches = [hmac.compare_digest(digest, each) for each in self.digests or ()]  # all of them: constant time
+        matches = [hmac.compare_digest(digest, known) for known in self.digests or ()]  # all of them: constant time
         if not any(matches):
             return None
         name = f"env-{digest.hex()[:12]}"

@@ -47,8 +47,8 @@ async def list_problems(request: Request) -> Response:
     """Every problem an answer can have, and every one a job can end in."""
     if chosen_type(request, (JSON, HTML)) == HTML:
         rows = (
-            f'<dt><a href="/problems/{each.slug}">{each.slug}</a></dt><dd>{escape(each.title)}</dd>'
-            for each in all_kinds()
+            f'<dt><a href="/problems/{kind.slug}">{kind.slug}</a></dt><dd>{escape(kind.title)}</dd>'
+            for kind in all_kinds()
         )
         return _html("Problems", f"<dl>{''.join(rows)}</dl>")
     return json_answer(ProblemPages(problems=tuple(map(_page, all_kinds()))).model_dump_json().encode())

@@ -144,7 +144,7 @@ def file_name(name: str | None) -> str | None:
     if not name:
         return None
     last = PurePosixPath(name.replace("\\", "/")).name
-    return "".join(each for each in last if each.isprintable())[:LONGEST_NAME] or None
+    return "".join(character for character in last if character.isprintable())[:LONGEST_NAME] or None
 
 
 @asynccontextmanager

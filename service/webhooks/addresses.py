@@ -26,7 +26,7 @@ LookUp = Callable[[str, int], Awaitable[Sequence[str]]]
 async def system_addresses(host: str, port: int) -> list[str]:
     """What this machine's resolver says."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(each[4][0]).partition("%")[0] for each in found]
+    return [str(answer[4][0]).partition("%")[0] for answer in found]
 
 
 class Unreachable(Exception):
@@ -68,7 +68,7 @@ async def resolved(url: str, allow_private: bool, look_up: LookUp = system_addre
     parsed = checked_url(url, allow_private)
     try:
         async with asyncio.timeout(RESOLVE_S):
-            addresses = [ip_address(each) for each in await look_up(parsed.host, port_of(parsed))]
+            addresses = [ip_address(address) for address in await look_up(parsed.host, port_of(parsed))]
     except (OSError, TimeoutError, UnicodeError) as error:
         raise Unreachable("The host's name has no address.") from error
     if not addresses or not (allow_private or all(map(is_public, addresses))):
@@ -82,7 +82,7 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
     if not address.is_global or address.is_multicast or address.is_reserved or address.is_unspecified:
         return False
     if isinstance(address, IPv6Address):
-        return address in _GLOBAL_UNICAST and not any(address in each for each in _IPV4_INSIDE)
+        return address in _GLOBAL_UNICAST and not any(address in network for network in _IPV4_INSIDE)
     return True
 
 

@@ -37,7 +37,7 @@ async def create_webhook(request: Request, new: NewWebhook) -> Response:
 @router.get("/webhooks", **documents("list_webhooks", {200: WebhookList}))
 async def list_webhooks(request: Request) -> Response:
     """Every webhook, newest first."""
-    listed = [_shown(each) for each in await context_of(request).webhooks.every()]
+    listed = [_shown(webhook) for webhook in await context_of(request).webhooks.every()]
     return JSONResponse(WebhookList(webhooks=tuple(listed)).model_dump(mode="json"))
 
 
@@ -69,7 +69,7 @@ async def test_webhook(request: Request, webhook_id: str) -> Response:
 async def list_deliveries(request: Request, webhook_id: str) -> Response:
     """What was sent, newest first: each attempt, with the status of its answer or why there was none."""
     webhooks, webhook = context_of(request).webhooks, await _known(request, webhook_id)
-    listed = [_told(each) for each in await webhooks.deliveries(webhook)]
+    listed = [_told(delivery) for delivery in await webhooks.deliveries(webhook)]
     return JSONResponse(DeliveryList(deliveries=tuple(listed)).model_dump(mode="json"))
 
 

@@ -167,9 +167,9 @@ class Blobs:
             return
         before = datetime.now(UTC) - timedelta(seconds=age_s)
         for listed in obstore.list(self._store, INCOMING):
-            for each in listed:
-                if each["last_modified"] < before:
-                    obstore.delete(self._store, each["path"])
+            for blob in listed:
+                if blob["last_modified"] < before:
+                    obstore.delete(self._store, blob["path"])
 
     def _download(self, sha256: str, path: Path) -> None:
         found = obstore.get(self._store, self._path(sha256))

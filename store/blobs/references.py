@@ -132,8 +132,8 @@ class References:
             yield hold
         finally:
             with suppress(redis.RedisError):  # what stays is found by ``sweep``
-                for each in held:
-                    self._let_go(each)
+                for reference in held:
+                    self._let_go(reference)
 
     def sweep(self, now: float | None = None) -> list[str]:
         """Drop what was held for too long: its holder died; and delete what was not deleted in time. ``now``: seconds
@@ -142,12 +142,12 @@ class References:
         now_ms = int((seconds if now is None else now) * 1000)
         overdue = [_Reference.named(name) for name in self._until(HOLDS, now_ms)]
         undeleted = [_Reference.named(f"{blob}:") for blob in self._until(DELETING, now_ms)]
-        for each in (*overdue, *undeleted):
-            self._let_go(each)
-        return [each.owner for each in overdue]
+        for reference in (*overdue, *undeleted):
+            self._let_go(reference)
+        return [reference.owner for reference in overdue]
 
     def _until(self, deadlines: str, now_ms: int) -> list[str]:
-        return [each.decode() for each in cast("list[bytes]", self._redis.zrangebyscore(deadlines, "-inf", now_ms))]
+        return [name.decode() for name in cast("list[bytes]", self._redis.zrangebyscore(deadlines, "-inf", now_ms))]
 
     def _let_go(self, reference: _Reference) -> None:
         deadline: int = persist(lambda: reference.drop(self._drop), self._patience_s)

@@ -101,7 +101,7 @@ class Leases:
     def look(self, claim: Claim) -> Literal["running", "canceling"]:
         """What ``renew`` would answer, and raise; nothing is written."""
         fields = persist(lambda: self._redis.hmget(job_key(claim.job_id), "status", "token"), self._settings.lease_s)
-        status, token = ((each or b"").decode() for each in cast("list[bytes | None]", fields))
+        status, token = ((value or b"").decode() for value in cast("list[bytes | None]", fields))
         if status not in _STAYS or token != str(claim.token):
             raise LostLease(f"{claim.job_id} is {status or 'none'}")
         return cast(Literal["running", "canceling"], status)

@@ -55,9 +55,9 @@ class KeyRecord:
     def of(cls, fields: list[bytes | None]) -> KeyRecord | None:
         if fields[0] is None:
             return None
-        words = [(each or b"").decode() for each in fields]
+        words = [(value or b"").decode() for value in fields]
         identifier, digest, tenant, scope, name, family = words[:6]
-        times = [float(each or 0) for each in words[6:]]
+        times = [float(value or 0) for value in words[6:]]
         return cls(identifier, digest, tenant, cast(Scope, scope), name, family, *times)
 
     def opens(self, key: bytes, now: float) -> bool:
@@ -114,7 +114,7 @@ class KeyRing:
         digest = sha256(key.encode()).hexdigest()
         record = KeyRecord(identifier, digest, tenant, scope, name, family or identifier, now, expires, 0.0)
         with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(record_key(identifier), mapping={each: getattr(record, each) for each in KeyRecord.FIELDS})
+            pipe.hset(record_key(identifier), mapping={field: getattr(record, field) for field in KeyRecord.FIELDS})
             pipe.sadd(KEYS, identifier)
             _tell(pipe, "make_key", record)
             pipe.execute()
@@ -122,10 +122,10 @@ class KeyRing:
 
     def list(self, tenant: str | None = None) -> Iterator[KeyRecord]:
         """Every key, the oldest first."""
-        identifiers = [each.decode() for each in cast("set[bytes]", self._redis.smembers(KEYS))]
-        records = [record for each in identifiers if (record := self._find(each)) is not None]
-        wanted = [each for each in records if tenant in (None, each.tenant)]
-        yield from sorted(wanted, key=lambda each: each.created_at)
+        identifiers = [key_id.decode() for key_id in cast("set[bytes]", self._redis.smembers(KEYS))]
+        records = [record for key_id in identifiers if (record := self._find(key_id)) is not None]
+        wanted = [key for key in records if tenant in (None, key.tenant)]
+        yield from sorted(wanted, key=lambda key: key.created_at)
 
     def revoke(self, identifier: str) -> KeyRecord:
         """It opens nothing any more. Raises ``UnknownKey``."""

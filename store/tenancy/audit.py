@@ -35,7 +35,7 @@ async def page(redis: Redis, tenant: str, limit: int, before: str | None) -> lis
     """Newest first, those older than the entry ``before``."""
     highest = f"({before}" if before else "+"
     found: Any = await redis.xrevrange(Tenant(tenant).audit, highest, "-", count=limit)
-    return [_entry(*each) for each in found]
+    return [_entry(*entry) for entry in found]
 
 
 def _entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> AuditEntry:

@@ -103,7 +103,7 @@ def test_what_is_not_taken_is_sent_again_later_and_never_elsewhere(
         assert float(due_ms) / 1000 > time.time() + 2  # with back-off, which the test does not wait for
         due_now(redis, made, delivery)
     told = deliveries(http, made, "delivered")[0]
-    assert [each["status"] for each in told["attempts"]] == [500, 302, 204]
+    assert [attempt["status"] for attempt in told["attempts"]] == [500, 302, 204]
     assert len({headers["webhook-id"] for headers, _ in receiver.received}) == 1
     assert len(receiver.received) == 3  # none to /elsewhere
 
@@ -233,7 +233,7 @@ def test_a_url_that_is_none_is_refused(url: str) -> None:
 
 def test_a_receiver_that_takes_its_time_keeps_no_other_tenant_waiting(gateway: Gateway, receiver: Receiver) -> None:
     slow = Receiver(204, pause_s=3)
-    acme, umbrella = (gateway.client(keys(gateway, "make", "--tenant", each)) for each in ("acme", "umbrella"))
+    acme, umbrella = (gateway.client(keys(gateway, "make", "--tenant", tenant)) for tenant in ("acme", "umbrella"))
     with acme, umbrella:
         tarpit, quick = webhook(acme, slow.url), webhook(umbrella, receiver.url)
         for _ in range(40):
