@@ -70,7 +70,7 @@ class Models(Uploads[ModelRecord]):
         now_ms = int(time.time() * 1000)
         kept, due = await self._create(keys, id=model_id, now_ms=now_ms, records=model_key(""), fields=fields)
         record = await self.get(kept.decode())
-        if record is None:  # deleted in this very moment: the bytes are here, so it is a new upload
+        if record is None:  # deleted just now: the bytes are here, so it is a new upload
             return await self.create_or_get(info, name, model_id)
         return record, due == b"1"
 

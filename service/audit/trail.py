@@ -12,7 +12,7 @@ from starlette.types import Message, Scope, Send
 
 from service.context import ServiceContext
 from store.records import now_iso
-from store.tenancy.audit import appended
+from store.tenancy.audit import stream_entry
 
 log = structlog.get_logger("fewbit.audit")
 TAKEN_AWAY = ("download_artifact", "get_report", "get_audit")
@@ -72,7 +72,7 @@ class Trail:
         }
         log.info("audit", tenant=self._caller.tenant, **entry)
         try:
-            await self._context.redis.xadd(**appended(self._caller.tenant, entry))
+            await self._context.redis.xadd(**stream_entry(self._caller.tenant, entry))
         except (RedisError, OSError) as error:  # the line above is there; the answer must not depend on this one
             log.warning("audit entry not stored", request_id=entry["request_id"], error=type(error).__name__)
 

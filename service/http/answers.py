@@ -24,15 +24,15 @@ class Record(Protocol):
     def json(self) -> bytes: ...
 
 
-def json_answer(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def json_response(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return Response(body, status, headers, JSON)
 
 
-def nothing() -> Response:
+def no_content() -> Response:
     return Response(status_code=204)
 
 
-def page_answer(request: Request, name: str, records: Sequence[Record], limit: int, last_id: str | None) -> Response:
+def page_response(request: Request, name: str, records: Sequence[Record], limit: int, last_id: str | None) -> Response:
     """``{"<name>": [...], "next": cursor}``. The caller asked the store for ``limit + 1`` records: one too many says
     that there is a next page. ``last_id`` is the last one's on this page."""
     cursor = encode_cursor(last_id) if last_id and len(records) > limit else None
@@ -42,7 +42,7 @@ def page_answer(request: Request, name: str, records: Sequence[Record], limit: i
         headers["Link"] = f'<{following.path}?{following.query}>; rel="next"'
     listed = b",".join(record.json() for record in records[:limit])
     following_json = f'"{cursor}"'.encode() if cursor else b"null"
-    return json_answer(b'{"%b":[%b],"next":%b}' % (name.encode(), listed, following_json), headers=headers)
+    return json_response(b'{"%b":[%b],"next":%b}' % (name.encode(), listed, following_json), headers=headers)
 
 
 def media_type(content_type: str) -> str:

@@ -17,7 +17,7 @@ HEADERS = (
 _ENCODED = tuple((name.encode(), value.encode()) for name, value in HEADERS)
 
 
-def secure(message: Message) -> None:
+def add_security_headers(message: Message) -> None:
     """Add what an answer's start does not have. One with an ETag may be kept by its reader, and asked for again."""
     given = {name.lower() for name, _ in message["headers"]}
     if b"etag" in given and b"cache-control" not in given:

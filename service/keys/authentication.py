@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.audit import Tally, Trail
 from service.context import ServiceContext
-from service.http.envelope import answered
+from service.http.envelope import answer_errors
 from service.http.problems import Forbidden, RateLimited, TooManyOpen, Unauthorized
 from store.tenancy.api_keys import SCOPES, KeyRecord, key_id
 from store.tenancy.api_keys import Scope as KeyScope
@@ -102,7 +102,7 @@ class KeyAuth:
         watched = Trail(context, scope, caller).watch(_with_rate(send, context.rates.limit, allowance))
         scope["let_in"] = True  # for `service.http.protocol`
         with self._counted(caller.tenant):
-            await answered(self._permitted, scope, receive, watched)
+            await answer_errors(self._permitted, scope, receive, watched)
 
     async def _allowance(self, caller: Caller, context: ServiceContext) -> Allowance:
         """Raises ``RateLimited`` and ``TooManyOpen``: one tenant must not take every connection."""

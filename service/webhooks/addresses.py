@@ -42,7 +42,7 @@ class Target:
     name: str
 
 
-def checked_url(url: str, allow_private: bool) -> httpx2.URL:
+def check_url(url: str, allow_private: bool) -> httpx2.URL:
     """Raises ``Unreachable`` for what can be refused without asking anyone."""
     if len(url) > LONGEST_URL or not url.isascii() or not url.isprintable() or " " in url:
         raise Unreachable(f"url has at most {LONGEST_URL} printable ASCII characters.")
@@ -62,10 +62,10 @@ def checked_url(url: str, allow_private: bool) -> httpx2.URL:
     return parsed
 
 
-async def resolved(url: str, allow_private: bool, look_up: LookUp = system_addresses) -> Target:
+async def resolve(url: str, allow_private: bool, look_up: LookUp = system_addresses) -> Target:
     """The target at a public address of the name. All of its addresses must be public: one that is not is no mistake.
     Raises ``Unreachable``."""
-    parsed = checked_url(url, allow_private)
+    parsed = check_url(url, allow_private)
     try:
         async with asyncio.timeout(RESOLVE_S):
             addresses = [ip_address(address) for address in await look_up(parsed.host, port_of(parsed))]

@@ -71,7 +71,7 @@ class Courier:
             status, error = await self._attempt(delivery, webhook)
             told = {"at": now_iso(), "status": status, "error": error, "ms": round((time.monotonic() - started) * 1000)}
             log.info("webhook", delivery=delivery.id, webhook=webhook.id, status=status, error=error)
-            await self._outbox.tried(delivery, told, status is not None and 200 <= status < 300)
+            await self._outbox.record_attempt(delivery, told, status is not None and 200 <= status < 300)
         except Exception as error:  # the outbox is away: the others go on; the lease ends and it is tried again
             log.error("webhook not delivered", delivery=delivery.id, exc_info=error)
         finally:
@@ -85,7 +85,7 @@ class Courier:
             headers = {
                 "Content-Type": "application/json",
                 "User-Agent": f"Fewbit/{VERSION}",
-                **signed(delivery.id, body, webhook.secret, int(time.time())),
+                **signature_headers(delivery.id, body, webhook.secret, int(time.time())),
             }
             async with asyncio.timeout(ATTEMPT_S):
                 return await self._post(webhook.url, body, headers), None
@@ -106,7 +106,7 @@ def payload(delivery: DeliveryRecord) -> bytes:
     return json.dumps({"type": delivery.type, "timestamp": delivery.at, "data": data}).encode()
 
 
-def signed(message_id: str, body: bytes, secret: str, timestamp: int) -> dict[str, str]:
+def signature_headers(message_id: str, body: bytes, secret: str, timestamp: int) -> dict[str, str]:
     """The three headers: HMAC-SHA256 over id, time and body."""
     key = b64decode(secret.removeprefix("whsec_"))
     signature = hmac.new(key, f"{message_id}.{timestamp}.".encode() + body, sha256).digest()

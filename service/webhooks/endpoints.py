@@ -8,11 +8,11 @@ from starlette.responses import JSONResponse
 from fewbit.contract.problems import FieldError
 from fewbit.contract.resources import Delivery, NewWebhook, Webhook, WebhookWithSecret
 from service.context import context_of
-from service.http.answers import nothing
+from service.http.answers import no_content
 from service.http.json_bodies import json_route
 from service.http.openapi_operations import DeliveryList, WebhookList, documents
 from service.http.problems import InvalidRequest, NotFound, QuotaExceeded
-from service.webhooks.addresses import Unreachable, checked_url, resolved
+from service.webhooks.addresses import Unreachable, check_url, resolve
 from store.webhooks import DeliveryRecord, TooMany, WebhookRecord, Webhooks
 
 LONGEST_BODY = 16 * 1024
@@ -54,7 +54,7 @@ async def delete_webhook(request: Request, webhook_id: str) -> Response:
     """Forget a webhook, and what it was still to be told."""
     if not await context_of(request).webhooks.delete(webhook_id):
         raise unknown_webhook(webhook_id)
-    return nothing()
+    return no_content()
 
 
 @router.post("/webhooks/{webhook_id:id}/test", **documents("test_webhook", {202: Delivery}, ("not-found",)))
@@ -89,8 +89,8 @@ def unknown_webhook(webhook_id: str) -> NotFound:
 async def _check(url: str, allow_private: bool) -> None:
     """A name without an address may get one later; one that is not public is refused now. Raises ``InvalidRequest``."""
     try:
-        checked_url(url, allow_private)
-        await resolved(url, allow_private)
+        check_url(url, allow_private)
+        await resolve(url, allow_private)
     except Unreachable as error:
         if "no address" not in str(error):
             wrong = FieldError(pointer="/url", code="unreachable-url", message=str(error))

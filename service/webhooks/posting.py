@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import httpx2
 
-from service.webhooks.addresses import LookUp, resolved, system_addresses
+from service.webhooks.addresses import LookUp, resolve, system_addresses
 
 LONGEST_ANSWER = 64 * 1024
 TIMEOUT = httpx2.Timeout(10.0, connect=5.0)
@@ -27,7 +27,7 @@ class Posting:
 
     async def __call__(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
         """The answer's status. Raises ``Unreachable``, ``httpx2.HTTPError`` and ``OSError``."""
-        target = await resolved(url, self._allow_private, self._look_up)
+        target = await resolve(url, self._allow_private, self._look_up)
         extensions = {"sni_hostname": target.name}  # whose certificate it must be; the address is only where to knock
         named = {"Host": target.host, **headers}
         async with (

@@ -133,7 +133,7 @@ class References:
         finally:
             with suppress(redis.RedisError):  # what stays is found by ``sweep``
                 for reference in held:
-                    self._let_go(reference)
+                    self._drop_reference(reference)
 
     def sweep(self, now: float | None = None) -> list[str]:
         """Drop what was held for too long: its holder died; and delete what was not deleted in time. ``now``: seconds
@@ -143,13 +143,13 @@ class References:
         overdue = [_Reference.named(name) for name in self._until(HOLDS, now_ms)]
         undeleted = [_Reference.named(f"{blob}:") for blob in self._until(DELETING, now_ms)]
         for reference in (*overdue, *undeleted):
-            self._let_go(reference)
+            self._drop_reference(reference)
         return [reference.owner for reference in overdue]
 
     def _until(self, deadlines: str, now_ms: int) -> list[str]:
         return [name.decode() for name in cast("list[bytes]", self._redis.zrangebyscore(deadlines, "-inf", now_ms))]
 
-    def _let_go(self, reference: _Reference) -> None:
+    def _drop_reference(self, reference: _Reference) -> None:
         deadline: int = persist(lambda: reference.drop(self._drop), self._patience_s)
         if deadline:
             self._blobs.within(reference.tenant.name).remove(reference.sha256)

@@ -20,7 +20,7 @@ import redis
 import redis.asyncio
 
 from store.records import PREFIX, now_iso
-from store.tenancy.audit import appended
+from store.tenancy.audit import stream_entry
 from store.tenancy.tenants import TENANT
 
 Scope = Literal["read", "write", "admin"]
@@ -163,7 +163,7 @@ class KeyRing:
 def _tell(pipe: redis.client.Pipeline, action: str, record: KeyRecord) -> None:
     """In the audit log of the key's tenant, in the transaction that does it."""
     entry = {"at": now_iso(), "key": OPERATOR, "action": action, "object": record.id, "outcome": "200"}
-    pipe.xadd(**appended(record.tenant, entry))
+    pipe.xadd(**stream_entry(record.tenant, entry))
 
 
 def record_key(identifier: str) -> str:

@@ -25,7 +25,7 @@ class AuditEntry:
     fields: Mapping[str, str]
 
 
-def appended(tenant: str, fields: Mapping[str, str]) -> dict[str, Any]:
+def stream_entry(tenant: str, fields: Mapping[str, str]) -> dict[str, Any]:
     """What ``xadd`` takes: of either client, and in a pipeline too."""
     entry = {**dict.fromkeys(FIELDS, ""), "times": "1", **fields}
     return {"name": Tenant(tenant).audit, "fields": entry, "maxlen": LONGEST, "approximate": True}

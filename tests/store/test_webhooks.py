@@ -117,7 +117,7 @@ def test_a_delivery_that_ended_is_not_due_and_one_that_failed_is_later(played: P
             assert taken is not None
             found = await outbox.read(taken)
             assert found is not None
-            await outbox.tried(found[0], {"status": 204 if delivered else 500}, delivered)
+            await outbox.record_attempt(found[0], {"status": 204 if delivered else 500}, delivered)
         assert await outbox.take() is None
         assert await outbox.waiting() == 1
         assert {delivery.status for delivery in await webhooks.deliveries(webhook)} == {"delivered", "pending"}
@@ -132,7 +132,7 @@ def test_an_attempt_whose_webhook_was_deleted_meanwhile_writes_nothing(redis: Re
         found = await outbox.read(taken) if taken else None
         assert found is not None
         assert await webhooks.delete(webhook.id)
-        await outbox.tried(found[0], {"status": 500}, False)
+        await outbox.record_attempt(found[0], {"status": 500}, False)
 
     played(scenario)
     assert redis.keys("*deliver*") + redis.keys("*webhook*") == []

@@ -17,8 +17,8 @@ import httpx2
 import pytest
 from redis import Redis
 
-from service.shutdown import stopped
-from service.webhooks.addresses import Unreachable, checked_url, is_public
+from service.shutdown import cancel_and_wait
+from service.webhooks.addresses import Unreachable, check_url, is_public
 from service.webhooks.courier import OF_A_TENANT, Courier
 from service.webhooks.posting import Posting
 from store.clients import connect_async
@@ -193,7 +193,7 @@ def test_a_courier_stops_when_it_is_asked_to(redis: Redis, store_settings: Store
             courier = asyncio.create_task(Courier(Outbox(client), post).run())
             await asyncio.sleep(turn / 20_000)
             async with asyncio.timeout(5):
-                await stopped(courier)
+                await cancel_and_wait(courier)
         await client.aclose()
 
     asyncio.run(scenario())
@@ -212,7 +212,7 @@ def test_an_address_that_is_not_public_is_none(address: str) -> None:
     assert not is_public(ip_address(address))
     host = f"[{address}]" if ":" in address else address
     with pytest.raises(Unreachable):
-        checked_url(f"https://{host}/", allow_private=False)
+        check_url(f"https://{host}/", allow_private=False)
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "93.184.216.34", "2606:4700::1111", "2a00:1450::1"])
@@ -228,7 +228,7 @@ def test_a_public_address_is_one(address: str) -> None:
 )  # fmt: skip
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(Unreachable):
-        checked_url(url, allow_private=False)
+        check_url(url, allow_private=False)
 
 
 def test_a_receiver_that_takes_its_time_keeps_no_other_tenant_waiting(gateway: Gateway, receiver: Receiver) -> None:

@@ -15,7 +15,7 @@ from fewbit import JobSpec, Report
 from fewbit.contract.capabilities import FORMATS
 from fewbit.contract.report import ReportModel
 from fewbit.contract.resources import InputSignature, ModelFormat
-from service.jobs.support import resolved, unsuited, unsupported
+from service.jobs.support import resolve_defaults, unsuited, unsupported
 from tests.workers import packed
 from tests.workers.engine.runs import EngineRun
 from workers.engine.eager.script import Positional, scripted
@@ -310,20 +310,20 @@ def posted(**fields: Any) -> JobSpec:
 
 
 def test_the_stored_spec_has_torchs_defaults() -> None:
-    stored = resolved(posted())
+    stored = resolve_defaults(posted())
     assert (stored.artifacts, stored.weights.granularity) == (("torchscript",), "per_tensor")
-    assert resolved(posted(method="static")).weights.granularity == "per_channel"
-    assert resolved(posted(weights={"granularity": "per_channel"})).weights.granularity == "per_channel"
+    assert resolve_defaults(posted(method="static")).weights.granularity == "per_channel"
+    assert resolve_defaults(posted(weights={"granularity": "per_channel"})).weights.granularity == "per_channel"
     graph = JobSpec(model="mdl_test")
-    assert resolved(graph) is graph
+    assert resolve_defaults(graph) is graph
 
 
 def test_the_stored_spec_can_be_posted_again() -> None:
     for method in ("dynamic", "static"):
-        stored = resolved(posted(method=method, evaluation={"dataset": "dst_test"}))
+        stored = resolve_defaults(posted(method=method, evaluation={"dataset": "dst_test"}))
         again = JobSpec.model_validate_json(stored.model_dump_json())
         assert not list(unsupported(again))
-        assert resolved(again) == stored
+        assert resolve_defaults(again) == stored
 
 
 @pytest.mark.parametrize(
