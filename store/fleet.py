@@ -1,4 +1,4 @@
-"""The workers there are: each says so every few seconds, and is forgotten when it stops."""
+"""The workers that are alive: they announce themselves every few seconds, and are forgotten when they stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the two readers say: an array as its header declares it, and why a file cannot be used."""
+"""What both readers of dataset files return: arrays as their headers declare them, and why a file cannot be used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The few kinds of good answers: JSON as stored, pages of a list, nothing."""
+"""The few kinds of successful answers: stored JSON, a page of a list, no content."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def encode_cursor(last_id: str) -> str:
 
 
 def decode_cursor(cursor: str | None, kind: Kind) -> str | None:
-    """The id a cursor stands for. Raises ``InvalidRequest`` for what was not a cursor of this list."""
+    """The id in a cursor. Raises ``InvalidRequest`` for text that is no cursor of this kind of list."""
     if cursor is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What a request may be, before anyone looks at who sends it: its target, its Host, and the pace of its body.
+"""Bounds of a request that hold before authentication: its target, its Host, and the pace of its body.
 
 Number and size of headers, how long they may take, and readers that do not read are the protocol's part
 (``service.http.protocol``).

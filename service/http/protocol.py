@@ -1,6 +1,6 @@
 """HTTP/1.1 as uvicorn speaks it, with bounds it does not have: number and size of headers, the time they may take, the
-number of connections. Each ends in a problem of the catalogue, and the connection with it. Who does not read what was
-asked for is cut off; so is who goes on sending a body that was refused.
+number of connections. A request beyond one of them is answered with a problem, and the connection is closed. Clients
+that do not read their answer, or go on sending a body that was refused, are cut off.
 
 llhttp, beneath, refuses what is ambiguous (Content-Length beside Transfer-Encoding, two Content-Lengths, obsolete line
 folding): its refusals become problems here too.

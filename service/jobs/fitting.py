@@ -9,7 +9,7 @@ from fewbit.contract.problems import FieldError
 from fewbit.contract.resources import ArraySignature, Dataset, InputSignature
 
 LABELS = "labels"
-KEPT_AS = {"bfloat16": "float32"}  # NumPy knows no bfloat16: those inputs are kept as float32 and rounded by the engine
+KEPT_AS = {"bfloat16": "float32"}  # NumPy has no bfloat16: inputs are stored as float32, the engine rounds them
 
 
 def dataset_errors(

@@ -1,4 +1,4 @@
-"""What the contract has and this release does not do yet: refused by name, with what there is instead."""
+"""Parts of the contract that this release does not support yet: refused by name, with the alternatives."""
 
 from __future__ import annotations
 

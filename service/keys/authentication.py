@@ -1,4 +1,4 @@
-"""Who asks, and may they? Everything needs a key but health, docs and the pages about problems and reasons (RFC 6750).
+"""Who is asking, and what may they do? Everything but health, docs, problems and reasons needs a key (RFC 6750).
 
 Keys come from two places: ``FEWBIT_API_KEYS``, which are administrators of the operator's own tenant, and the store
 (``python -m service.keys``). A stored key is looked up at most once in ``TRUSTED_S`` seconds by each gateway: a revoked
@@ -58,7 +58,7 @@ NO_KEY, UNKNOWN_KEY = "none", "unknown"
 
 @dataclass(frozen=True)
 class Suspect:
-    """Who asked with a key that opens nothing, as far as the key's id tells."""
+    """The sender of a key that is not valid, as far as the key's id tells."""
 
     tenant: str
     key: str
@@ -90,7 +90,7 @@ class KeyAuth:
             await self._guarded(scope, receive, send)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises ``Unauthorized``, ``RateLimited`` and ``TooManyOpen``. Anyone can have many of those: not every one is
+        """Raises ``Unauthorized``, ``RateLimited`` and ``TooManyOpen``. Anyone can cause many of those, so not all are
         written down."""
         context: ServiceContext = scope["app"].state.context
         try:
@@ -186,7 +186,7 @@ class KeyAuth:
 
 
 def needed_scope(scope: Scope) -> KeyScope:
-    """Looking takes ``read``, everything else ``write``; what is about a tenant as a whole, ``admin``."""
+    """Reading takes ``read``, everything else ``write``, and what concerns a tenant as a whole ``admin``."""
     if scope["path"] in ADMIN:
         return "admin"
     return "read" if scope["method"] in SAFE else "write"

@@ -1,5 +1,5 @@
-"""Which addresses a webhook may reach: public ones, looked at each time and then connected to by number, so that a name
-that changes its mind in between (DNS rebinding) changes nothing."""
+"""Which addresses a webhook may reach: public ones. The name is resolved for every delivery, and the connection is made
+to the address that was checked, so that DNS rebinding gains nothing."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def check_url(url: str, allow_private: bool) -> httpx2.URL:
 
 
 async def resolve(url: str, allow_private: bool, look_up: LookUp = system_addresses) -> Target:
-    """The target at a public address of the name. All of its addresses must be public: one that is not is no mistake.
+    """The target at a public address of the name. All of its addresses must be public: a private one among them is not
+    there by accident.
     Raises ``Unreachable``."""
     parsed = check_url(url, allow_private)
     try:

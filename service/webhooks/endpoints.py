@@ -1,4 +1,4 @@
-"""``/webhooks``: where to say that a job has ended. How that is said: ``courier``."""
+"""``/webhooks``: URLs that are told when a job ends. ``courier`` delivers to them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""One POST to where a webhook's URL leads: the name is looked up, its addresses are checked, and the connection goes to
-one of those by number. Host, SNI and the certificate go by the name. No redirect is followed, and no proxy asked."""
+"""One POST to a webhook's URL: the name is resolved, its addresses are checked, and the connection goes to one of those
+addresses. Host, SNI and the certificate go by the name. No redirect is followed, no proxy is used."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Posting:
 
 
 async def _bounded(answer: httpx2.Response) -> None:
-    """Of what the other side says, nothing is kept, and not much of it is read."""
+    """Read a bounded part of the answer's body, and keep none of it."""
     size = 0
     async for chunk in answer.aiter_raw():
         size += len(chunk)

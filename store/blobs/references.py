@@ -1,12 +1,12 @@
 """Which records need a blob: a set of ids. The bytes go when the last of them does.
 
-Two jobs of a tenant that made the same artifact share one blob. References are taken in the scripts that make a record,
-so a record never names bytes that nobody holds; they are dropped here. Until there is a record, whoever brings the
-bytes holds them, from before they are in place: for ``HELD_S`` at most, so that one who dies over it keeps nothing for
-ever. Bytes are counted with the first reference and given back with the last.
+Two jobs of a tenant that made the same artifact share one blob. The scripts that create a record also take its
+references, so a record never names bytes that nobody holds; references are dropped here. Until there is a record, the
+process that stores the bytes holds them, from just before they are in place, and for ``HELD_S`` at most: if it dies,
+they are not kept forever. Bytes count for the tenant from the first reference to the last.
 
-Bytes are deleted outside of Redis. Until that is done nobody takes hold of their digest: whoever brings the same bytes
-waits, and then stores them anew. A deletion whose process died is done once more by the next sweep.
+Bytes are deleted outside of Redis. Until that is done nobody can hold their digest: a process that stores equal bytes
+waits, and then stores them again. If a process dies while it deletes, the next sweep repeats the deletion.
 """
 
 from __future__ import annotations

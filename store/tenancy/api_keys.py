@@ -1,8 +1,8 @@
-"""API keys: ``fbk_<id>_<secret>``. The id finds the record, and of the whole only a SHA-256 is kept: the secret has 256
-bits of chance, which no dictionary holds, so that a slow hash would protect nothing and cost every request.
+"""API keys: ``fbk_<id>_<secret>``. The id finds the record; of the key itself only a SHA-256 is kept. The secret has
+256 random bits, which no dictionary holds: a slow hash would protect nothing and cost every request.
 
-A key belongs to a tenant and has a scope. ``rotate`` makes a successor; the old one goes on for a while, so that both
-work until every place has the new one. Times are seconds since the epoch.
+A key belongs to a tenant and has a scope. ``rotate`` makes a successor; the old key stays valid for a while, so that
+both work until the new one is in place everywhere. Times are seconds since the epoch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from store.tenancy.tenants import TENANT
 
 Scope = Literal["read", "write", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
-"""Each may what those before it may."""
+"""A scope includes those before it."""
 
 KEYS = f"{PREFIX}keys"
 OPERATOR = "operator"
@@ -61,7 +61,7 @@ class KeyRecord:
         return cls(identifier, digest, tenant, cast(Scope, scope), name, family, *times)
 
     def opens(self, key: bytes, now: float) -> bool:
-        """Whether ``key`` is this one, and still counts."""
+        """Whether ``key`` is this one, and still valid."""
         same = hmac.compare_digest(sha256(key).hexdigest(), self.digest)
         return same and self.state(now) == "active"
 
@@ -92,7 +92,7 @@ class KnownKeys:
 
 
 class UnknownKey(Exception):
-    """There is no key of this id, or it counts no longer."""
+    """There is no key with this id, or it is no longer valid."""
 
 
 class KeyRing:
@@ -128,7 +128,7 @@ class KeyRing:
         yield from sorted(wanted, key=lambda key: key.created_at)
 
     def revoke(self, identifier: str) -> KeyRecord:
-        """It opens nothing any more. Raises ``UnknownKey``."""
+        """End a key now. Raises ``UnknownKey``."""
         record = self._known(identifier)
         self._change("revoke_key", record, revoked_at=time.time())
         return record
