@@ -14,6 +14,7 @@ from fewbit.contract.problems import JobProblem
 from fewbit.contract.resources import InputSignature, ModelLayer
 from store.blobs.blob_store import BlobInfo, Blobs
 from store.ids import new_id
+from store.outage import persist
 from store.queue import INSPECT
 from store.records import (
     INSPECTING,
@@ -22,7 +23,6 @@ from store.records import (
     model_key,
     now_iso,
 )
-from store.retries import persist
 from store.scripts.script import Script
 from store.settings import StoreSettings
 from store.tenancy.tenants import DEFAULT_TENANT

@@ -22,8 +22,8 @@ import redis
 from redis.asyncio import Redis
 
 from store.blobs.blob_store import BlobInfo, Blobs
+from store.outage import persist
 from store.records import DELETING, HOLDS
-from store.retries import persist
 from store.scripts.script import Script
 from store.tenancy.tenants import Tenant
 

@@ -21,9 +21,9 @@ import redis
 from fewbit.contract.problems import JobProblem
 from fewbit.contract.spec import JobSpec
 from store.jobs.transition import TRANSITION, Move, Outcome
+from store.outage import persist
 from store.queue import LARGE, SMALL
 from store.records import LEASES, PREFIX, ArtifactRecord, BlobRef, decode_ref, job_key
-from store.retries import persist
 from store.scripts.script import Script
 from store.settings import StoreSettings
 
