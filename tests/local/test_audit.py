@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from local.audit import Exempt, Verdict, exceptions, finds_the_known, judge
+from local.audit import Exempt, Verdict, exceptions, finds_the_known, judge, without_builds
 from local.stack import ROOT
 
 TODAY = date(2026, 11, 27)
@@ -45,6 +45,13 @@ def test_an_exception_ends() -> None:
 
 def test_a_release_that_could_not_be_looked_up_is_not_called_sound() -> None:
     assert judge([UNKNOWN], [], TODAY).unknown == ["ours"]
+
+
+def test_a_build_is_looked_up_as_the_release_it_is_of() -> None:
+    lock = (
+        "torch==2.13.0+cpu ; sys_platform == 'linux' \\\n    --hash=sha256:00\nsix==1.17.0 \\\n    --hash=sha256:11\n"
+    )
+    assert without_builds(lock) == lock.replace("+cpu", "")
 
 
 def test_an_exception_without_a_reason_is_none(tmp_path: Path) -> None:
