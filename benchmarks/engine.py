@@ -16,8 +16,8 @@ from torch import nn
 
 from benchmarks.models import Encoder, export, mlp_module, samples, sentences
 from benchmarks.result import Result
-from fewbit.report import ReportModel
-from fewbit.spec import JobSpec, ReportParts
+from fewbit.contract.report import ReportModel
+from fewbit.contract.spec import JobSpec, ReportParts
 from workers.engine.pipeline import convert, verify
 from workers.engine.preload import preload
 from workers.engine.task import Task
@@ -43,7 +43,7 @@ def _compare(label: str, module: nn.Module, data: Path, folder: Path) -> Result:
     inputs = torch.from_numpy(np.load(data)["x"])
     model = export(module, inputs[:2], folder / f"{data.stem}.pt2")
     pairs = [(_engine(model, data, folder / f"{data.stem}-{index}"), _bare(module, inputs)) for index in range(ROUNDS)]
-    ours, peers = (statistics.median(each) for each in zip(*pairs, strict=True))
+    ours, peers = (statistics.median(pair) for pair in zip(*pairs, strict=True))
     return Result(f"engine: {label}", f"{ours:.2f} s", "quantize_dynamic + 2 passes", f"{peers:.2f} s", ours / peers)
 
 
@@ -55,7 +55,7 @@ def _report_cost(module: nn.Module, data: Path, folder: Path) -> Result:
         (_engine(model, data, folder / f"whole-{index}"), _engine(model, data, folder / f"bare-{index}", off))
         for index in range(ROUNDS)
     ]
-    whole, bare = (statistics.median(each) for each in zip(*pairs, strict=True))
+    whole, bare = (statistics.median(pair) for pair in zip(*pairs, strict=True))
     return Result("whole report, encoder of 6 x 384", f"{whole:.2f} s", "the bare job", f"{bare:.2f} s", whole / bare,
                   at_most=3.0)  # fmt: skip
 
@@ -89,7 +89,7 @@ def _bare(module: nn.Module, inputs: torch.Tensor) -> float:
     began = time.perf_counter()
     quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(module))
     with torch.no_grad():
-        for each in (module, quantized):
+        for variant in (module, quantized):
             for part in inputs.split(BATCH):
-                each(part)
+                variant(part)
     return time.perf_counter() - began

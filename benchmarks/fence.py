@@ -1,4 +1,4 @@
-"""What shutting a child in costs: fork to exit with the fence, less the same without."""
+"""What the fence costs: the time from fork to exit with it, minus the time without."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.result import Result
-from workers import fence
-from workers.forks import ForkServer
-from workers.limits import Limits
-from workers.watch import run_child
+from workers.sandbox import fence
+from workers.sandbox.child import run_child
+from workers.sandbox.fork_server import ForkServer
+from workers.sandbox.limits import Limits
 
 ROUNDS = 30
 LIMIT_MS = 50.0
 
 
 def child(request: dict[str, Any], messages: int) -> None:
-    """The fork server's entry: shut in or not, then leave."""
+    """The fork server's entry: enter the fence or not, then exit."""
     if request["fenced"]:
         fence.enter(Path(request["folder"]), Limits(**request["limits"]), "required")
     os.write(messages, b'{"done": {}}\n')
 
 
 def run() -> Iterator[Result]:
-    server = ForkServer("benchmarks.fence:child", "workers.runner:preload")
+    server = ForkServer("benchmarks.fence:child", "workers.sandbox.runner:preload")
     server.start()
     with tempfile.TemporaryDirectory() as folder:
         fenced = [_fork_ms(server, folder, fenced=True) for _ in range(ROUNDS)]
@@ -39,8 +39,8 @@ def run() -> Iterator[Result]:
 
 
 def _fork_ms(server: ForkServer, folder: str, *, fenced: bool) -> float:
-    order = {"folder": folder, "limits": Limits.of(0, 2, 60).request(), "fenced": fenced}
+    request = {"folder": folder, "limits": Limits.of(0, 2, 60).request(), "fenced": fenced}
     began = time.perf_counter()
-    ended = run_child(server, order, time.monotonic() + 30)
-    assert ended.failure is None, ended.last_words
+    outcome = run_child(server, request, time.monotonic() + 30)
+    assert outcome.failure is None, outcome.output_tail
     return (time.perf_counter() - began) * 1000

@@ -11,7 +11,7 @@ from pathlib import Path
 from playwright.sync_api import Browser
 
 from benchmarks.result import Result
-from fewbit.faces.report_page import report_page
+from fewbit.rendering.html.report_page import report_page
 from local.browser import browser
 from tests.fewbit.example import full_report
 

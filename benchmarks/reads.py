@@ -51,7 +51,7 @@ def run() -> Iterator[Result]:
                     (_rate(stack.port, f"/jobs/{job.id}", stack.key), _rate(port, f"/jobs/{job.id}", ""))
                     for _ in range(ROUNDS)
                 ]
-    ours, peers = (statistics.median(each) for each in zip(*rates, strict=True))
+    ours, peers = (statistics.median(pair) for pair in zip(*rates, strict=True))
     yield Result("GET /jobs/{id}", f"{ours:.0f}/s", "bare FastAPI route", f"{peers:.0f}/s", ours / peers, at_least=0.5)
 
 

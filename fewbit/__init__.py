@@ -1,8 +1,8 @@
 """What a user of Fewbit imports: the contract's models. The client is ``fewbit.client.Client``."""
 
-from fewbit.report import Report
-from fewbit.resources import Artifact, Dataset, Job, Model
-from fewbit.spec import JobSpec
+from fewbit.contract.report import Report
+from fewbit.contract.resources import Artifact, Dataset, Job, Model
+from fewbit.contract.spec import JobSpec
 from fewbit.version import VERSION as __version__
 
 __all__ = ["Artifact", "Dataset", "Job", "JobSpec", "Model", "Report", "__version__"]

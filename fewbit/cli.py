@@ -20,25 +20,26 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from fewbit import show
-from fewbit.client import Client, Progress
+from fewbit.client import Client
+from fewbit.client.client import Progress
+from fewbit.client.progress import bar, follow
+from fewbit.contract.report import Report
+from fewbit.contract.resources import Delivery, Job, Model, Webhook
 from fewbit.errors import FewbitError
-from fewbit.faces.markdown import report_markdown
-from fewbit.faces.numbers import kilobytes
-from fewbit.faces.report_page import report_page
-from fewbit.follow import bar, follow
-from fewbit.report import Report
-from fewbit.resources import Delivery, Job, Model, Webhook
+from fewbit.rendering import terminal
+from fewbit.rendering.html.report_page import report_page
+from fewbit.rendering.markdown import report_markdown
+from fewbit.rendering.numbers import kilobytes
 
 app = typer.Typer(
-    help="Quantize PyTorch models to int8, and read why each layer is as it is.",
+    help="Quantize PyTorch models to int8, and read why each layer is int8 or float.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-webhooks = typer.Typer(help="URLs that are told when a job ends.", no_args_is_help=True)
+webhooks = typer.Typer(help="URLs that get a message when a job ends.", no_args_is_help=True)
 app.add_typer(webhooks, name="webhooks")
-out = show.terminal()
+out = terminal.standard_output()
 err = Console(stderr=True)
 
 FAILED, PROBLEM = 1, 2
@@ -48,8 +49,8 @@ Key = Annotated[str | None, typer.Option("--key", envvar="FEWBIT_KEY", help="You
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
-class Face(StrEnum):
-    """How a report is written."""
+class ReportFormat(StrEnum):
+    """The formats a report can be written in."""
 
     terminal = "terminal"
     json = "json"
@@ -63,10 +64,12 @@ def quantize(  # typer reads the signature
     evaluate: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Arrays to measure on (.npz): inputs and labels.")
     ] = None,
-    method: Annotated[str, typer.Option(help="dynamic, or analyze to only look.")] = "dynamic",
-    exclude: Annotated[list[str] | None, typer.Option(help="Layers to leave float, by pattern. Repeatable.")] = None,
+    method: Annotated[str, typer.Option(help="dynamic, or analyze for a report without artifacts.")] = "dynamic",
+    exclude: Annotated[list[str] | None, typer.Option(help="Pattern of layers to leave float. Repeatable.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="Fail if accuracy drops by more than this (0.01).")] = None,
-    webhook: Annotated[str | None, typer.Option(help="Tell this webhook (whk_...) when the job ends.")] = None,
+    webhook: Annotated[
+        str | None, typer.Option(help="The webhook (whk_...) that gets a message when the job ends.")
+    ] = None,
     folder: Annotated[Path, typer.Option("--out", file_okay=False, help="Where the artifacts go.")] = Path(),
     url: Url = None,
     key: Key = None,
@@ -84,7 +87,11 @@ def quantize(  # typer reads the signature
         spec |= {"gates": {"max_drop": {"accuracy": max_drop}}} if max_drop is not None else {}
         spec |= {"webhook": webhook} if webhook else {}
         job = client.create_job(spec)
-        err.print(f"{job.id} runs on if you leave: `fewbit report {job.id}`", highlight=False, soft_wrap=True)
+        err.print(
+            f"{job.id} goes on if you interrupt this: `fewbit report {job.id}` shows it",
+            highlight=False,
+            soft_wrap=True,
+        )
         follow(client, job, err, model.name)
         report = client.report(job)
         _print_report(report, as_json, model.name)
@@ -95,18 +102,18 @@ def quantize(  # typer reads the signature
 @app.command("report")
 def report_(
     job: str,
-    face: Annotated[
-        Face, typer.Option("--format", help="terminal, json, markdown for a pull request, or html.")
-    ] = Face.terminal,
-    file: Annotated[Path | None, typer.Option("--out", dir_okay=False, help="Write it there instead.")] = None,
+    report_format: Annotated[
+        ReportFormat, typer.Option("--format", help="terminal, json, markdown for a pull request, or html.")
+    ] = ReportFormat.terminal,
+    file: Annotated[Path | None, typer.Option("--out", dir_okay=False, help="Write the report to this file.")] = None,
     as_json: AsJson = False,
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """Show a job's report, or save it; waits for it if the job is still running."""
+    """Show or save a job's report. Waits if the job is still running."""
     with problems(), Client(url, key) as client:
         report = client.report(job)
-        _write_report(report, Face.json if as_json else face, file, client.url)
+        _write_report(report, ReportFormat.json if as_json else report_format, file, client.url)
     raise typer.Exit(FAILED if report.verdict == "fail" else 0)
 
 
@@ -126,7 +133,7 @@ def jobs(as_json: AsJson = False, url: Url = None, key: Key = None) -> None:
 
 @webhooks.command("create")
 def create_webhook(address: str, as_json: AsJson = False, url: Url = None, key: Key = None) -> None:
-    """Have an address (https://...) told. Prints the id for jobs, and the secret that signs: the latter only now."""
+    """Send messages to an https:// address. Prints the id for jobs and, only now, the signing secret."""
     with problems(), Client(url, key) as client:
         made = client.create_webhook(address)
     if as_json:
@@ -144,44 +151,46 @@ def list_webhooks(as_json: AsJson = False, url: Url = None, key: Key = None) -> 
 
 @webhooks.command("delete")
 def delete_webhook(webhook: str, url: Url = None, key: Key = None) -> None:
-    """Tell it nothing more."""
+    """Delete a webhook. It gets no more messages."""
     with problems(), Client(url, key) as client:
         client.delete_webhook(webhook)
 
 
 @webhooks.command("test")
 def send_test(webhook: str, url: Url = None, key: Key = None) -> None:
-    """Send it a test now."""
+    """Send a test message now."""
     with problems(), Client(url, key) as client:
         sent = client.test_webhook(webhook)
-    err.print(f"{sent.id} is on its way: `fewbit webhooks deliveries {webhook}`", highlight=False, soft_wrap=True)
+    err.print(f"{sent.id} is being sent: `fewbit webhooks deliveries {webhook}`", highlight=False, soft_wrap=True)
 
 
 @webhooks.command("deliveries")
 def list_deliveries(webhook: str, as_json: AsJson = False, url: Url = None, key: Key = None) -> None:
-    """List what it was sent, and how that went."""
+    """List the messages to a webhook, and whether they arrived."""
     with problems(), Client(url, key) as client:
         _print_deliveries(client.deliveries(webhook), as_json)
 
 
 @contextmanager
 def problems() -> Iterator[None]:
-    """Say what was wrong, where and what to do, instead of a traceback."""
+    """Print what is wrong, where, and what to do, instead of a traceback."""
     try:
         yield
     except FewbitError as error:
-        _say(str(error))
+        _print_problem(str(error))
         raise typer.Exit(PROBLEM) from error
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _say(f"{where}{error.strerror or error}. What to do: name a file or folder that exists and that you may use.")
+        _print_problem(
+            f"{where}{error.strerror or error}. What to do: name a file or folder that exists and that you may access."
+        )
         raise typer.Exit(PROBLEM) from error
-    except Exception as error:  # a crash is told whole, and is no verdict
+    except Exception as error:  # a bug: print it all; exit code 1 would read as a failed verdict
         traceback.print_exc()
         raise typer.Exit(PROBLEM) from error
 
 
-def _say(text: str) -> None:
+def _print_problem(text: str) -> None:
     err.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -205,20 +214,20 @@ def _print_report(report: Report, as_json: bool, title: str | None = None) -> No
     if as_json:
         _print_json(report.model_dump_json(indent=2))
     else:
-        show.show(report, out, title)
+        terminal.print_report(report, out, title)
 
 
-def _write_report(report: Report, face: Face, file: Path | None, base: str) -> None:
-    """Without a file, on standard output."""
-    if face is Face.terminal:
+def _write_report(report: Report, report_format: ReportFormat, file: Path | None, base: str) -> None:
+    """Write the report to ``file``, or to standard output without one."""
+    if report_format is ReportFormat.terminal:
         with file.open("w", encoding="utf-8") if file else nullcontext() as to:
-            show.show(report, Console(file=to, width=100) if to else out)
+            terminal.print_report(report, Console(file=to, width=100) if to else out)
         return
     text = {
-        Face.json: lambda: report.model_dump_json(indent=2) + "\n",
-        Face.markdown: lambda: report_markdown(report, base),
-        Face.html: lambda: report_page(report, base),
-    }[face]()
+        ReportFormat.json: lambda: report.model_dump_json(indent=2) + "\n",
+        ReportFormat.markdown: lambda: report_markdown(report, base),
+        ReportFormat.html: lambda: report_page(report, base),
+    }[report_format]()
     if file:
         file.write_text(text, encoding="utf-8")
     else:
@@ -262,15 +271,17 @@ def _print_deliveries(listed: Sequence[Delivery], as_json: bool) -> None:
         _print_json("[" + ",".join(delivery.model_dump_json() for delivery in listed) + "]")
         return
     table = _table("delivery", "type", "job", "status", "attempts", "last answer")
-    for each in listed:
-        last = each.attempts[-1] if each.attempts else None
+    for delivery in listed:
+        last = delivery.attempts[-1] if delivery.attempts else None
         answer = str(last.status or last.error) if last else ""
-        table.add_row(each.id, each.type, each.job or "", each.status, str(len(each.attempts)), answer)
+        table.add_row(
+            delivery.id, delivery.type, delivery.job or "", delivery.status, str(len(delivery.attempts)), answer
+        )
     out.print(table)
 
 
 def _table(identifier: str, *others: str) -> Table:
-    """Identifiers are for copying: they are never cut."""
+    """A table whose first column is never cut, because people copy identifiers."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column(identifier, no_wrap=True, min_width=26)
     for name in others:

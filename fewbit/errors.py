@@ -11,7 +11,7 @@ from typing import Any, Self
 import httpx2
 from pydantic import ValidationError
 
-from fewbit.problems import PROBLEMS, FieldError, JobProblem, Problem
+from fewbit.contract.problems import PROBLEMS, FieldError, JobProblem, Problem
 
 _PASSING = frozenset({"model-not-ready", "idempotency-in-progress", "rate-limited", "service-unavailable"})
 

@@ -26,7 +26,7 @@ with torch.no_grad():
 strangers = [name for name in ("fewbit", "workers", "torchao") if name in sys.modules]
 if strangers:
     sys.exit(f"the artifact needs {strangers}")
-print(json.dumps([int(each) for output in outputs for each in output.argmax(1)]))
+print(json.dumps([int(label) for output in outputs for label in output.argmax(1)]))
 """
 
 

@@ -40,23 +40,28 @@ class Verdict(NamedTuple):
 
 def exceptions(file: Path) -> list[Exempt]:
     """The written exceptions. ValueError: one of them has no reason."""
-    read = [Exempt(**each) for each in tomllib.loads(file.read_text()).get("exception", [])]
-    if nameless := [each.id for each in read if not each.reason.strip()]:
+    read = [Exempt(**entry) for entry in tomllib.loads(file.read_text()).get("exception", [])]
+    if nameless := [exception.id for exception in read if not exception.reason.strip()]:
         raise ValueError(f"{file.name}: no reason is given for {', '.join(nameless)}")
     return read
 
 
 def judge(dependencies: list[dict[str, Any]], exempt: list[Exempt], today: date) -> Verdict:
     """What pip-audit's JSON says of each release, less the exceptions that still hold."""
-    held = {each.id for each in exempt if each.until >= today}
+    exempted = {exception.id for exception in exempt if exception.until >= today}
     vulnerable = [
-        f"{each['name']} {each['version']}: {hole['id']}, fixed in {', '.join(hole['fix_versions']) or 'no release'}"
-        for each in dependencies
-        for hole in each.get("vulns", [])
-        if not held & {hole["id"], *hole.get("aliases", [])}
+        _vulnerability_line(release, found)
+        for release in dependencies
+        for found in release.get("vulns", [])
+        if not exempted & {found["id"], *found.get("aliases", [])}
     ]
-    unknown = [each["name"] for each in dependencies if "skip_reason" in each]
-    return Verdict(vulnerable, unknown, [each.id for each in exempt if each.until < today])
+    unknown = [release["name"] for release in dependencies if "skip_reason" in release]
+    return Verdict(vulnerable, unknown, [exception.id for exception in exempt if exception.until < today])
+
+
+def _vulnerability_line(release: dict[str, Any], found: dict[str, Any]) -> str:
+    fixed = ", ".join(found["fix_versions"]) or "no release"
+    return f"{release['name']} {release['version']}: {found['id']}, fixed in {fixed}"
 
 
 def without_builds(lock: str) -> str:
@@ -81,7 +86,7 @@ def finds_the_known() -> bool:
     """Whether the service that pip-audit asks knows of a vulnerability at all."""
     with tempfile.TemporaryDirectory(prefix="fewbit-audit-") as name:
         (canary := Path(name) / "canary.txt").write_text(f"{KNOWN_BAD}\n")
-        return any(each.get("vulns") for each in audited(canary))
+        return any(release.get("vulns") for release in audited(canary))
 
 
 def main() -> int:

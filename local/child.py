@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1  # prctl(2): the kernel signals us when the thread that started us ends
+from store.parent_death import die_with_parent
 
 
 @dataclass
@@ -27,9 +26,11 @@ class Child:
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
 
     def start(self) -> None:
-        """Ctrl-C must not reach it directly, so that things stop in order: it gets a session of its own."""
+        """Ctrl-C must not reach it directly, so that things stop in order: it gets a session of its own. What it writes
+        is for its user alone."""
         tied = [sys.executable, "-m", "local.child", str(os.getpid()), *self.command]
         with self.log.open("ab") as log:
+            self.log.chmod(0o600)
             self._process = subprocess.Popen(
                 tied,
                 env=self.env,
@@ -38,6 +39,7 @@ class Child:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                umask=0o077,
             )
 
     @property
@@ -75,8 +77,8 @@ class Child:
 
 
 def _become(parent: int, command: Sequence[str]) -> None:
-    """Ask to die with the parent, then become the command. The request survives exec (prctl(2))."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Arrange to die with the parent, then become the command."""
+    die_with_parent(signal.SIGKILL)
     if os.getppid() != parent:  # it died before we asked
         sys.exit(1)
     os.execvp(command[0], list(command))  # noqa: S606

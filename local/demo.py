@@ -21,18 +21,18 @@ from rich.rule import Rule
 from rich.table import Table
 from torch import nn
 
-from fewbit import show
 from fewbit.client import Client
+from fewbit.client.progress import follow
+from fewbit.contract.report import Accuracy, Report, ReportArtifact
+from fewbit.contract.spec import Evaluation, JobSpec
 from fewbit.errors import FewbitError
-from fewbit.faces.numbers import kilobytes
-from fewbit.follow import follow
-from fewbit.report import Accuracy, Report, ReportArtifact
-from fewbit.spec import Evaluation, JobSpec
+from fewbit.rendering import terminal
+from fewbit.rendering.numbers import kilobytes
 from local import digits
 from local.alone import predictions
 from local.stack import Stack, StackError
 
-console = show.terminal()
+console = terminal.standard_output()
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,11 @@ def demo(folder: Path) -> list[str]:
     with Stack(folder / "stack") as stack, stack.client() as client:
         console.print(f"Fewbit runs at {stack.url}.\n", highlight=False)
         dataset = client.upload_dataset(test).id
-        reports = [quantize(client, each, dataset) for each in trained]
+        reports = [quantize(client, model, dataset) for model in trained]
         checks = []
-        for each, report in zip(trained, reports, strict=True):
-            complaints += [f"{each.name}: the verdict is fail"] if report.verdict == "fail" else []
-            checks += check(client, each, report, folder / each.name)
+        for model, report in zip(trained, reports, strict=True):
+            complaints += [f"{model.name}: the verdict is fail"] if report.verdict == "fail" else []
+            checks += check(client, model, report, folder / model.name)
     console.print(Rule("the artifacts, each alone with torch", style="dim"))
     print_checks(checks)
     differing = [
@@ -122,7 +122,7 @@ def quantize(client: Client, trained: Trained, dataset: str) -> Report:
     job = client.create_job(JobSpec(model=model.id, evaluation=Evaluation(dataset=dataset)))
     follow(client, job, console, trained.name)
     report = client.report(job)
-    show.show(report, console, trained.path.name)
+    terminal.print_report(report, console, trained.path.name)
     console.print()
     return report
 

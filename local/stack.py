@@ -33,7 +33,7 @@ class StackError(Exception):
 
 
 class Stack:
-    """The parts, their address and a key. Everything they keep lies under ``folder``."""
+    """The parts, their address and a key. Everything they keep lies under ``folder``, which no other user may open."""
 
     def __init__(
         self, folder: Path, *, key: str | None = None, port: int = 0, env: Mapping[str, str] | None = None
@@ -67,7 +67,8 @@ class Stack:
 
     def start(self) -> None:
         """Start every part and wait until the service says that it is ready."""
-        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+        make_private(self.folder)
+        (self.folder / "logs").mkdir(mode=0o700, exist_ok=True)
         self.port = self.port or free_port()
         self.redis = self._redis.enter_context(EmbeddedRedis(self.folder / "redis"))
         address = ("--host", "127.0.0.1", "--port", str(self.port))
@@ -88,7 +89,7 @@ class Stack:
             child.stop()
         self._redis.close()
 
-    def wait_until_ready(self, patience_s: float = 60.0) -> None:
+    def wait_until_ready(self, patience_s: float = 120.0) -> None:
         """Until ``GET /health/ready`` answers 200. Raises ``StackError`` when a part dies or time runs out."""
         deadline = time.monotonic() + patience_s
         while not self._ready():
@@ -100,7 +101,12 @@ class Stack:
             time.sleep(0.1)
 
     def mend(self) -> None:
-        """Start again what has died."""
+        """Start again what has died, Redis first. Raises ``StackError`` when Redis does not come up."""
+        if not self.redis.alive:
+            try:
+                self.redis.start()
+            except (OSError, RuntimeError) as error:
+                raise StackError(str(error)) from error
         for child in self._children.values():
             if not child.alive:
                 child.start()
@@ -149,6 +155,12 @@ class Stack:
             "FEWBIT_SANDBOX": "best-effort",
             **self._extra_env,
         }
+
+
+def make_private(folder: Path) -> None:
+    """A folder that its user alone may open, also where there was one that others could."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
 
 
 def free_port(preferred: int = 0) -> int:

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from local.stack import ROOT, Stack, StackError, free_port
+from local.stack import ROOT, Stack, StackError, free_port, make_private
 
 FOLDER = ROOT / ".run"
 STATE, LOCK, KEY, LOG = (FOLDER / name for name in ("stack.json", "stack.lock", "key", "stack.log"))
@@ -64,7 +64,7 @@ def serve() -> int:
                 _write_private(STATE, json.dumps({"pid": os.getpid(), "url": stack.url, "key": stack.key}))
                 while True:
                     time.sleep(1)
-                    stack.mend()
+                    _mend(stack)
         except StackError as error:
             print(error, file=sys.stderr)
             return 1
@@ -72,8 +72,16 @@ def serve() -> int:
             STATE.unlink(missing_ok=True)
 
 
+def _mend(stack: Stack) -> None:
+    """Once a second. What does not come up now may do so later: a full disk is emptied."""
+    try:
+        stack.mend()
+    except StackError as error:
+        print(error, file=sys.stderr, flush=True)
+
+
 def _serve_in_background() -> subprocess.Popen[bytes]:
-    FOLDER.mkdir(exist_ok=True)
+    make_private(FOLDER)
     STATE.unlink(missing_ok=True)
     command = [sys.executable, "-m", "local.up", "serve"]
     with LOG.open("wb") as log:
@@ -90,7 +98,7 @@ def running() -> bool:
 
 @contextmanager
 def _lock() -> Iterator[bool]:
-    FOLDER.mkdir(exist_ok=True)
+    make_private(FOLDER)
     with LOCK.open("w") as file:
         yield _try_lock(file)
 
@@ -121,4 +129,5 @@ def _write_private(path: Path, text: str) -> None:
 COMMANDS = {"up": up, "down": down, "serve": serve}
 
 if __name__ == "__main__":
+    os.umask(0o077)  # what lies in .run is for its user alone
     sys.exit(COMMANDS[sys.argv[1] if len(sys.argv) > 1 else "up"]())

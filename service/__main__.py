@@ -30,8 +30,8 @@ def serve(host: str, port: int) -> None:
     """Until SIGTERM. Its imports come after ``check``, which says what is wrong with one."""
     import uvicorn
 
-    from service import logs
-    from service.protocol import guarded
+    from service.http.protocol import guarded
+    from service.operations import logs
     from service.settings import ServiceSettings
 
     logs.configure()

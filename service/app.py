@@ -12,21 +12,24 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
 from fewbit.version import VERSION
-from service import capabilities, compare, front_page, health, ids, metrics, problem_pages, reason_pages  # noqa: F401  # ids: registers {…:id} before routes need it
 from service.artifacts import endpoints as artifacts
 from service.audit import endpoints as audit
-from service.auth import KeyAuth
-from service.bounds import Bounds
+from service.context import ServiceContext, context_by_tenant
 from service.datasets import endpoints as datasets
-from service.description import ABOUT, TAGS, openapi_of
-from service.envelope import Envelope, refuse
+from service.http import ids  # noqa: F401  # registers {…:id} before routes need it
+from service.http.bounds import Bounds
+from service.http.envelope import Envelope, refuse
+from service.http.openapi_document import ABOUT, TAGS, openapi_of
+from service.jobs import comparison
 from service.jobs import endpoints as jobs
-from service.leftovers import tidied
+from service.keys.authentication import KeyAuth
 from service.models import endpoints as models
-from service.parts import Parts, by_tenant
+from service.operations import capabilities, health, metrics
+from service.pages import docs_page, front_page, problem_pages, reason_pages
 from service.settings import ServiceSettings
+from service.shutdown import stopped
 from service.startup import NO_KEYS
-from service.stopping import stopped
+from service.uploads.abandoned import tidied
 from service.webhooks import endpoints as webhooks
 from service.webhooks.courier import Courier
 from service.webhooks.posting import Posting
@@ -38,7 +41,7 @@ ROUTERS = (
     artifacts,
     models,
     datasets,
-    compare,
+    comparison,
     capabilities,
     webhooks,
     audit,
@@ -47,6 +50,7 @@ ROUTERS = (
     problem_pages,
     reason_pages,
     front_page,
+    docs_page,
 )  # matched in order: most used first
 
 
@@ -56,16 +60,16 @@ def create_app(settings: ServiceSettings | None = None, store: StoreSettings | N
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.parts = parts = Parts.open(service_settings, store_settings)
-        app.state.parts_of_tenant = by_tenant(parts)
-        await _refuse_to_start_unguarded(parts)
+        app.state.context = context = ServiceContext.open(service_settings, store_settings)
+        app.state.context_of_tenant = context_by_tenant(context)
+        await _refuse_to_start_unguarded(context)
         post = Posting(service_settings.webhook_allow_private)
-        courier = asyncio.create_task(Courier(Outbox(parts.redis), post).run())
-        tidying = asyncio.create_task(tidied(parts.blobs))
+        courier = asyncio.create_task(Courier(Outbox(context.redis), post).run())
+        tidying = asyncio.create_task(tidied(context.blobs))
         yield
         await stopped(courier)
         await stopped(tidying)
-        await parts.close()
+        await context.close()
 
     app = FastAPI(
         title="Fewbit",
@@ -73,6 +77,7 @@ def create_app(settings: ServiceSettings | None = None, store: StoreSettings | N
         description=ABOUT,
         openapi_tags=TAGS,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         exception_handlers={HTTPException: refuse, RequestValidationError: refuse},
@@ -87,16 +92,16 @@ def create_app(settings: ServiceSettings | None = None, store: StoreSettings | N
     return app
 
 
-async def _refuse_to_start_unguarded(parts: Parts) -> None:
-    settings = parts.settings
-    if settings.auth == "off" or settings.key_digests or await _any_stored(parts):
+async def _refuse_to_start_unguarded(context: ServiceContext) -> None:
+    settings = context.settings
+    if settings.auth == "off" or settings.key_digests or await _any_stored(context):
         return
     raise RuntimeError(NO_KEYS)
 
 
-async def _any_stored(parts: Parts) -> bool:
+async def _any_stored(context: ServiceContext) -> bool:
     try:
-        return await parts.keys.any()
+        return await context.keys.any()
     except RedisError:  # nobody can tell, so nobody is let in
         return False
 

@@ -26,7 +26,7 @@ def check() -> None:
     from store.settings import StoreSettings
 
     settings, store = settings_of(ServiceSettings), settings_of(StoreSettings)
-    require_imports(("uvicorn", "uvloop", "service.protocol", *modules()), _LOCK)
+    require_imports(("uvicorn", "uvloop", "service.http.protocol", *modules()), _LOCK)
     require_all((partial(require_redis, store), partial(require_blobs, store), partial(_require_keys, settings, store)))
 
 
@@ -42,7 +42,7 @@ def _require_keys(settings: ServiceSettings, store: StoreSettings) -> None:
     from redis.exceptions import RedisError
 
     from store.clients import connect
-    from store.keys import KEYS
+    from store.tenancy.api_keys import KEYS
 
     if settings.auth == "off" or settings.key_digests:
         return

@@ -7,24 +7,13 @@ from typing import Literal
 
 from redis.asyncio import Redis
 
-from fewbit.resources import ArraySignature, Dataset
-from store.blobs import BlobInfo, Blobs
+from fewbit.contract.resources import ArraySignature, Dataset
+from store.blobs.blob_store import BlobInfo, Blobs
 from store.ids import new_id
 from store.records import DatasetRecord, dataset_key
-from store.tenants import DEFAULT_TENANT, Tenant, owned
+from store.scripts.script import Script
+from store.tenancy.tenants import DEFAULT_TENANT, Tenant, record_script
 from store.uploads import Forget, Forgotten, newest_ids
-
-# KEYS 1 dataset-of:<sha256>, 2 the new record, 3 datasets, 4 blob references. ARGV 1 id, 2 the record,
-# 3 tenant
-_CREATE = """
-local known = redis.call('GET', KEYS[1])
-if known then return known end
-redis.call('SET', KEYS[1], ARGV[1])
-redis.call('HSET', KEYS[2], 'record', ARGV[2], 'tenant', ARGV[3])
-redis.call('ZADD', KEYS[3], 0, ARGV[1])
-redis.call('SADD', KEYS[4], ARGV[1])
-return ARGV[1]
-"""
 
 
 class Datasets:
@@ -34,8 +23,8 @@ class Datasets:
         self._redis = redis
         self._tenant = Tenant(tenant)
         self._forget = Forget(redis, blobs, self._tenant)
-        self._create = redis.register_script(_CREATE)
-        self._record = redis.register_script(owned(*DatasetRecord.FIELDS))
+        self._create = Script(redis, "uploads/create_dataset")
+        self._record = record_script(redis, *DatasetRecord.FIELDS)
 
     async def create_or_get(
         self,
@@ -59,14 +48,15 @@ class Datasets:
         tenant = self._tenant
         known, held = tenant.dataset_of(info.sha256), tenant.references(info.sha256)
         keys = [known, dataset_key(dataset.id), tenant.datasets, held]
-        kept = (await self._create(keys=keys, args=[dataset.id, dataset.model_dump_json(), tenant.name])).decode()
+        record_json = dataset.model_dump_json()
+        kept = (await self._create(keys, id=dataset.id, record=record_json, tenant=tenant.name)).decode()
         record = await self.get(kept)
         if record is None:  # deleted in this very moment
             return await self.create_or_get(info, name, format, samples, arrays)
         return record, kept == dataset.id
 
     async def get(self, dataset_id: str) -> DatasetRecord | None:
-        fields = await self._record(keys=[dataset_key(dataset_id)], args=[self._tenant.name])
+        fields = await self._record([dataset_key(dataset_id)], tenant=self._tenant.name)
         return DatasetRecord.of(fields) if fields else None
 
     async def page(self, limit: int, after: str | None = None) -> list[DatasetRecord]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import shutil
 import signal
 import subprocess
@@ -19,8 +18,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from store.parent_death import die_with_parent
+
 _SOCKET_PATH_MAX = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
-_PR_SET_PDEATHSIG = 1
 
 
 class EmbeddedRedis:
@@ -45,16 +45,21 @@ class EmbeddedRedis:
 
     def start(self, timeout_s: float = 20) -> None:
         """Start the server and wait until it has loaded its data. Raises ``RuntimeError`` when it does not come up."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._process = subprocess.Popen(
             [find_server(), *self._options()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for its owner, who stops it last
-            preexec_fn=_die_with_parent if _may_bind() else None,  # noqa: PLW1509  # one prctl call
+            umask=0o077,  # its files hold what callers sent
+            preexec_fn=_end_with_parent if _may_bind() else None,  # noqa: PLW1509  # one prctl call
         )
         self._wait(timeout_s)
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def stop(self) -> None:
         """Shut down in order; kill what does not."""
@@ -128,5 +133,5 @@ def _may_bind() -> bool:
     return sys.platform == "linux" and threading.current_thread() is threading.main_thread()
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _end_with_parent() -> None:
+    die_with_parent(signal.SIGTERM)

@@ -9,59 +9,23 @@ from typing import Protocol, cast
 import redis
 from redis.asyncio import Redis
 
-from fewbit.problems import JobProblem
-from fewbit.resources import InputSignature, ModelLayer
-from store.blobs import BlobInfo, Blobs
+from fewbit.contract.problems import JobProblem
+from fewbit.contract.resources import InputSignature, ModelLayer
+from store.blobs.blob_store import BlobInfo, Blobs
 from store.ids import new_id
-from store.patience import persist
 from store.queue import INSPECT
 from store.records import (
     INSPECTING,
     BlobRef,
     ModelRecord,
-    flat,
     model_key,
     now_iso,
 )
+from store.retries import persist
+from store.scripts.script import Script
 from store.settings import StoreSettings
-from store.tenants import DEFAULT_TENANT, Tenant, owned
+from store.tenancy.tenants import DEFAULT_TENANT, Tenant, record_script
 from store.uploads import Forget, Forgotten, newest_ids
-
-# KEYS 1 model-of:<sha256>, 2 the new record, 3 models, 4 inspecting, 5 blob references
-# ARGV 1 id, 2 now in ms, 3 prefix of records, 4.. fields. Returns {id, "1" when an inspection is due}.
-# Equal bytes are one model. One whose inspection failed for a reason that may pass is inspected again.
-_CREATE = """
-local known = redis.call('GET', KEYS[1])
-if known then
-  local record = ARGV[3] .. known
-  if redis.call('HGET', record, 'retryable') ~= '1' then return {known, '0'} end
-  redis.call('HDEL', record, 'retryable', 'error', 'inspections')
-  redis.call('HSET', record, 'status', 'inspecting')
-  redis.call('ZADD', KEYS[4], ARGV[2], known)
-  return {known, '1'}
-end
-redis.call('SET', KEYS[1], ARGV[1])
-for i = 4, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
-redis.call('ZADD', KEYS[3], 0, ARGV[1])
-redis.call('ZADD', KEYS[4], ARGV[2], ARGV[1])
-redis.call('SADD', KEYS[5], ARGV[1])
-return {ARGV[1], '1'}
-"""
-
-# KEYS 1 record, 2 inspecting. ARGV 1 id, 2.. fields. Only an upload that is still being inspected takes a verdict.
-_JUDGE = """
-if redis.call('HGET', KEYS[1], 'status') ~= 'inspecting' then return 0 end
-for i = 2, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-redis.call('ZREM', KEYS[2], ARGV[1])
-return 1
-"""
-
-# KEYS 1 record, 2 inspecting. ARGV 1 id, 2 now in ms. Counts the inspections begun, and starts their time anew.
-_BEGIN = """
-if redis.call('HGET', KEYS[1], 'status') ~= 'inspecting' then return 0 end
-redis.call('ZADD', KEYS[2], 'XX', ARGV[2], ARGV[1])
-return redis.call('HINCRBY', KEYS[1], 'inspections', 1)
-"""
 
 
 class Inspection(Protocol):
@@ -82,8 +46,8 @@ class Models:
         self._redis = redis
         self._tenant = Tenant(tenant)
         self._forget = Forget(redis, blobs, self._tenant)
-        self._create = redis.register_script(_CREATE)
-        self._record = redis.register_script(owned(*ModelRecord.FIELDS))
+        self._create = Script(redis, "uploads/create_model")
+        self._record = record_script(redis, *ModelRecord.FIELDS)
 
     async def create_or_get(
         self, info: BlobInfo, name: str | None, model_id: str | None = None
@@ -105,15 +69,15 @@ class Models:
         }
         known, held = tenant.model_of(info.sha256), tenant.references(info.sha256)
         keys = [known, model_key(model_id), tenant.models, INSPECTING, held]
-        args = [model_id, int(time.time() * 1000), model_key(""), *flat(fields)]
-        kept, due = await self._create(keys=keys, args=args)
+        now_ms = int(time.time() * 1000)
+        kept, due = await self._create(keys, id=model_id, now_ms=now_ms, records=model_key(""), fields=fields)
         record = await self.get(kept.decode())
         if record is None:  # deleted in this very moment: the bytes are here, so it is a new upload
             return await self.create_or_get(info, name, model_id)
         return record, due == b"1"
 
     async def get(self, model_id: str) -> ModelRecord | None:
-        fields = await self._record(keys=[model_key(model_id)], args=[self._tenant.name])
+        fields = await self._record([model_key(model_id)], tenant=self._tenant.name)
         return ModelRecord.of(fields) if fields else None
 
     async def page(self, limit: int, after: str | None = None) -> list[ModelRecord]:
@@ -140,15 +104,16 @@ class InspectedModels:
     def __init__(self, redis: redis.Redis, settings: StoreSettings) -> None:
         self._redis = redis
         self._settings = settings
-        self._judge = redis.register_script(_JUDGE)
-        self._begin = redis.register_script(_BEGIN)
+        self._end = Script(redis, "uploads/end_inspection")
+        self._begin = Script(redis, "uploads/begin_inspection")
 
     def inspecting(self, model_id: str) -> BlobRef | None:
         """Begin an inspection: the bytes to look at. ``None`` when the model is gone or judged already."""
         record = persist(lambda: self._read(model_id), self._settings.inspect_s)
-        keys = [model_key(model_id), INSPECTING]
-        args: list[str | int] = [model_id, int(time.time() * 1000)]
-        if record is None or not persist(lambda: self._begin(keys=keys, args=args), self._settings.inspect_s):
+        keys, now_ms = [model_key(model_id), INSPECTING], int(time.time() * 1000)
+        if record is None or not persist(
+            lambda: self._begin(keys, id=model_id, now_ms=now_ms), self._settings.inspect_s
+        ):
             return None
         return record.blob
 
@@ -196,5 +161,5 @@ class InspectedModels:
         return ModelRecord.of(cast(list[bytes | None], self._redis.hmget(model_key(model_id), ModelRecord.FIELDS)))
 
     def _judged(self, model_id: str, fields: dict[str, str]) -> bool:
-        keys, args = [model_key(model_id), INSPECTING], [model_id, *flat(fields)]
-        return bool(persist(lambda: self._judge(keys=keys, args=args), self._settings.inspect_s))
+        keys = [model_key(model_id), INSPECTING]
+        return bool(persist(lambda: self._end(keys, id=model_id, fields=fields), self._settings.inspect_s))

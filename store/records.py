@@ -7,15 +7,15 @@ and a concatenation, and Lua never encodes JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from fewbit.resources import FINAL, Dataset, InputSignature, Model, ModelLayer
-from fewbit.spec import JobSpec
-from store.tenants import DEFAULT_TENANT, Tenant
+from fewbit.contract.resources import FINAL, Dataset, InputSignature, Model, ModelLayer
+from fewbit.contract.spec import JobSpec
+from store.tenancy.tenants import DEFAULT_TENANT, Tenant
 
 PREFIX = "fewbit:"
 
@@ -142,7 +142,7 @@ class JobRecord:
         return tuple(ArtifactRecord.model_validate(row) for row in json.loads(self.artifacts_json))
 
     def json(self) -> bytes:
-        """What ``GET /jobs/{id}`` returns (``fewbit.resources.Job``); only the JSON fields could need escaping."""
+        """What ``GET /jobs/{id}`` returns, a ``Job``; only the JSON fields could need escaping."""
         return b'{"id":"%b","status":"%b","spec":%b,"progress":%b,"error":%b,"attempts":%d,"revision":%d,%b}' % (
             self.id.encode(),
             self.status.encode(),
@@ -209,7 +209,7 @@ class ModelRecord:
         return Model.model_validate_json(self.json())
 
     def json(self) -> bytes:
-        """What ``GET /models/{id}`` returns (``fewbit.resources.Model``)."""
+        """What ``GET /models/{id}`` returns (``fewbit.contract.resources.Model``)."""
         return b'{"id":"%b","name":%b,"format":"%b","size":%d,"sha256":"%b","status":"%b",%b,"created_at":%b}' % (
             self.id.encode(),
             self.name_json,
@@ -294,11 +294,6 @@ def encode_ref(ref: BlobRef) -> str:
 
 def decode_ref(text: bytes | None) -> BlobRef | None:
     return None if text is None else BlobRef(*json.loads(text))
-
-
-def flat(fields: Mapping[str, str] | Mapping[str, str | bytes]) -> list[str | bytes]:
-    """``{"a": "1"}`` as Redis takes it: ``["a", "1"]``."""
-    return [part for pair in fields.items() for part in pair]
 
 
 def _text(value: bytes | None) -> str | None:

@@ -108,7 +108,7 @@ def require_redis(settings: StoreSettings) -> None:
 
 def require_blobs(settings: StoreSettings) -> None:
     """Blobs can be written. Raises ``NotReady``."""
-    from store.blobs import Blobs
+    from store.blobs.blob_store import Blobs
 
     try:
         Blobs.of(settings).try_out()

@@ -11,25 +11,15 @@ from typing import Literal, cast, get_args
 
 from redis.asyncio import Redis
 
-from fewbit.resources import FINAL, JobStatus
-from store.blobs import Blobs
-from store.references import drop_references
-from store.tenants import Tenant
+from fewbit.contract.resources import FINAL, JobStatus
+from store.blobs.blob_store import Blobs
+from store.blobs.references import drop_references
+from store.scripts.script import Script
+from store.tenancy.tenants import Tenant
 
 Forgotten = Literal["deleted", "in-use", "none"]
 
 _UNFINISHED = [status for status in get_args(JobStatus) if status not in FINAL]
-
-# KEYS 1 the record, 2 by digest, 3 jobs using it, 4-6 unfinished jobs by status, 7.. indexes. ARGV 1 id
-_SCRIPT = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 'none' end
-for i = 4, 6 do
-  if #redis.call('ZINTER', 2, KEYS[3], KEYS[i]) > 0 then return 'in-use' end
-end
-redis.call('DEL', KEYS[1], KEYS[2])
-for i = 7, #KEYS do redis.call('ZREM', KEYS[i], ARGV[1]) end
-return 'deleted'
-"""
 
 
 class Forget:
@@ -39,7 +29,7 @@ class Forget:
         self._redis = redis
         self._blobs = blobs
         self._tenant = tenant
-        self._script = redis.register_script(_SCRIPT)
+        self._script = Script(redis, "uploads/delete")
 
     async def __call__(
         self, upload_id: str, sha256: str, record: str, by_sha256: str, indexes: Sequence[str]
@@ -47,7 +37,7 @@ class Forget:
         """Delete the record, and the bytes if nothing else needs them."""
         busy = [self._tenant.jobs_by_status(status) for status in _UNFINISHED]
         keys = [record, by_sha256, self._tenant.jobs_using(upload_id), *busy, *indexes]
-        answer = cast(Forgotten, (await self._script(keys=keys, args=[upload_id])).decode())
+        answer = cast(Forgotten, (await self._script(keys, id=upload_id)).decode())
         if answer == "deleted":
             await drop_references(self._redis, self._blobs, self._tenant, upload_id, [sha256])
         return answer

@@ -13,16 +13,17 @@ from store.settings import StoreSettings
 
 HERE = Path(__file__).parent
 ALONE = (  # they measure time or memory, or run gateway and workers with all cores: `make test` runs them one by one
-    "e2e", "local", "store/test_outages.py", "service/test_tenants.py", "service/test_hostile_requests.py",
-    "service/test_slow_clients.py", "service/test_webhooks.py", "store/test_rates.py",
-    "workers/test_celery.py", "workers/test_supervisor.py", "workers/test_watch.py", "workers/engine/test_memory.py",
-    "fewbit/test_page.py",
+    "e2e", "local", "store/test_outages.py", "service/test_tenants.py", "service/http/test_hostile_requests.py",
+    "service/http/test_slow_clients.py", "service/webhooks/test_webhooks.py", "store/test_rates.py",
+    "workers/test_celery.py", "workers/test_supervisor.py", "workers/sandbox/test_child.py",
+    "workers/engine/measurement/test_memory.py", "fewbit/test_page.py",
+    "service/pages/test_docs_page.py",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests in ``ALONE``."""
-    alone = {HERE / each for each in ALONE}
+    alone = {HERE / path for path in ALONE}
     for item in items:
         if alone & {item.path, *item.path.parents}:
             item.add_marker("alone")

@@ -1,7 +1,7 @@
-"""The thread that talks to Redis while a job runs: renews the lease, relays progress, brings news of a cancel.
+"""The thread that talks to Redis while a job runs: it renews the lease, relays progress, and notices a cancel.
 
-It is a thread because Redis may be away for a while: the watcher must go on reading the child's pipes and its clock
-meanwhile, and the child goes on computing.
+It is a thread because Redis may be away for a while. Meanwhile the child goes on computing, and the watcher must go on
+reading its pipes and keeping its deadline.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, Self
 
 import structlog
 
-from store.leases import Claim, Leases, LostLease
+from store.jobs.leases import Claim, Leases, LostLease
 
 log = structlog.get_logger()
 
-_LOOK_EVERY_S = 0.25  # how long a cancel may go unseen; one small read
+_POLL_S = 0.25  # a cancel is noticed after this time; a poll is one small read
 
 
 class Canceled(Exception):
@@ -26,15 +26,15 @@ class Canceled(Exception):
 
 
 class Heartbeat:
-    """``with Heartbeat(leases, claim) as heartbeat``: the lease is kept until the end of the block, and all that was
+    """``with Heartbeat(leases, claim) as heartbeat``: the lease is kept until the end of the block, and everything
     relayed is in Redis by then, unless the lease is lost."""
 
     def __init__(self, leases: Leases, claim: Claim) -> None:
         self._leases = leases
         self._claim = claim
-        self._ending = threading.Event()
-        self._news = threading.Event()
-        self._bad_news: Exception | None = None
+        self._ended = threading.Event()
+        self._wake_up = threading.Event()
+        self._error: Exception | None = None
         self._progress: tuple[str, float] | None = None
         self._logs: deque[str] = deque(maxlen=100)
         self._renew_at = 0.0
@@ -47,50 +47,50 @@ class Heartbeat:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ending.set()
-        self._news.set()
+        self._ended.set()
+        self._wake_up.set()
         self._thread.join()
 
-    def hear(self, kind: str, value: Any) -> None:
-        """What the child said. Of progress only the latest counts, of logs the last hundred."""
+    def relay(self, kind: str, value: Any) -> None:
+        """Pass a child's message on to Redis, soon: of progress only the latest, of logs the last hundred."""
         if kind == "progress":
             self._progress = value
         else:
             self._logs.append(value)
-        self._news.set()
+        self._wake_up.set()
 
     def check(self) -> None:
-        """Raises ``Canceled`` or ``LostLease`` once that is known."""
-        if self._bad_news is not None:
-            raise self._bad_news
+        """Raises ``Canceled`` or ``LostLease`` as soon as the thread knows of it."""
+        if self._error is not None:
+            raise self._error
 
     def _run(self) -> None:
         try:
-            while not self._ending.is_set():
+            while not self._ended.is_set():
                 self._beat()
-                self._news.wait(_LOOK_EVERY_S)
-                self._news.clear()
-            self._relay()
+                self._wake_up.wait(_POLL_S)
+                self._wake_up.clear()
+            self._write_messages()
         except Exception as error:
             if not isinstance(error, (Canceled, LostLease)):
                 log.exception("heartbeat failed")
                 error = LostLease(str(error))
-            self._bad_news = error
+            self._error = error
 
     def _beat(self) -> None:
-        self._relay()
+        self._write_messages()
         if self._status() == "canceling":
             raise Canceled
 
     def _status(self) -> str:
-        """Renewing writes, to a file that is synced: only when it is time."""
+        """Renew the lease when that is due, read it otherwise: a renewal is a write that Redis syncs to disk."""
         now = time.monotonic()
         if now < self._renew_at:
             return self._leases.look(self._claim)
         self._renew_at = now + self._leases.heartbeat_s
         return self._leases.renew(self._claim)
 
-    def _relay(self) -> None:
+    def _write_messages(self) -> None:
         progress, self._progress = self._progress, None
         if progress is not None:
             self._leases.progress(self._claim, *progress)

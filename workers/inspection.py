@@ -1,7 +1,7 @@
-"""One inspection of an upload: scan it, find its inputs and layers, say ``ready`` or ``rejected``.
+"""Inspects one upload: scan it, find its inputs and layers, record it as ``ready`` or ``rejected``.
 
-It has no lease: it takes seconds, two of the same upload come to the same end, and the reaper delivers it again if a
-worker dies over it.
+An inspection has no lease. It takes seconds, two of the same upload end the same, and the reaper delivers it again when
+a worker dies meanwhile.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from dataclasses import dataclass
 import structlog
 from pydantic import ValidationError
 
-from fewbit.problems import JobProblem
-from store.blobs import Blobs
+from fewbit.contract.problems import JobProblem
+from store.blobs.blob_store import Blobs
 from store.models import InspectedModels
 from store.records import BlobRef
 from workers.engine.task import Inspection
-from workers.forks import ForkServer
+from workers.sandbox.child import run_child
+from workers.sandbox.fork_server import ForkServer
 from workers.scratch import scratch_folder
 from workers.settings import WorkerSettings
-from workers.supervisor import StageFailed, Stopping, order_of, problem_of
-from workers.watch import run_child
+from workers.supervisor import StageFailed, Stopping, job_problem, stage_request
 
 log = structlog.get_logger()
 
@@ -41,7 +41,7 @@ class Inspector:
     stopping: threading.Event
 
     def run(self, model_id: str) -> str:
-        """Inspect the model if it still waits for that. Returns how it ended, for the log."""
+        """Inspect the model if it is not inspected yet. Returns how it ended, for the log."""
         blob = self.models.inspecting(model_id)
         if blob is None:
             return "not waiting"  # deleted, or inspected already
@@ -51,7 +51,7 @@ class Inspector:
             self.deliver(model_id)
             return "handed back"
         except Exception as error:
-            problem = problem_of(error, self.time_limit_s)
+            problem = job_problem(error, self.time_limit_s)
             self.models.reject(model_id, problem)
             return problem.slug
         self.models.ready(model_id, inspection)
@@ -61,13 +61,13 @@ class Inspector:
         deadline = time.monotonic() + self.time_limit_s
         with scratch_folder(self.settings.scratch, model_id) as folder:
             self.blobs.within(blob.tenant).fetch(blob.sha256, folder / "model")
-            order = order_of("inspect", folder, self.settings, deadline)
-            ended = run_child(self.forks, order, deadline, self._check)
-        if ended.failure is not None:
-            log.warning("inspection failed", exit_code=ended.exit_code, last_words=ended.last_words)
-            raise StageFailed(ended.failure)
+            request = stage_request("inspect", folder, self.settings, deadline)
+            outcome = run_child(self.forks, request, deadline, self._check)
+        if outcome.failure is not None:
+            log.warning("inspection failed", exit_code=outcome.exit_code, output_tail=outcome.output_tail)
+            raise StageFailed(outcome.failure)
         try:
-            return Inspection.model_validate((ended.done or {}).get("inspection"))
+            return Inspection.model_validate((outcome.result or {}).get("inspection"))
         except ValidationError as error:
             log.error("unusable inspection", error=str(error))
             raise StageFailed(JobProblem.of("internal-error", "The engine's inspection cannot be read.")) from error

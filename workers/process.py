@@ -6,19 +6,20 @@ import threading
 
 import structlog
 
-from fewbit import capabilities
-from store.blobs import Blobs
+from fewbit.contract import capabilities
+from store.blobs.blob_store import Blobs
+from store.blobs.references import References
 from store.clients import connect
 from store.fleet import Announcer
-from store.leases import Leases
+from store.jobs.leases import Leases
 from store.models import InspectedModels
 from store.queue import Queue
-from store.references import References
 from store.settings import StoreSettings
-from workers import fence, machine
-from workers.forks import ForkServer
+from workers import machine
 from workers.inspection import Inspector
 from workers.reaper import Reaper
+from workers.sandbox import fence
+from workers.sandbox.fork_server import ForkServer
 from workers.scratch import tidy
 from workers.settings import WorkerSettings
 from workers.startup import require_engine, require_environment, require_surroundings

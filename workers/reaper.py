@@ -11,11 +11,11 @@ import time
 
 import structlog
 
-from store.leases import Leases
+from store.blobs.references import References
+from store.jobs.leases import Leases
 from store.models import InspectedModels
 from store.outage import is_outage
 from store.queue import BrokerAway, Queue
-from store.references import References
 
 log = structlog.get_logger()
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from store.stale import stale
+from store.blobs.abandoned import stale
 
 _STALE_S = 26 * 3600  # a job may take a day
 MAX_REPORT_BYTES = 256 << 20

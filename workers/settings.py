@@ -11,7 +11,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from workers import machine
-from workers.fence import Sandbox
+from workers.sandbox.fence import Sandbox
 
 
 class WorkerSettings(BaseSettings):

@@ -19,7 +19,7 @@ from store.startup import (
 
 if TYPE_CHECKING:
     from store.settings import StoreSettings
-    from workers.forks import ForkServer
+    from workers.sandbox.fork_server import ForkServer
     from workers.settings import WorkerSettings
 
 _LOCK = "worker.lock"
@@ -50,7 +50,7 @@ def require_surroundings(store: StoreSettings, settings: WorkerSettings) -> None
 
 def require_engine(forks: ForkServer) -> None:
     """The fork server starts: it has torch and the engine, and has converted a model. Raises ``NotReady``."""
-    from workers.forks import ForkServerLost
+    from workers.sandbox.fork_server import ForkServerLost
 
     try:
         forks.start()
@@ -73,10 +73,10 @@ def require_queues(names: str) -> str:
 
 
 def _require_sandbox(settings: WorkerSettings) -> None:
-    from workers import fence
+    from workers.sandbox import fence
 
     there = fence.support()
-    if settings.sandbox == "required" and not there.stands:
+    if settings.sandbox == "required" and not there.sufficient:
         raise NotReady(
             f"this kernel lacks {'; '.join(there.missing)}. Take one that has Landlock and seccomp, and let the "
             "container use them; or set FEWBIT_SANDBOX=best-effort, for models you trust."

@@ -1,9 +1,9 @@
-"""One job, from its id to its end.
+"""Runs one job, from its id to its end.
 
-    claim -> stage inputs -> convert (first fork) -> verify (second fork, which never saw the model) -> store -> succeed
+    claim -> stage inputs -> convert (a child) -> verify (another child, which never saw the model) -> store -> succeed
 
-Whatever happens in between ends in exactly one of ``succeed``, ``fail``, ``cancel``, ``requeue``, or, when the lease is
-lost, in nothing at all: the job is someone else's by then.
+A job ends exactly once: it succeeds, fails, is canceled, or goes back into its queue. A worker that loses the lease
+writes nothing more, because another worker may run the job by then.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ from pathlib import Path
 import structlog
 from pydantic import ValidationError
 
-from fewbit.problems import JobProblem
-from fewbit.report import Report, ReportArtifact, ReportModel
-from store.blobs import BlobInfo, Blobs
-from store.leases import Claim, Leases, LostLease
+from fewbit.contract.problems import JobProblem
+from fewbit.contract.report import Report, ReportArtifact, ReportModel
+from store.blobs.blob_store import BlobInfo, Blobs
+from store.blobs.references import References
+from store.jobs.leases import Claim, Leases, LostLease
 from store.records import ArtifactRecord, BlobRef
-from store.references import References
-from store.tenants import Tenant
+from store.tenancy.tenants import Tenant
 from workers.engine.task import Task
-from workers.forks import ForkServer, ForkServerLost, Request
 from workers.heartbeat import Canceled, Heartbeat
-from workers.limits import Limits
+from workers.sandbox.child import DeadlinePassed, run_child
+from workers.sandbox.fork_server import ChildRequest, ForkServer, ForkServerLost
+from workers.sandbox.limits import Limits
+from workers.sandbox.usage import LimitExceeded
 from workers.scratch import NotAFile, plain_file, read_report, scratch_folder
 from workers.settings import WorkerSettings
-from workers.watch import DeadlinePassed, TooMuch, run_child
 
 log = structlog.get_logger()
 
-Hold = Callable[[BlobInfo], None]
+HoldBlob = Callable[[BlobInfo], None]
 NOT_OURS = "not ours"
-"""How a job ends here that someone else runs, or nobody any more."""
+"""What ``Supervisor.run`` returns for a job that another worker runs, or that has ended."""
 
 
 class Stopping(Exception):
@@ -55,7 +56,7 @@ class StageFailed(Exception):
 @dataclass(frozen=True)
 class Supervisor:
     """Runs jobs one at a time. ``deliver(job_id, model_bytes)`` sends a job's message again; ``stopping`` is set when
-    the worker is told to leave."""
+    the worker is told to shut down."""
 
     leases: Leases
     blobs: Blobs
@@ -66,30 +67,37 @@ class Supervisor:
     stopping: threading.Event
 
     def run(self, job_id: str) -> str:
-        """Run the job if it is ours to run. Returns how it ended, for the log."""
+        """Run the job if this worker can claim it. Returns how it ended, for the log."""
         claim = self.leases.claim(job_id, self.settings.worker)
         if claim is None:
-            return NOT_OURS  # canceled, or a second delivery of what someone runs already
-        deadline = time.monotonic() + claim.spec.time_limit_s
+            return NOT_OURS  # canceled, or delivered twice and running elsewhere
         try:
-            with scratch_folder(self.settings.scratch, job_id) as folder, self._holding(claim) as hold:
-                with Heartbeat(self.leases, claim) as heartbeat:
-                    self._stage_inputs(claim, folder)
-                    self._run_stage("convert", folder, deadline, heartbeat)
-                    self._run_stage("verify", folder, deadline, heartbeat)
-                    report, artifacts = self._store_results(claim, folder, hold)
-                heartbeat.check()
-                self.leases.succeed(claim, report, artifacts)
+            self._run_claimed(claim)
             return "succeeded"
         except LostLease:
             return "lost"
         except Exception as error:
-            return self._end(claim, error)
+            return self._end_without_success(claim, error)
+
+    def _run_claimed(self, claim: Claim) -> None:
+        deadline = time.monotonic() + claim.spec.time_limit_s
+        with scratch_folder(self.settings.scratch, claim.job_id) as folder, self._hold_artifacts(claim) as hold:
+            with Heartbeat(self.leases, claim) as heartbeat:
+                self._stage_inputs(claim, folder)
+                self._run_stage("convert", folder, deadline, heartbeat)
+                self._run_stage("verify", folder, deadline, heartbeat)
+                report, artifacts = self._store_results(claim, folder, hold)
+            heartbeat.check()
+            self.leases.succeed(claim, report, artifacts)
+
+    def _hold_artifacts(self, claim: Claim) -> AbstractContextManager[HoldBlob]:
+        """Until the job has succeeded and owns its artifacts, this attempt keeps them from being swept."""
+        return self.references.holding(Tenant(claim.model.tenant), f"{claim.job_id}/{claim.token}")
 
     def _stage_inputs(self, claim: Claim, folder: Path) -> None:
-        """The uploads' bytes and the task, as the engine expects them."""
-        names = {"model": claim.model, "calibration": claim.calibration, "evaluation": claim.evaluation}
-        for name, ref in names.items():
+        """Put the uploads and the task where the engine expects them."""
+        uploads = {"model": claim.model, "calibration": claim.calibration, "evaluation": claim.evaluation}
+        for name, ref in uploads.items():
             if ref is not None:
                 self.blobs.within(ref.tenant).fetch(ref.sha256, folder / name)
         task = Task(
@@ -97,8 +105,8 @@ class Supervisor:
             model=ReportModel(id=claim.model.id, sha256=claim.model.sha256, format=claim.model.format),
             model_size=claim.model.size,
             spec=claim.spec,
-            calibration=_name("calibration", claim.calibration),
-            evaluation=_name("evaluation", claim.evaluation),
+            calibration=_file_name("calibration", claim.calibration),
+            evaluation=_file_name("evaluation", claim.evaluation),
             threads=self.settings.threads,
         )
         task.write(folder)
@@ -109,18 +117,14 @@ class Supervisor:
             if self.stopping.is_set():
                 raise Stopping
 
-        order = order_of(stage, folder, self.settings, deadline)
-        ended = run_child(self.forks, order, deadline, check, heartbeat.hear)
-        if ended.failure is not None:
-            log.warning("stage failed", stage=stage, exit_code=ended.exit_code, last_words=ended.last_words)
-            raise StageFailed(ended.failure)
+        request = stage_request(stage, folder, self.settings, deadline)
+        outcome = run_child(self.forks, request, deadline, check, heartbeat.relay)
+        if outcome.failure is not None:
+            log.warning("stage failed", stage=stage, exit_code=outcome.exit_code, output_tail=outcome.output_tail)
+            raise StageFailed(outcome.failure)
 
-    def _holding(self, claim: Claim) -> AbstractContextManager[Hold]:
-        """Artifacts are this attempt's until the job has them, which it only has once it has succeeded."""
-        return self.references.holding(Tenant(claim.model.tenant), f"{claim.job_id}/{claim.token}")
-
-    def _store_results(self, claim: Claim, folder: Path, hold: Hold) -> tuple[bytes, list[ArtifactRecord]]:
-        """The report's bytes, and its artifacts, which are blobs from here on."""
+    def _store_results(self, claim: Claim, folder: Path, hold: HoldBlob) -> tuple[bytes, list[ArtifactRecord]]:
+        """Store the artifacts as blobs. Returns the report's bytes and the artifacts' records."""
         body = read_report(folder)
         report = Report.model_validate_json(body)
         if report.job != claim.job_id:
@@ -128,14 +132,14 @@ class Supervisor:
         blobs = self.blobs.within(claim.model.tenant)
         return body, [self._store_artifact(blobs, folder / "out", artifact, hold) for artifact in report.artifacts]
 
-    def _store_artifact(self, blobs: Blobs, folder: Path, artifact: ReportArtifact, hold: Hold) -> ArtifactRecord:
+    def _store_artifact(self, blobs: Blobs, folder: Path, artifact: ReportArtifact, hold: HoldBlob) -> ArtifactRecord:
         stored = blobs.put_file(plain_file(folder, artifact.name), hold)
         if (stored.sha256, stored.size) != (artifact.sha256, artifact.size):
             raise NotAFile(f"{artifact.name!r} changed after it was verified")
         return ArtifactRecord(name=artifact.name, kind=artifact.kind, size=stored.size, sha256=stored.sha256)
 
-    def _end(self, claim: Claim, error: Exception) -> str:
-        """Every way to end but success. Raises nothing that the lease does not."""
+    def _end_without_success(self, claim: Claim, error: Exception) -> str:
+        """Cancel, requeue or fail the job, by what ``error`` says. Returns how it ended."""
         try:
             match error:
                 case Canceled():
@@ -146,17 +150,17 @@ class Supervisor:
                     self.deliver(claim.job_id, claim.model.size)
                     return "requeued"
                 case _:
-                    problem = problem_of(error, claim.spec.time_limit_s)
+                    problem = job_problem(error, claim.spec.time_limit_s)
                     self.leases.fail(claim, problem)
                     return problem.slug
         except LostLease:
             return "lost"
 
 
-def order_of(stage: str, folder: Path, settings: WorkerSettings, deadline: float) -> Request:
-    """What one child is asked to do, and what it may take: by the inputs that lie in its folder."""
-    inputs = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    limits = Limits.of(inputs, settings.threads, max(0.0, deadline - time.monotonic()))
+def stage_request(stage: str, folder: Path, settings: WorkerSettings, deadline: float) -> ChildRequest:
+    """What a child is asked to do, and how much it may take, which depends on the size of its inputs in ``folder``."""
+    input_bytes = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    limits = Limits.of(input_bytes, settings.threads, max(0.0, deadline - time.monotonic()))
     return {
         "stage": stage,
         "folder": str(folder),
@@ -166,12 +170,10 @@ def order_of(stage: str, folder: Path, settings: WorkerSettings, deadline: float
     }
 
 
-def problem_of(error: Exception, time_limit_s: float) -> JobProblem:
-    """The problem of the catalogue that tells what ``error`` means for the job."""
+def job_problem(error: Exception, time_limit_s: float) -> JobProblem:
+    """The problem that a job ends in when it raises ``error``."""
     match error:
-        case StageFailed():
-            return error.problem
-        case TooMuch():
+        case StageFailed() | LimitExceeded():
             return error.problem
         case DeadlinePassed():
             return JobProblem.of("time-limit-exceeded", f"The engine was stopped after {time_limit_s:g} s.")
@@ -187,5 +189,5 @@ def problem_of(error: Exception, time_limit_s: float) -> JobProblem:
             return JobProblem.of("internal-error", f"The worker failed: {type(error).__name__}.")
 
 
-def _name(name: str, ref: BlobRef | None) -> str | None:
+def _file_name(name: str, ref: BlobRef | None) -> str | None:
     return None if ref is None else name

@@ -48,14 +48,14 @@ def _table(name: str, folder: Path) -> Table:
 
 def _with_alone(entry: Entry, name: str, folder: Path) -> Entry:
     times = run_alone(name, folder, entry.route.name)
-    return dataclasses.replace(entry, alone={label: Turns(**each) for label, each in times.items()})
+    return dataclasses.replace(entry, alone={label: Turns(**round_times) for label, round_times in times.items()})
 
 
 def _alone(name: str, folder: Path, route: str) -> dict[str, dict[str, float]]:
     chosen = CONTESTS[name]
-    found = next(each for each in chosen.routes if each.name == route)
+    found = next(candidate for candidate in chosen.routes if candidate.name == route)
     times = time_alone(chosen.source(), found, folder)
-    return {label: dataclasses.asdict(each) for label, each in times.items()}
+    return {label: dataclasses.asdict(round_times) for label, round_times in times.items()}
 
 
 def _import_peers() -> None:

@@ -39,7 +39,7 @@ def contest(source: Source, routes: Iterable[Route], folder: Path) -> list[Entry
     turns = {label: take_turns({name: partial(run, inputs) for name, run in runs.items()})
              for label, inputs in source.timed.items()}  # fmt: skip
     return [
-        replace(entry, turns={label: each[entry.route.name] for label, each in turns.items()})
+        replace(entry, turns={label: turn[entry.route.name] for label, turn in turns.items()})
         if entry.route.name in runs
         else entry
         for entry in entries

@@ -17,8 +17,8 @@ from benchmarks.peers.route import Route
 from benchmarks.peers.source import CALIBRATION_BATCH, Array, Run, Source
 from benchmarks.peers.torch_routes import run_of
 from benchmarks.peers.turns import THREADS
-from fewbit.report import ReportModel
-from fewbit.spec import JobSpec, ReportParts
+from fewbit.contract.report import ReportModel
+from fewbit.contract.spec import JobSpec, ReportParts
 from service.jobs.support import unsupported
 from workers.engine.pipeline import convert, verify
 from workers.engine.task import Task

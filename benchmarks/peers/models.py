@@ -22,7 +22,7 @@ def encoder_with_outliers() -> Source:
     """The same with 1 % of the channels of every LayerNorm but the last 30 times larger. The last one's would be the
     output, and their power all of its power."""
     bert = _bert()
-    norms = [each for each in bert.modules() if isinstance(each, nn.LayerNorm)]
+    norms = [submodule for submodule in bert.modules() if isinstance(submodule, nn.LayerNorm)]
     for norm in norms[:-1]:
         planted = torch.randperm(len(norm.weight))[: round(OUTLIER_SHARE * len(norm.weight))]
         norm.weight.data[planted] *= OUTLIER_GAIN
@@ -98,7 +98,7 @@ def _bert() -> nn.Module:
         vocab_size=VOCABULARY, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
     )
     bert: nn.Module = BertModel(config, add_pooling_layer=False)
-    for norm in (each for each in bert.modules() if isinstance(each, nn.LayerNorm)):
+    for norm in (submodule for submodule in bert.modules() if isinstance(submodule, nn.LayerNorm)):
         norm.weight.data = torch.exp(0.2 * torch.randn_like(norm.weight))  # mild: half of them within 13 % of 1
     return bert.eval()
 

@@ -43,16 +43,16 @@ class Source:
         yield from _batches(self.evaluation)
 
     def named(self, inputs: Inputs) -> dict[str, Array]:
-        return {name: each.numpy() for name, each in zip(self.names, inputs, strict=True)}
+        return {name: value.numpy() for name, value in zip(self.names, inputs, strict=True)}
 
 
 def _batches(inputs: Inputs) -> Iterator[Inputs]:
-    yield from zip(*(torch.split(each, CALIBRATION_BATCH) for each in inputs), strict=True)
+    yield from zip(*(torch.split(value, CALIBRATION_BATCH) for value in inputs), strict=True)
 
 
 def save_float(source: Source, folder: Path) -> None:
     """The float model in the two forms that peers read: ``float.pt2`` and ``float.onnx``, batch (and length) free."""
-    example = tuple(each[:2].clone() for each in source.calibration)  # a view would take all samples into the file
+    example = tuple(inputs[:2].clone() for inputs in source.calibration)  # a view would take all samples into the file
     bounds = {axis: torch.export.Dim(name, min=low, max=high) for axis, (name, low, high) in source.dynamic.items()}
     free = dict.fromkeys(source.dynamic, torch.export.Dim.DYNAMIC)
     with torch.no_grad():

@@ -119,7 +119,7 @@ def table_of_closeness(name: str, folder: Path) -> Table:
     """Table 4: decibels only."""
     chosen = CONTESTS[name]
     entries = contest(_untimed(chosen.source()), chosen.routes, folder)
-    rows = [(each.route.name, "-" if each.failed else _decibels(each.sqnr_db), each.remark) for each in entries]
+    rows = [(entry.route.name, "-" if entry.failed else _decibels(entry.sqnr_db), entry.remark) for entry in entries]
     return Table(chosen.title, chosen.caption, ("", "SQNR dB", ""), rows)
 
 
@@ -143,7 +143,7 @@ def table_of_quantizing(folder: Path) -> Table:
         save_float(source, at)
         save_fixed(source, at)
         times = [_best(ready, source, at) for ready in QUANTIZING.values()]
-        columns[source.name] = [_seconds(each, times[2:] if index < 2 else ()) for index, each in enumerate(times)]
+        columns[source.name] = [_seconds(time, times[2:] if index < 2 else ()) for index, time in enumerate(times)]
     rows = [(name, *(cells[index] for cells in columns.values())) for index, name in enumerate(QUANTIZING)]
     caption = (
         f"Imports and data in memory or on disk before; the best of {REPEATS}; the same 128 samples for all that "
@@ -173,7 +173,7 @@ def _best(ready: Ready, source: Source, folder: Path) -> float | str:
 def _seconds(time: float | str, rivals: Sequence[float | str]) -> str:
     if isinstance(time, str):
         return time
-    ratios = ", ".join("-" if isinstance(each, str) else f"{time / each:.2f}" for each in rivals)
+    ratios = ", ".join("-" if isinstance(rival, str) else f"{time / rival:.2f}" for rival in rivals)
     return f"{time:.2f} ({ratios})" if ratios else f"{time:.2f}"
 
 
@@ -196,18 +196,20 @@ def _row(entry: Entry, base: Entry, float_size: int, labels: tuple[str, ...], fi
 
 
 def _busy(entries: Sequence[Entry]) -> str:
-    turns = [each for entry in entries for each in (*entry.turns.values(), *entry.alone.values())]
-    worst = max((each.others for each in turns), default=0.0)
+    turns = [times for entry in entries for times in (*entry.turns.values(), *entry.alone.values())]
+    worst = max((turn.others for turn in turns), default=0.0)
     return f"Other processes kept up to {worst:.1f} cores busy meanwhile."
 
 
 def _against(chosen: Contest, entries: Sequence[Entry]) -> str:
     """By how much the last route is slower than its rival, or faster, and why."""
-    rival, ours = (next(each for each in entries if each.route == route) for route in (chosen.rival, chosen.routes[-1]))
+    rival, ours = (
+        next(entry for entry in entries if entry.route == route) for route in (chosen.rival, chosen.routes[-1])
+    )
     if rival.failed or ours.failed:
         return ""
     pairs = [(label, ours.turns[label], rival.turns[label]) for label in ours.turns]
-    pairs += [("alone", *(next(iter(each.alone.values())) for each in (ours, rival)))]
+    pairs += [("alone", *(next(iter(entry.alone.values())) for entry in (ours, rival)))]
     ratios = ", ".join(f"{mine.p50 / theirs.p50:.2f} at {label}" for label, mine, theirs in pairs)
     return f"\n{ours.route.name} / {rival.route.name}: {ratios}. {chosen.why}".replace("at alone", "alone")
 

@@ -47,7 +47,7 @@ def take_turns(calls: Mapping[str, Callable[[], object]]) -> dict[str, Turns]:
         for name, call in calls.items():
             times[name].append(_turn(call))
     others = clock.others(Clock.now())
-    return {name: Turns(float(np.median(each)), min(each), others) for name, each in times.items()}
+    return {name: Turns(float(np.median(turn_times)), min(turn_times), others) for name, turn_times in times.items()}
 
 
 def _turn(call: Callable[[], object]) -> float:

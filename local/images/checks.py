@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy
 import torch
 
-from fewbit.client import Client
-from fewbit.report import Report
+from fewbit.client.client import Client
+from fewbit.contract.report import Report
 from local import demo, digits
 from local.images import wheel
 from local.images.composed import SERVICES, Composed, until

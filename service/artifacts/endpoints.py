@@ -8,12 +8,12 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse, StreamingResponse
 
-from fewbit.resources import Artifact
+from fewbit.contract.resources import Artifact
 from service.artifacts.ranges import requested_range
-from service.documents import DOWNLOAD, ArtifactList, documents
+from service.context import context_of
+from service.http.openapi_operations import DOWNLOAD, ArtifactList, documents
+from service.http.problems import NotFound
 from service.jobs.endpoints import known_job, not_modified
-from service.parts import parts_of
-from service.problems import NotFound
 from store.records import ArtifactRecord, JobRecord
 
 router = APIRouter(tags=["artifacts"])
@@ -23,7 +23,7 @@ FILE_HEADERS = ("ETag", "Repr-Digest", "Accept-Ranges", "Content-Disposition")
 @router.get("/jobs/{job_id:id}/artifacts", **documents("list_artifacts", {200: ArtifactList}, ("not-found",)))
 async def list_artifacts(request: Request, job_id: str) -> Response:
     """The files of a job; none until it has succeeded."""
-    job = await known_job(parts_of(request), job_id)
+    job = await known_job(context_of(request), job_id)
     listed = [described(job, each).model_dump(mode="json") for each in job.artifacts]
     return JSONResponse({"artifacts": listed})
 
@@ -41,8 +41,8 @@ async def list_artifacts(request: Request, job_id: str) -> Response:
 )
 async def download_artifact(request: Request, job_id: str, name: str) -> Response:
     """One file. Its ETag and `Repr-Digest` are its SHA-256, so an interrupted download can go on where it stopped."""
-    parts = parts_of(request)
-    artifact = named(await known_job(parts, job_id), name)
+    context = context_of(request)
+    artifact = named(await known_job(context, job_id), name)
     headers = file_headers(artifact)
     if not_modified(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
@@ -54,7 +54,7 @@ async def download_artifact(request: Request, job_id: str, name: str) -> Respons
     status = 206 if wanted else 200
     if request.scope["head"]:
         return Response(None, status, headers, artifact.media_type)
-    return StreamingResponse(parts.blobs.stream(artifact.sha256, start, end), status, headers, artifact.media_type)
+    return StreamingResponse(context.blobs.stream(artifact.sha256, start, end), status, headers, artifact.media_type)
 
 
 def named(job: JobRecord, name: str) -> ArtifactRecord:

@@ -6,7 +6,7 @@ import re
 
 from starlette.requests import Request
 
-from service.problems import RangeNotSatisfiable
+from service.http.problems import RangeNotSatisfiable
 
 _ONE_RANGE = re.compile(r"bytes=\s*(\d{0,20})\s*-\s*(\d{0,20})\s*\Z", re.IGNORECASE)
 

@@ -8,13 +8,13 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
-from fewbit.problems import FieldError
-from service.answers import LONGEST_PAGE
-from service.documents import documents
-from service.entries import is_entry_id
-from service.parts import parts_of
-from service.problems import InvalidRequest
-from store.audit import page
+from fewbit.contract.problems import FieldError
+from service.context import context_of
+from service.http.answers import LONGEST_PAGE
+from service.http.ids import is_stream_entry_id
+from service.http.openapi_operations import documents
+from service.http.problems import InvalidRequest
+from store.tenancy.audit import page
 
 router = APIRouter(tags=["service"])
 
@@ -47,8 +47,8 @@ async def get_audit(
 ) -> Response:
     """Who did what: every request of your tenant that would change something or take a result away, refusals, and what
     was done to its keys. For keys of scope `admin`."""
-    parts = parts_of(request)
-    entries = await page(parts.redis, parts.tenant, limit + 1, checked(cursor))
+    context = context_of(request)
+    entries = await page(context.redis, context.tenant, limit + 1, checked(cursor))
     shown = [AuditLine.model_validate({"id": each.id, **each.fields}) for each in entries[:limit]]
     following = shown[-1].id if len(entries) > limit else None
     return JSONResponse(AuditPage(entries=tuple(shown), next=following).model_dump(mode="json"))
@@ -57,7 +57,7 @@ async def get_audit(
 def checked(cursor: str | None) -> str | None:
     """Raises ``InvalidRequest``."""
     nothing_before = cursor is not None and set(cursor) == {"0", "-"}
-    if cursor is None or (is_entry_id(cursor) and "-" in cursor and not nothing_before):
+    if cursor is None or (is_stream_entry_id(cursor) and "-" in cursor and not nothing_before):
         return cursor
     message = "cursor is not one this list has given out. Take it from `next`."
     raise InvalidRequest([FieldError(pointer="/query/cursor", code="unknown-cursor", message=message)])

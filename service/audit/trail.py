@@ -10,9 +10,9 @@ import structlog
 from redis.exceptions import RedisError
 from starlette.types import Message, Scope, Send
 
-from service.parts import Parts
-from store.audit import appended
+from service.context import ServiceContext
 from store.records import now_iso
+from store.tenancy.audit import appended
 
 log = structlog.get_logger("fewbit.audit")
 TAKEN_AWAY = ("download_artifact", "get_report", "get_audit")
@@ -20,7 +20,7 @@ LONGEST_OBJECT = 200
 
 
 class Named(Protocol):
-    """What is known of the caller (``service.auth.Caller``)."""
+    """What is known of the caller (``service.keys.authentication.Caller``)."""
 
     @property
     def tenant(self) -> str: ...
@@ -31,8 +31,8 @@ class Named(Protocol):
 class Trail:
     """One request's part of the log."""
 
-    def __init__(self, parts: Parts, scope: Scope, caller: Named) -> None:
-        self._parts = parts
+    def __init__(self, context: ServiceContext, scope: Scope, caller: Named) -> None:
+        self._context = context
         self._scope = scope
         self._caller = caller
 
@@ -72,7 +72,7 @@ class Trail:
         }
         log.info("audit", tenant=self._caller.tenant, **entry)
         try:
-            await self._parts.redis.xadd(**appended(self._caller.tenant, entry))
+            await self._context.redis.xadd(**appended(self._caller.tenant, entry))
         except (RedisError, OSError) as error:  # the line above is there; the answer must not depend on this one
             log.warning("audit entry not stored", request_id=entry["request_id"], error=type(error).__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fewbit.problems import FieldError
+from fewbit.contract.problems import FieldError
 
 MAX_ARRAYS = 1000
 MAX_NAME = 256

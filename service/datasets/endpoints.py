@@ -7,16 +7,16 @@ from typing import Annotated
 from anyio import to_thread
 from fastapi import APIRouter, Query, Request, Response
 
-from fewbit.problems import FieldError
-from fewbit.resources import Dataset
-from service.answers import LONGEST_PAGE, decode_cursor, json_answer, nothing, page_answer
+from fewbit.contract.problems import FieldError
+from fewbit.contract.resources import Dataset
+from service.context import context_of
 from service.datasets.declared import Unreadable
 from service.datasets.reading import Contents, read
-from service.documents import UPLOAD, DatasetPage, documents
-from service.idempotency import once
-from service.parts import parts_of
-from service.problems import InUse, InvalidDataset, NotFound
-from service.uploads import Upload, at_hand, received
+from service.http.answers import LONGEST_PAGE, decode_cursor, json_answer, nothing, page_answer
+from service.http.idempotency import once
+from service.http.openapi_operations import UPLOAD, DatasetPage, documents
+from service.http.problems import InUse, InvalidDataset, NotFound
+from service.uploads.receive import Upload, at_hand, received
 
 router = APIRouter(tags=["datasets"])
 
@@ -40,17 +40,17 @@ UPLOAD_PROBLEMS = (
 async def upload_dataset(request: Request, name: str | None = None) -> Response:  # noqa: ARG001  # read by received()
     """Upload a `.npz` or `.safetensors` of named arrays whose first axis counts samples. An array named like an
     argument of the model's `forward` is that input; `labels` is the label. Nothing in the file is ever unpickled."""
-    parts = parts_of(request)
+    context = context_of(request)
 
     async def answer() -> Response:
         found = await contents_of(request, upload)
-        dataset, created = await parts.datasets.create_or_get(
+        dataset, created = await context.datasets.create_or_get(
             upload.blob, upload.name, found.format, found.samples, found.arrays
         )
         location = {"Location": f"/datasets/{dataset.dataset.id}"}
         return json_answer(dataset.json(), 201 if created else 200, location)
 
-    async with received(request, parts.settings.max_dataset_bytes, look_at_dataset) as upload:
+    async with received(request, context.settings.max_dataset_bytes, look_at_dataset) as upload:
         return await once(request, upload.blob.sha256, answer)
 
 
@@ -59,14 +59,14 @@ async def list_datasets(
     request: Request, limit: Annotated[int, Query(ge=1, le=LONGEST_PAGE)] = 50, cursor: str | None = None
 ) -> Response:
     """Every dataset, newest first."""
-    datasets = await parts_of(request).datasets.page(limit + 1, decode_cursor(cursor, "dst"))
+    datasets = await context_of(request).datasets.page(limit + 1, decode_cursor(cursor, "dst"))
     return page_answer(request, "datasets", datasets, limit, datasets[:limit][-1].dataset.id if datasets else None)
 
 
 @router.get("/datasets/{dataset_id:id}", **documents("get_dataset", {200: Dataset}, ("not-found",)))
 async def get_dataset(request: Request, dataset_id: str) -> Response:
     """One dataset, with its arrays."""
-    dataset = await parts_of(request).datasets.get(dataset_id)
+    dataset = await context_of(request).datasets.get(dataset_id)
     if dataset is None:
         raise NotFound(f"There is no dataset {dataset_id}.")
     return json_answer(dataset.json())
@@ -77,7 +77,7 @@ async def get_dataset(request: Request, dataset_id: str) -> Response:
 )
 async def delete_dataset(request: Request, dataset_id: str) -> Response:
     """Forget a dataset and its bytes."""
-    match await parts_of(request).datasets.delete(dataset_id):
+    match await context_of(request).datasets.delete(dataset_id):
         case "none":
             raise NotFound(f"There is no dataset {dataset_id}.")
         case "in-use":
@@ -87,7 +87,7 @@ async def delete_dataset(request: Request, dataset_id: str) -> Response:
 
 async def contents_of(request: Request, upload: Upload) -> Contents:
     """What is in the file, read in a thread. Raises ``InvalidDataset``."""
-    limit = parts_of(request).settings.max_unpacked_dataset_bytes
+    limit = context_of(request).settings.max_unpacked_dataset_bytes
     try:
         async with at_hand(request, upload) as path:
             return await to_thread.run_sync(read, path, limit)

@@ -15,8 +15,8 @@ from typing import IO, Any, Literal, Protocol
 
 import numpy as np
 
-from fewbit.problems import FieldError
-from fewbit.resources import ArraySignature
+from fewbit.contract.problems import FieldError
+from fewbit.contract.resources import ArraySignature
 from service.datasets import npz, safetensors
 from service.datasets.declared import Declared, Unreadable, at
 

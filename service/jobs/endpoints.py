@@ -10,24 +10,24 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import StreamingResponse
 
-from fewbit.faces.markdown import report_markdown
-from fewbit.faces.report_page import report_page
-from fewbit.problems import FieldError
-from fewbit.report import Report
-from fewbit.resources import Job, JobStatus
-from service.answers import JSON, LONGEST_PAGE, chosen_type, decode_cursor, json_answer, nothing, page_answer
+from fewbit.contract.problems import FieldError
+from fewbit.contract.report import Report
+from fewbit.contract.resources import Job, JobStatus
+from fewbit.rendering.html.report_page import report_page
+from fewbit.rendering.markdown import report_markdown
+from service.context import ServiceContext, context_of
 from service.delivery import deliver
-from service.documents import EVENT_STREAM, EventPage, JobPage, Unfinished, documents
-from service.entries import is_entry_id
-from service.faces import HTML, Format, base_of, chosen_face, face_answer, faces_of
-from service.idempotency import once
+from service.http.answers import JSON, LONGEST_PAGE, chosen_type, decode_cursor, json_answer, nothing, page_answer
+from service.http.idempotency import once
+from service.http.ids import is_stream_entry_id
+from service.http.openapi_operations import EVENT_STREAM, EventPage, JobPage, Unfinished, documents
+from service.http.preferences import preferred_wait
+from service.http.problems import InvalidRequest, JobFinal, JobNotFinal, NoReport, NotFound, QuotaExceeded
+from service.http.report_formats import HTML, Format, base_of, chosen_face, face_answer, faces_of
 from service.jobs.events import SSE, event_page, event_stream
 from service.jobs.spec import read_spec, spec_body
 from service.jobs.validation import unknown_upload, validated
-from service.parts import Parts, parts_of
-from service.preferences import preferred_wait
-from service.problems import InvalidRequest, JobFinal, JobNotFinal, NoReport, NotFound, QuotaExceeded
-from store.jobs import Missing, QueueFull
+from store.jobs.job_store import Missing, QueueFull
 from store.records import JobRecord, NewJob
 
 router = APIRouter(tags=["jobs"])
@@ -54,17 +54,17 @@ SPEC = {"required": True, "content": {JSON: {"schema": {"$ref": "#/components/sc
 async def create_job(request: Request) -> Response:
     """Queue a job. A spec that cannot work is refused now, with every field at fault. With `Prefer: wait=N` the answer
     is 200 and the finished job if it ends in time."""
-    parts = parts_of(request)
+    context = context_of(request)
     body = await spec_body(request)
 
     async def answer() -> Response:
-        new = await validated(read_spec(body), parts)
-        return accepted(await queued(parts, new))
+        new = await validated(read_spec(body), context)
+        return accepted(await queued(context, new))
 
     response = await once(request, sha256(body).hexdigest(), answer)
     if response.status_code == 202 and (seconds := preferred_wait(request)):
         job_id = response.headers["Location"].rsplit("/", 1)[-1]
-        job = await ended(parts, job_id, seconds)
+        job = await ended(context, job_id, seconds)
         return accepted(job) if job else response
     return response
 
@@ -81,7 +81,7 @@ async def list_jobs(
 ) -> Response:
     """Jobs, newest first; all filters must hold."""
     name, _, value = (label or "").partition("=")
-    jobs = await parts_of(request).jobs.page(
+    jobs = await context_of(request).jobs.page(
         limit + 1,
         after=decode_cursor(cursor, "job"),
         status=status,
@@ -104,8 +104,8 @@ async def list_jobs(
 )
 async def get_job(request: Request, job_id: str) -> Response:
     """One job. `Retry-After` says when to look again, until it has ended; `Prefer: wait=N` waits for the end."""
-    parts, seconds = parts_of(request), preferred_wait(request)
-    job = await (ended(parts, job_id, seconds) if seconds else parts.jobs.get(job_id))
+    context, seconds = context_of(request), preferred_wait(request)
+    job = await (ended(context, job_id, seconds) if seconds else context.jobs.get(job_id))
     if job is None:
         raise unknown_job(job_id)
     headers = job_headers(job)
@@ -127,12 +127,12 @@ async def get_job(request: Request, job_id: str) -> Response:
 async def get_report(request: Request, job_id: str, format: Format = None) -> Response:
     """The report: 202 until the job has ended. A job that failed or was canceled has none: 409, with its `error`.
     As JSON, as Markdown for a pull request, or as one HTML page that needs no network."""
-    kind, base, parts = chosen_face(request, format), base_of(request), parts_of(request)
-    job = await known_job(parts, job_id)
+    kind, base, context = chosen_face(request, format), base_of(request), context_of(request)
+    job = await known_job(context, job_id)
     if not job.final:
         body = b'{"status":"%b","progress":%b}' % (job.status.encode(), job.progress_json)
         return json_answer(body, 202, retry_after(job))
-    report = await parts.jobs.report(job_id) if job.status == "succeeded" else None
+    report = await context.jobs.report(job_id) if job.status == "succeeded" else None
     if report is None:
         raise NoReport(job_id, job.status, job.error_json)
     return face_answer(kind, report if kind == JSON else await asyncio.to_thread(_drawn, report, kind, base))
@@ -157,15 +157,15 @@ async def get_events(request: Request, job_id: str) -> Response:
     """What happens to the job, as it happens: `state`, `progress`, `log`, and last `done`. With
     `Accept: application/json`, the events so far, at most 500 at a time."""
     kind = chosen_type(request, (SSE, JSON))
-    parts = parts_of(request)
-    await known_job(parts, job_id)
+    context = context_of(request)
+    await known_job(context, job_id)
     last_id = checked_event_id(request.headers.get("last-event-id"))
     if kind == JSON:
-        return json_answer(await event_page(parts.jobs, job_id, last_id))
+        return json_answer(await event_page(context.jobs, job_id, last_id))
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     if request.scope["head"]:
         return Response(headers=headers, media_type=SSE)
-    return StreamingResponse(event_stream(parts, job_id, last_id), headers=headers, media_type=SSE)
+    return StreamingResponse(event_stream(context, job_id, last_id), headers=headers, media_type=SSE)
 
 
 @router.post(
@@ -174,13 +174,13 @@ async def get_events(request: Request, job_id: str) -> Response:
 )
 async def cancel_job(request: Request, job_id: str) -> Response:
     """Stop a job: 200 if it was still queued, so that it is canceled now; 202 if its worker has to stop first."""
-    parts = parts_of(request)
-    outcome = await parts.jobs.request_cancel(job_id)
+    context = context_of(request)
+    outcome = await context.jobs.request_cancel(job_id)
     if outcome.status == "none":
         raise unknown_job(job_id)
     if not outcome.moved:
         raise JobFinal(job_id, outcome.status)
-    return accepted(await known_job(parts, job_id), location=False)
+    return accepted(await known_job(context, job_id), location=False)
 
 
 @router.delete(
@@ -189,7 +189,7 @@ async def cancel_job(request: Request, job_id: str) -> Response:
 )
 async def delete_job(request: Request, job_id: str) -> Response:
     """Forget a job that has ended, with its report and artifacts."""
-    outcome = await parts_of(request).jobs.delete(job_id)
+    outcome = await context_of(request).jobs.delete(job_id)
     if outcome.moved:
         return nothing()
     if outcome.status == "none":
@@ -197,27 +197,27 @@ async def delete_job(request: Request, job_id: str) -> Response:
     raise JobNotFinal(job_id, outcome.status)
 
 
-async def queued(parts: Parts, new: NewJob) -> JobRecord:
+async def queued(context: ServiceContext, new: NewJob) -> JobRecord:
     """Store the job, then send its message. Raises ``InvalidRequest`` if an upload was deleted meanwhile."""
     try:
-        job_id = await parts.jobs.create(new)
+        job_id = await context.jobs.create(new)
     except QueueFull as full:
         raise QuotaExceeded.of_jobs(full.limit) from full
     except Missing as missing:
         raise InvalidRequest([unknown_upload(new, missing.upload_id)]) from missing
-    await deliver(lambda: parts.queue.deliver_job(job_id, new.model.size))
-    return await known_job(parts, job_id)
+    await deliver(lambda: context.queue.deliver_job(job_id, new.model.size))
+    return await known_job(context, job_id)
 
 
-async def ended(parts: Parts, job_id: str, seconds: float) -> JobRecord | None:
+async def ended(context: ServiceContext, job_id: str, seconds: float) -> JobRecord | None:
     """The job once it has ended, or as it is when time is up or the gateway stops; ``None`` if there is none."""
-    job = await parts.stopping.unless(parts.watched_jobs.wait_final(job_id, seconds))
-    return job or await parts.jobs.get(job_id)
+    job = await context.stopping.unless(context.watched_jobs.wait_final(job_id, seconds))
+    return job or await context.jobs.get(job_id)
 
 
-async def known_job(parts: Parts, job_id: str) -> JobRecord:
+async def known_job(context: ServiceContext, job_id: str) -> JobRecord:
     """Raises ``NotFound``."""
-    job = await parts.jobs.get(job_id)
+    job = await context.jobs.get(job_id)
     if job is None:
         raise unknown_job(job_id)
     return job
@@ -255,7 +255,7 @@ def checked_event_id(given: str | None) -> str:
     """``0`` is before the first. Raises ``InvalidRequest``."""
     if given is None or given == "":
         return "0"
-    if is_entry_id(given):
+    if is_stream_entry_id(given):
         return given
     message = "Last-Event-ID is not the id of an event: two numbers with a dash between."
     raise InvalidRequest([FieldError(pointer="/header/last-event-id", code="unknown-event", message=message)])

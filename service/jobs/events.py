@@ -6,20 +6,20 @@ from collections.abc import AsyncIterator
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
-from service.parts import Parts
-from store.jobs import EventRecord, Jobs
+from service.context import ServiceContext
+from store.jobs.job_store import EventRecord, Jobs
 
 SSE = "text/event-stream"
 PING_MS = 15_000
 PAGE = 500
 
 
-async def event_stream(parts: Parts, job_id: str, last_id: str) -> AsyncIterator[bytes]:
+async def event_stream(context: ServiceContext, job_id: str, last_id: str) -> AsyncIterator[bytes]:
     """Every event behind ``last_id``, to the last one. A comment goes out when nothing else has for a while, so that
     nobody between takes the line for dead. A gateway that stops ends the stream; the client goes on at another."""
-    jobs = parts.watched_jobs
+    jobs = context.watched_jobs
     while True:
-        events = await parts.stopping.unless(jobs.events(job_id, last_id, count=PAGE, block_ms=PING_MS))
+        events = await context.stopping.unless(jobs.events(job_id, last_id, count=PAGE, block_ms=PING_MS))
         if events is None:
             return
         for event in events:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fewbit.metrics import family
-from fewbit.problems import FieldError
-from fewbit.resources import ArraySignature, Dataset, InputSignature
+from fewbit.contract.metrics import family
+from fewbit.contract.problems import FieldError
+from fewbit.contract.resources import ArraySignature, Dataset, InputSignature
 
 LABELS = "labels"
 KEPT_AS = {"bfloat16": "float32"}  # NumPy knows no bfloat16: those inputs are kept as float32 and rounded by the engine

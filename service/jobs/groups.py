@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from pydantic import ValidationError
 
-from fewbit.overlay import weights_under
-from fewbit.problems import FieldError
-from fewbit.spec import JobSpec, LayerRule, Weights, WeightsOverride
+from fewbit.contract.layer_settings import weights_under
+from fewbit.contract.problems import FieldError
+from fewbit.contract.spec import JobSpec, LayerRule, Weights, WeightsOverride
 
 GROUPS = '{"granularity": "per_group", "group_size": 32}'
 Numbered = tuple[int, WeightsOverride, LayerRule]

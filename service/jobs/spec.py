@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
-from fewbit.problems import FieldError
-from fewbit.spec import JobSpec
-from service.json_body import json_bytes, json_object
-from service.problems import InvalidRequest
+from fewbit.contract.problems import FieldError
+from fewbit.contract.spec import JobSpec
+from service.http.json_bodies import json_bytes, json_object
+from service.http.problems import InvalidRequest
 
 LONGEST_SPEC = 1024 * 1024
 _CODES = {"extra_forbidden": "unknown-field", "missing": "required"}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from fewbit import capabilities as can
-from fewbit import metrics
-from fewbit.problems import FieldError
-from fewbit.spec import Activations, JobSpec, Weights, WeightsOverride
+from fewbit.contract import capabilities as can
+from fewbit.contract import metrics
+from fewbit.contract.problems import FieldError
+from fewbit.contract.spec import Activations, JobSpec, Weights, WeightsOverride
 
 EAGER_METHODS = ("dynamic", "static")
 EAGER_FORMATS: tuple[str, ...] = ("transformers", "module")  # those that hold an nn.Module

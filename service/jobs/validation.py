@@ -14,16 +14,16 @@ from json import loads
 
 from anyio import to_thread
 
-from fewbit.metrics import is_known, wanted
-from fewbit.problems import FieldError, JobProblem
-from fewbit.spec import Calibration, Evaluation, JobSpec
-from service.ids import is_id
+from fewbit.contract.metrics import is_known, wanted
+from fewbit.contract.problems import FieldError, JobProblem
+from fewbit.contract.spec import Calibration, Evaluation, JobSpec
+from service.context import ServiceContext
+from service.http.ids import is_id
+from service.http.problems import InvalidRequest, ModelNotReady, UnusableModel
 from service.jobs.fitting import dataset_errors
 from service.jobs.groups import group_errors
 from service.jobs.spec import ReadSpec
 from service.jobs.support import resolved, unsuited, unsupported
-from service.parts import Parts
-from service.problems import InvalidRequest, ModelNotReady, UnusableModel
 from store.queue import line_of
 from store.records import BlobRef, DatasetRecord, ModelRecord, NewJob
 
@@ -46,21 +46,21 @@ class NamedDataset:
         return self.record.blob if self.record else None
 
 
-async def validated(read: ReadSpec, parts: Parts) -> NewJob:
+async def validated(read: ReadSpec, context: ServiceContext) -> NewJob:
     """The job as it will be stored. Raises ``InvalidRequest``, ``UnusableModel`` and ``ModelNotReady``."""
     errors = [*read.errors, *unsupported(read.spec)]
     spec = resolved(read.spec)
-    calibration = await _named(parts, "calibration", spec.calibration)
-    evaluation = await _named(parts, "evaluation", spec.evaluation)
+    calibration = await _named(context, "calibration", spec.calibration)
+    evaluation = await _named(context, "evaluation", spec.evaluation)
     datasets = [each for each in (calibration, evaluation) if each is not None]
     errors += [_unknown_dataset(each.field, each.use.dataset) for each in datasets if each.record is None]
 
-    if spec.webhook is not None and not (is_id(spec.webhook, "whk") and await parts.webhooks.get(spec.webhook)):
+    if spec.webhook is not None and not (is_id(spec.webhook, "whk") and await context.webhooks.get(spec.webhook)):
         errors.append(_unknown_webhook(spec.webhook))
 
-    model = await parts.models.get(spec.model) if is_id(spec.model, "mdl") else None
+    model = await context.models.get(spec.model) if is_id(spec.model, "mdl") else None
     if model is not None and not errors:
-        model = await _inspected(parts, model)
+        model = await _inspected(context, model)
     if model is not None and model.status == "ready":
         errors += await to_thread.run_sync(_errors_against_model, spec, model, datasets)
     else:
@@ -76,7 +76,7 @@ async def validated(read: ReadSpec, parts: Parts) -> NewJob:
         model=model.blob,
         calibration=calibration.blob if calibration else None,
         evaluation=evaluation.blob if evaluation else None,
-        line=line_of(model.size, parts.store),
+        line=line_of(model.size, context.store),
     )
 
 
@@ -88,13 +88,13 @@ def unknown_upload(new: NewJob, upload_id: str) -> FieldError:
     return _unknown_dataset(field, upload_id)
 
 
-async def _named(parts: Parts, field: str, use: Calibration | Evaluation | None) -> NamedDataset | None:
+async def _named(context: ServiceContext, field: str, use: Calibration | Evaluation | None) -> NamedDataset | None:
     if use is None:
         return None
-    return NamedDataset(field, use, await parts.datasets.get(use.dataset) if is_id(use.dataset, "dst") else None)
+    return NamedDataset(field, use, await context.datasets.get(use.dataset) if is_id(use.dataset, "dst") else None)
 
 
-async def _inspected(parts: Parts, model: ModelRecord) -> ModelRecord | None:
+async def _inspected(context: ServiceContext, model: ModelRecord) -> ModelRecord | None:
     """The model once it is judged, for which a pipeline that has just uploaded it should not have to poll. Raises
     ``ModelNotReady``."""
     deadline, pause = time.monotonic() + INSPECTION_WAIT_S, FIRST_PAUSE_S
@@ -104,7 +104,7 @@ async def _inspected(parts: Parts, model: ModelRecord) -> ModelRecord | None:
             raise ModelNotReady(model.id)
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, LONGEST_PAUSE_S)
-        current = await parts.models.get(model.id)
+        current = await context.models.get(model.id)
     return current
 
 

@@ -6,15 +6,15 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from fewbit.problems import FieldError, JobProblem
-from fewbit.resources import Model
-from service.answers import JSON, LONGEST_PAGE, decode_cursor, json_answer, media_type, nothing, page_answer
+from fewbit.contract.problems import FieldError, JobProblem
+from fewbit.contract.resources import Model
+from service.context import context_of
 from service.delivery import deliver
-from service.documents import UPLOAD, ModelPage, documents
-from service.idempotency import once
-from service.parts import parts_of
-from service.problems import InUse, NotByReference, NotFound, UnusableModel
-from service.uploads import FORM, RAW, received
+from service.http.answers import JSON, LONGEST_PAGE, decode_cursor, json_answer, media_type, nothing, page_answer
+from service.http.idempotency import once
+from service.http.openapi_operations import UPLOAD, ModelPage, documents
+from service.http.problems import InUse, NotByReference, NotFound, UnusableModel
+from service.uploads.receive import FORM, RAW, received
 from store.ids import new_id
 
 router = APIRouter(tags=["models"])
@@ -44,18 +44,18 @@ async def upload_model(request: Request, name: str | None = None) -> Response:  
     module of `torch.nn` classes or a TorchScript archive; which one it is shows in its bytes. Answers 200 with the
     known model if these bytes are already here. The model is usable once its inspection has ended: `status` is then
     `ready`, or `rejected` with the reason in `error`."""
-    parts = parts_of(request)
+    context = context_of(request)
     if media_type(request.headers.get("content-type", "")) == JSON:
         raise NotByReference((RAW, FORM))
 
     async def answer() -> Response:
         fresh = new_id("mdl")
-        model, inspection_due = await parts.models.create_or_get(upload.blob, upload.name, fresh)
+        model, inspection_due = await context.models.create_or_get(upload.blob, upload.name, fresh)
         if inspection_due:
-            await deliver(lambda: parts.queue.deliver_inspection(model.id))
+            await deliver(lambda: context.queue.deliver_inspection(model.id))
         return json_answer(model.json(), 201 if model.id == fresh else 200, {"Location": f"/models/{model.id}"})
 
-    async with received(request, parts.settings.max_model_bytes, look_at_model) as upload:
+    async with received(request, context.settings.max_model_bytes, look_at_model) as upload:
         return await once(request, upload.blob.sha256, answer)
 
 
@@ -64,14 +64,14 @@ async def list_models(
     request: Request, limit: Annotated[int, Query(ge=1, le=LONGEST_PAGE)] = 50, cursor: str | None = None
 ) -> Response:
     """Every model, newest first."""
-    models = await parts_of(request).models.page(limit + 1, decode_cursor(cursor, "mdl"))
+    models = await context_of(request).models.page(limit + 1, decode_cursor(cursor, "mdl"))
     return page_answer(request, "models", models, limit, models[:limit][-1].id if models else None)
 
 
 @router.get("/models/{model_id:id}", **documents("get_model", {200: Model}, ("not-found",)))
 async def get_model(request: Request, model_id: str) -> Response:
     """One model, with its inputs and its layer table once it is `ready`."""
-    model = await parts_of(request).models.get(model_id)
+    model = await context_of(request).models.get(model_id)
     if model is None:
         raise NotFound(f"There is no model {model_id}.")
     return json_answer(model.json())
@@ -82,7 +82,7 @@ async def get_model(request: Request, model_id: str) -> Response:
 )
 async def delete_model(request: Request, model_id: str) -> Response:
     """Forget a model and its bytes. Jobs that have ended keep their reports and artifacts."""
-    match await parts_of(request).models.delete(model_id):
+    match await context_of(request).models.delete(model_id):
         case "none":
             raise NotFound(f"There is no model {model_id}.")
         case "in-use":

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 import httpx2
 
-from fewbit.address import LARGEST_PORT
+from fewbit.client.address import LARGEST_PORT
 
 LONGEST_URL = 2048
 RESOLVE_S = 5.0

@@ -6,14 +6,14 @@ from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
-from fewbit.problems import FieldError
-from fewbit.resources import Delivery, NewWebhook, Webhook, WebhookWithSecret
-from service.answers import JSON, nothing
-from service.documents import DeliveryList, WebhookList, documents
+from fewbit.contract.problems import FieldError
+from fewbit.contract.resources import Delivery, NewWebhook, Webhook, WebhookWithSecret
+from service.context import context_of
+from service.http.answers import JSON, nothing
+from service.http.json_bodies import json_bytes, json_object
+from service.http.openapi_operations import DeliveryList, WebhookList, documents
+from service.http.problems import InvalidRequest, NotFound, QuotaExceeded
 from service.jobs.spec import field_errors
-from service.json_body import json_bytes, json_object
-from service.parts import parts_of
-from service.problems import InvalidRequest, NotFound, QuotaExceeded
 from service.webhooks.addresses import Unreachable, checked_url, resolved
 from store.webhooks import DeliveryRecord, TooMany, WebhookRecord, Webhooks
 
@@ -34,10 +34,10 @@ async def create_webhook(request: Request) -> Response:
         new = NewWebhook.model_validate(fields, strict=True)
     except ValidationError as error:
         raise InvalidRequest(field_errors(error.errors(include_url=False), fields)) from error
-    parts = parts_of(request)
-    await _check(new.url, parts.settings.webhook_allow_private)
+    context = context_of(request)
+    await _check(new.url, context.settings.webhook_allow_private)
     try:
-        webhook = await parts.webhooks.create(new.url, MOST_WEBHOOKS)
+        webhook = await context.webhooks.create(new.url, MOST_WEBHOOKS)
     except TooMany:
         raise QuotaExceeded.of_webhooks(MOST_WEBHOOKS) from None
     body = WebhookWithSecret(id=webhook.id, url=webhook.url, created_at=webhook.created_at, secret=webhook.secret)
@@ -47,7 +47,7 @@ async def create_webhook(request: Request) -> Response:
 @router.get("/webhooks", **documents("list_webhooks", {200: WebhookList}))
 async def list_webhooks(request: Request) -> Response:
     """Every webhook, newest first."""
-    listed = [_shown(each) for each in await parts_of(request).webhooks.every()]
+    listed = [_shown(each) for each in await context_of(request).webhooks.every()]
     return JSONResponse(WebhookList(webhooks=tuple(listed)).model_dump(mode="json"))
 
 
@@ -62,7 +62,7 @@ async def get_webhook(request: Request, webhook_id: str) -> Response:
 )
 async def delete_webhook(request: Request, webhook_id: str) -> Response:
     """Forget a webhook, and what it was still to be told."""
-    if not await parts_of(request).webhooks.delete(webhook_id):
+    if not await context_of(request).webhooks.delete(webhook_id):
         raise unknown_webhook(webhook_id)
     return nothing()
 
@@ -70,7 +70,7 @@ async def delete_webhook(request: Request, webhook_id: str) -> Response:
 @router.post("/webhooks/{webhook_id:id}/test", **documents("test_webhook", {202: Delivery}, ("not-found",)))
 async def test_webhook(request: Request, webhook_id: str) -> Response:
     """Send `webhook.test` now. How it went is among the deliveries."""
-    webhooks, webhook = parts_of(request).webhooks, await _known(request, webhook_id)
+    webhooks, webhook = context_of(request).webhooks, await _known(request, webhook_id)
     delivery = await webhooks.test(webhook)
     return JSONResponse(_told(delivery).model_dump(mode="json"), 202)
 
@@ -78,14 +78,14 @@ async def test_webhook(request: Request, webhook_id: str) -> Response:
 @router.get("/webhooks/{webhook_id:id}/deliveries", **documents("list_deliveries", {200: DeliveryList}, ("not-found",)))
 async def list_deliveries(request: Request, webhook_id: str) -> Response:
     """What was sent, newest first: each attempt, with the status of its answer or why there was none."""
-    webhooks, webhook = parts_of(request).webhooks, await _known(request, webhook_id)
+    webhooks, webhook = context_of(request).webhooks, await _known(request, webhook_id)
     listed = [_told(each) for each in await webhooks.deliveries(webhook)]
     return JSONResponse(DeliveryList(deliveries=tuple(listed)).model_dump(mode="json"))
 
 
 async def _known(request: Request, webhook_id: str) -> WebhookRecord:
     """Raises ``NotFound``."""
-    webhooks: Webhooks = parts_of(request).webhooks
+    webhooks: Webhooks = context_of(request).webhooks
     webhook = await webhooks.get(webhook_id)
     if webhook is None:
         raise unknown_webhook(webhook_id)

@@ -46,7 +46,7 @@ class Without:
         withheld = name.partition(".")[0] in given["withheld"]
         return None if withheld else self.finder.find_spec(name, path, target)
 
-sys.meta_path = [Without(each) for each in sys.meta_path]
+sys.meta_path = [Without(finder) for finder in sys.meta_path]
 sys.path[:0] = given["path"]
 names = {"FILE": given["file"]}
 if "torch" not in given["withheld"]:
@@ -104,7 +104,7 @@ def test_every_code_block_of_the_page_is_one_that_runs() -> None:
 def test_a_loader_gives_what_the_report_says(block: str, run: EngineRun, tmp_path: Path) -> None:
     results = results_of(block, run, tmp_path)
     kind = "torchscript" if block == "runtime" else block  # the kernels it is put on
-    output = next(each.output for each in run.report.artifacts if each.kind == kind)
+    output = next(artifact.output for artifact in run.report.artifacts if artifact.kind == kind)
     assert output is not None
     with torch.no_grad():
         floats = torch.export.load(run.folder / "model.pt2").module()(torch.from_numpy(results["x"])).numpy()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fewbit.metrics import METRICS
+from fewbit.contract.metrics import METRICS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 

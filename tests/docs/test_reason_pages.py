@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fewbit.reason_codes import CODES
+from fewbit.contract.reason_codes import CODES
 from tests.workers.engine.situations.found import FOUND
 
 ROOT = Path(__file__).parents[2]
@@ -20,28 +20,28 @@ SECTIONS = ("## What happens", "## See it", "## What to do", "## In the report")
 SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
 MAKERS = {"Reason", "Finding", "Remark", "_eager", "_in_vain"}
 REPRODUCED_ELSEWHERE = {  # code: the test that makes it
-    "excluded-by-user": "tests/workers/engine/test_reasons.py",
+    "excluded-by-user": "tests/workers/engine/explanation/test_reasons.py",
     "analyze-only": "tests/workers/engine/test_pipeline.py",
-    "shape-constraint": "tests/workers/engine/test_reasons.py",
-    "opaque-op": "tests/workers/engine/test_reasons.py",
-    "layout": "tests/workers/engine/test_reasons.py",
-    "train-mode": "tests/workers/engine/test_reasons.py",
-    "custom-operator": "tests/workers/engine/test_reasons.py",
-    "synthetic-data": "tests/workers/engine/test_reasons.py",
-    "evaluated-on-calibration": "tests/workers/engine/test_reasons.py",
-    "calibrated-on-evaluation": "tests/workers/engine/test_reasons.py",
-    "fx-leaf": "tests/workers/engine/test_eager_backend.py",
-    "fx-no-pattern": "tests/workers/engine/test_reasons.py",
-    "not-swapped": "tests/workers/engine/test_reasons.py",
-    "shared-module": "tests/workers/engine/test_eager_backend.py",
-    "artifact-not-written": "tests/workers/engine/test_onnx.py",
-    "not-calibrated": "tests/workers/engine/diagnosis/test_defects.py",
-    "activation-outlier": "tests/workers/engine/diagnosis/test_defects.py",
+    "shape-constraint": "tests/workers/engine/explanation/test_reasons.py",
+    "opaque-op": "tests/workers/engine/explanation/test_reasons.py",
+    "layout": "tests/workers/engine/explanation/test_reasons.py",
+    "train-mode": "tests/workers/engine/explanation/test_reasons.py",
+    "custom-operator": "tests/workers/engine/explanation/test_reasons.py",
+    "synthetic-data": "tests/workers/engine/explanation/test_reasons.py",
+    "evaluated-on-calibration": "tests/workers/engine/explanation/test_reasons.py",
+    "calibrated-on-evaluation": "tests/workers/engine/explanation/test_reasons.py",
+    "fx-leaf": "tests/workers/engine/eager/test_backend.py",
+    "fx-no-pattern": "tests/workers/engine/explanation/test_reasons.py",
+    "not-swapped": "tests/workers/engine/explanation/test_reasons.py",
+    "shared-module": "tests/workers/engine/eager/test_backend.py",
+    "artifact-not-written": "tests/workers/engine/artifacts/test_onnx.py",
+    "not-calibrated": "tests/workers/engine/reporting/test_defects.py",
+    "activation-outlier": "tests/workers/engine/reporting/test_defects.py",
     "metric-not-applicable": "tests/workers/engine/test_pipeline.py",
-    **dict.fromkeys(("saturation", "low-sqnr", "slower-than-float"), "tests/workers/engine/diagnosis/test_measured.py"),
+    **dict.fromkeys(("saturation", "low-sqnr", "slower-than-float"), "tests/workers/engine/reporting/test_measured.py"),
     **dict.fromkeys(
         ("calibration-drift", "calibration-too-small", "duplicate-samples", "constant-input", "non-finite-input"),
-        "tests/workers/engine/diagnosis/test_statistics.py",
+        "tests/workers/engine/calibration/test_activation_statistics.py",
     ),
 }
 
@@ -82,7 +82,7 @@ def test_the_engine_emits_no_code_that_is_not_in_the_catalogue() -> None:
 
 def test_every_code_a_report_can_carry_is_reproduced() -> None:
     shown = {code for code, _, _ in FOUND.values()} | set(REPRODUCED_ELSEWHERE)
-    assert {code for code, each in CODES.items() if each.places} - shown == set()
+    assert {code for code, page in CODES.items() if page.places} - shown == set()
     for code, test in REPRODUCED_ELSEWHERE.items():
         assert code in (ROOT / test).read_text()
 

@@ -9,9 +9,9 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel
 
-from fewbit.report import Report
-from fewbit.resources import Reason
-from fewbit.spec import JobSpec
+from fewbit.contract.report import Report
+from fewbit.contract.resources import Reason
+from fewbit.contract.spec import JobSpec
 
 PAGE = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
 SECTIONS = dict(re.findall(r"^#+ [^\n]*\(`(\w+)`\)\n(.*?)(?=^#|\Z)", PAGE, re.M | re.S))

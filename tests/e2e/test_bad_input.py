@@ -51,7 +51,7 @@ def outcome(http: httpx2.Client, content: bytes) -> tuple[str, str]:
 
 
 def blobs(stack: Stack) -> set[str]:
-    return {str(each) for each in (stack.folder / "blobs").rglob("*") if each.is_file()}
+    return {str(path) for path in (stack.folder / "blobs").rglob("*") if path.is_file()}
 
 
 def test_what_is_no_zip_is_refused_at_the_door_and_not_kept(http: httpx2.Client, stack: Stack) -> None:

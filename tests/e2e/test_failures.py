@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fewbit.client import Client
-from fewbit.resources import Job
+from fewbit.contract.resources import Job
 from local import digits
 from local.stack import Stack
 from store.queue import Queue

@@ -89,6 +89,6 @@ def test_a_saved_module_without_data_is_refused_with_what_to_send(client: Client
 def test_eager_does_what_torch_ao_does_and_reports_on_it(client: Client, tmp_path: Path) -> None:
     evaluation = {"dataset": client.upload_dataset(images(tmp_path / "evaluation.npz", 512)).id}
     report = job(client, packed.saved(trained(), tmp_path / "module.pt"), backend="eager", evaluation=evaluation)
-    assert [each.kind for each in report.artifacts] == ["torchscript"]
+    assert [artifact.kind for artifact in report.artifacts] == ["torchscript"]
     assert {row.executed for row in report.layers} == {"quantized::linear_dynamic"}
     assert {row.scheme.weights.granularity for row in report.layers if row.scheme} == {"per_tensor"}

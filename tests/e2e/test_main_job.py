@@ -120,7 +120,7 @@ def test_the_whole_job_with_nothing_but_http(http: httpx2.Client, mlp: Upload, t
         body = http.get(entry["url"])
         assert body.headers["etag"] == f'"sha256-{entry["sha256"]}"'
         assert len(body.content) == entry["size"]
-    assert {entry["sha256"] for entry in entries} == {each["sha256"] for each in report["artifacts"]}
+    assert {entry["sha256"] for entry in entries} == {artifact["sha256"] for artifact in report["artifacts"]}
     ready = http.get(f"/models/{model['id']}").json()
     assert [layer["name"] for layer in ready["layers"]] == ["hidden1", "hidden2", "classifier"]
     assert ready["inputs"][0]["name"] == "x"

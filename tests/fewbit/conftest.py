@@ -3,9 +3,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from scripted import Scripted
 
 from fewbit.client import Client
+from tests.fewbit.scripted import Scripted
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import itertools
 import math
 from typing import Any
 
-from fewbit.report import Report
+from fewbit.contract.report import Report
 
 _MHA = {
     "code": "mha",
@@ -136,9 +136,9 @@ def full_report(count: int = 12, **changes: Any) -> Report:
     parts = ("self_attn.in_proj", "self_attn.out_proj", "linear1", "linear2")
     names = [f"encoder.layers.{index // 4}.{parts[index % 4]}" for index in range(count - 1)] + ["classifier"]
     layers = [measured_layer(name, index, count) for index, name in enumerate(names)]
-    for each in layers:
-        if "self_attn" in each["name"]:
-            each["eager"] = {"quantized": False, "reason": _MHA}
+    for layer in layers:
+        if "self_attn" in layer["name"]:
+            layer["eager"] = {"quantized": False, "reason": _MHA}
     asked = {"quantized": False, "weights": None, "activations": None, "rule": "/layers/1"}
     ran = {"artifact": "model.ts.pt", "kernel": "aten::addmm", "ms": 0.08, "share": 0.03}
     layers[-1] |= {"quantized": False, "scheme": None, "executed": "aten::addmm", "reason": _KEPT, "error": None,

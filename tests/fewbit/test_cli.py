@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example import report as example_report
-from scripted import Answer, Scripted, as_json, problem
-from test_client import DONE, JOB, MODEL, artifact, events
+
+from tests.fewbit.example import report as example_report
+from tests.fewbit.scripted import Answer, Scripted, as_json, problem
+from tests.fewbit.test_client import DONE, JOB, MODEL, artifact, events
 
 
 def fewbit(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example import report as example_report
-from scripted import Answer, Scripted, as_json, problem
 
 from fewbit import JobSpec
 from fewbit.client import Client
+from fewbit.contract.resources import Event
+from fewbit.contract.spec import Evaluation
 from fewbit.errors import FewbitError
-from fewbit.resources import Event
-from fewbit.spec import Evaluation
+from tests.fewbit.example import report as example_report
+from tests.fewbit.scripted import Answer, Scripted, as_json, problem
 
 DROPPED = Answer(cut=0)
 MODEL = {
@@ -136,7 +136,7 @@ def test_waiting_survives_a_dropped_stream_and_shows_each_event_once(server: Scr
     )
     seen: list[Event] = []
     assert client.wait("job_1", seen.append).status == "succeeded"
-    assert [(each.id, each.event) for each in seen] == [("1-0", "state"), ("2-0", "progress"), ("3-0", "done")]
+    assert [(event.id, event.event) for event in seen] == [("1-0", "state"), ("2-0", "progress"), ("3-0", "done")]
     streams = [request for request in server.received if request.path == "/jobs/job_1/events"]
     assert [request.headers.get("last-event-id") for request in streams] == [None, "2-0", "2-0"]
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from example import full_report, layer, report
-
-from fewbit.comparison import Comparison, compare
-from fewbit.faces.comparison_markdown import comparison_markdown
-from fewbit.faces.comparison_page import comparison_page
+from fewbit.rendering.comparison import Comparison, compare
+from fewbit.rendering.comparison_markdown import comparison_markdown
+from fewbit.rendering.html.comparison_page import comparison_page
+from tests.fewbit.example import full_report, layer, report
 
 
 def sides() -> Comparison:
@@ -23,7 +22,7 @@ def sides() -> Comparison:
 
 
 def numbers(comparison: Comparison) -> dict[str, tuple[tuple[float | None, ...], tuple[int, ...]]]:
-    return {each.name: (each.values, each.best) for each in comparison.summary}
+    return {number.name: (number.values, number.best) for number in comparison.summary}
 
 
 def test_the_best_value_of_a_row_is_known_with_its_direction() -> None:
@@ -38,8 +37,8 @@ def test_an_error_metric_is_better_when_it_is_lower() -> None:
     metric = measured.metrics[0].model_copy(update={"name": "mean_squared_error", "after": 0.5})
     worse = metric.model_copy(update={"after": 0.7})
     jobs = [
-        report(job=f"job_{each.after}", accuracy=measured.model_copy(update={"metrics": (each,)}).model_dump())
-        for each in (metric, worse)
+        report(job=f"job_{measure.after}", accuracy=measured.model_copy(update={"metrics": (measure,)}).model_dump())
+        for measure in (metric, worse)
     ]
     assert numbers(compare(jobs))["accuracy.mean_squared_error"] == ((0.5, 0.7), (0,))
 
@@ -49,7 +48,7 @@ def test_what_one_job_did_not_measure_is_null_and_not_best() -> None:
 
 
 def test_layers_are_matched_by_name_and_missing_ones_are_null() -> None:
-    layers = {each.name: each for each in sides().layers}
+    layers = {layer.name: layer for layer in sides().layers}
     assert list(layers) == ["a", "b", "d", "c"]
     assert layers["a"].jobs[1] is None
     assert layers["a"].differences == ("missing",)
@@ -57,7 +56,7 @@ def test_layers_are_matched_by_name_and_missing_ones_are_null() -> None:
 
 
 def test_layers_that_are_not_the_same_say_in_what() -> None:
-    layers = {each.name: each for each in sides().layers}
+    layers = {layer.name: layer for layer in sides().layers}
     assert layers["b"].differences == ("quantized", "scheme")
     assert layers["b"].best == (1,)
     assert layers["d"].differences == ()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from example import full_report, layer, report
 from markdown_it import MarkdownIt
 
-from fewbit.faces.markdown import code, report_markdown, text
+from fewbit.rendering.markdown import code, report_markdown, text
+from tests.fewbit.example import full_report, layer, report
 
 BASE = "https://fewbit.example"
 HOSTILE = "a|b`c`<img src=x onerror=alert(1)> @octocat #1 [x](javascript:y) http://evil.example *b*"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fewbit.faces import numbers
+from fewbit.rendering import numbers
 
 
 @pytest.mark.parametrize(

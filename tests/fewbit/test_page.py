@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example import full_report, layer, report
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from fewbit.comparison import compare
-from fewbit.faces.comparison_page import comparison_page
-from fewbit.faces.report_page import report_page
+from fewbit.rendering.comparison import compare
+from fewbit.rendering.html.comparison_page import comparison_page
+from fewbit.rendering.html.report_page import report_page
 from local.browser import browser, chromium
+from tests.fewbit.example import full_report, layer, report
 
 HOSTILE = '"><img src=x onerror="document.title=1"></script><script>document.title=2</script>'
 CLIPBOARD = "navigator.clipboard.readText()"
@@ -73,7 +73,7 @@ def reader(chrome: Browser, tmp_path: Path) -> Iterator[Reader]:
 
 
 def names(page: Page) -> list[str]:
-    shown: list[str] = page.locator("tr.layer:visible > th").evaluate_all("all => all.map(each => each.dataset.v)")
+    shown: list[str] = page.locator("tr.layer:visible > th").evaluate_all("rows => rows.map(row => row.dataset.v)")
     return shown
 
 
@@ -238,11 +238,13 @@ def test_who_hears_the_page_finds_everything_by_name(reader: Reader, case: str) 
         page.locator("svg:not([aria-label]), section:not([aria-labelledby]), table:not(:has(> caption))").count() == 0
     )
     assert page.locator("th:not([scope]), input:not(label input), button:not([type])").count() == 0
-    levels = page.locator("h1, h2, h3").evaluate_all("all => all.map(each => Number(each.tagName[1]))")
+    levels = page.locator("h1, h2, h3").evaluate_all("headings => headings.map(heading => Number(heading.tagName[1]))")
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
-    ids = page.locator("[id]").evaluate_all("all => all.map(each => each.id)")
+    ids = page.locator("[id]").evaluate_all("elements => elements.map(element => element.id)")
     assert len(ids) == len(set(ids))
-    targets = page.locator("a[href^='#']").evaluate_all("all => all.map(each => each.getAttribute('href').slice(1))")
+    targets = page.locator("a[href^='#']").evaluate_all(
+        "links => links.map(link => link.getAttribute('href').slice(1))"
+    )
     assert set(targets) <= set(ids)
 
 
@@ -272,7 +274,7 @@ CONTRAST = """
   };
   const found = [];
   for (const element of document.querySelectorAll("body *")) {
-    const own = [...element.childNodes].some(each => each.nodeType === 3 && each.textContent.trim());
+    const own = [...element.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
     if (!own || !element.checkVisibility() || element.closest("svg, script, style")) continue;
     const [a, b] = [luminance(rgb(getComputedStyle(element).color)), luminance(behind(element))];
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
@@ -313,7 +315,7 @@ def test_words_of_an_uploader_are_words(reader: Reader) -> None:
     findings = [held | {"severity": "error", "layer": HOSTILE}]
     hostile = full_report(3).model_dump(mode="json")
     hostile["spec"]["labels"] = {HOSTILE: HOSTILE}
-    artifacts = [each | {"name": HOSTILE, "kind": HOSTILE} for each in hostile["artifacts"]]
+    artifacts = [artifact | {"name": HOSTILE, "kind": HOSTILE} for artifact in hostile["artifacts"]]
     told = full_report(3, layers=rows, findings=findings, spec=hostile["spec"], artifacts=artifacts)
     page = reader.opens(report_page(told, base=HOSTILE))
     assert page.title().startswith("warn: ")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fewbit.runtime
 from fewbit import JobSpec
-from fewbit.report import ReportModel
+from fewbit.contract.report import ReportModel
 from fewbit.runtime.kernels import LINEAR
 from fewbit.runtime.model import reduced
 from tests.workers.engine import models

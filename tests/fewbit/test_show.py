@@ -6,18 +6,17 @@ import io
 from typing import Any
 
 import pytest
-from example import full_report, layer
-from example import report as example_report
 from rich.console import Console
 
-from fewbit import show
-from fewbit.faces import words
-from fewbit.report import Metric, Report
+from fewbit.contract.report import Metric, Report
+from fewbit.rendering import terminal, words
+from tests.fewbit.example import full_report, layer
+from tests.fewbit.example import report as example_report
 
 
 def printed(report: Report, width: int = 100) -> str:
     console = Console(width=width, file=io.StringIO(), force_terminal=False)
-    show.show(report, console, "transformer.pt2")
+    terminal.print_report(report, console, "transformer.pt2")
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -38,7 +37,7 @@ def test_the_verdict_comes_first() -> None:
 def test_every_layer_has_a_row_with_its_whole_name() -> None:
     report = example_report()
     flat = "".join(line.split()[0] for line in printed(report).splitlines() if line.split())
-    assert all(each.name in flat for each in report.layers)
+    assert all(layer.name in flat for layer in report.layers)
 
 
 def test_a_float_layer_says_why_and_how_to_change_it() -> None:
@@ -106,8 +105,10 @@ def test_markup_in_a_layer_name_is_text() -> None:
 
 
 def test_long_names_break_after_dots() -> None:
-    assert show.at_dots("encoder.layer.0.attention.self.query", 28) == "encoder.layer.0.attention.\nself.query"
-    assert show.at_dots("x" * 30, 28) == "x" * 28 + "\nxx"
+    assert (
+        terminal.break_at_dots("encoder.layer.0.attention.self.query", 28) == "encoder.layer.0.attention.\nself.query"
+    )
+    assert terminal.break_at_dots("x" * 30, 28) == "x" * 28 + "\nxx"
 
 
 def test_several_metrics_have_a_line_each_and_only_shares_are_percentages() -> None:

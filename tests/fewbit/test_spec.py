@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from fewbit import JobSpec
-from fewbit.spec import LayerRule
+from fewbit.contract.spec import LayerRule
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def targets() -> list[Target]:
     """Every ``TARGET`` of this folder's files, by name."""
     modules = [name for _, name, _ in pkgutil.iter_modules(__path__) if not name.startswith(("test_", "__"))]
     loaded = [importlib.import_module(f"{__name__}.{name}") for name in modules]
-    return sorted((each.TARGET for each in loaded if hasattr(each, "TARGET")), key=lambda target: target.name)
+    return sorted((module.TARGET for module in loaded if hasattr(module, "TARGET")), key=lambda target: target.name)
 
 
 def fuzz(target: Target, seconds: float) -> int:

@@ -1,4 +1,5 @@
-"""The zip structure, ``workers/archives.py``: everything an attacker can write into a directory or a local header."""
+"""The zip structure, ``workers.intake.zip_archives``:
+everything an attacker can write into a directory or a local header."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from functools import cache
 from tests.fuzz import Target
 from tests.fuzz.bytes_changed import changed
 from tests.workers.uploads import zip_of
-from workers.archives import open_archive
-from workers.engine.errors import EngineError
+from workers.errors import EngineError
+from workers.intake.zip_archives import open_archive
 
 _ENTRIES = {"model/data.pkl": b"\x80\x02K\x01.", "model/data/0": bytes(64), "model/version": b"3\n"}
 

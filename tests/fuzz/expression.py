@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from tests.fuzz import Target
-from workers.expressions import is_guard, is_shape_expression
+from workers.intake.expressions import is_guard, is_shape_expression
 
 _PIECES = st.sampled_from(
     ["Symbol('s0', integer=True)", "Add(", "Mul(", "Pow(", ")", ",", "2", "1e9", "(", "[", "]", ".", "__", "lambda",

@@ -6,8 +6,8 @@ import json
 
 from hypothesis import strategies as st
 
+from service.http.problems import Refusal
 from service.jobs.spec import read_spec
-from service.problems import Refusal
 from tests.fuzz import Target
 
 _NAMES = st.sampled_from(
@@ -22,5 +22,5 @@ _SPECS = st.dictionaries(_NAMES, _VALUES, max_size=8).map(
     lambda fields: json.dumps({"model": "mdl_a"} | fields).encode()
 )
 
-TARGET = Target("job spec", st.binary(max_size=200) | _VALUES.map(lambda each: json.dumps(each).encode()) | _SPECS,
+TARGET = Target("job spec", st.binary(max_size=200) | _VALUES.map(lambda spec: json.dumps(spec).encode()) | _SPECS,
                 read_spec, (Refusal,))  # fmt: skip

@@ -1,4 +1,4 @@
-"""A form with a file, ``service/multipart.py``: pieces of forms in any order, cut anywhere."""
+"""A form with a file, ``service/http/multipart_forms.py``: pieces of forms in any order, cut anywhere."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 from hypothesis import strategies as st
 
-from service.multipart import FilePart
-from service.problems import Refusal
+from service.http.multipart_forms import FilePart
+from service.http.problems import Refusal
 from tests.fuzz import Target
 
 _PIECES = st.sampled_from((

@@ -1,4 +1,4 @@
-"""The pickle scanner, which must read anything and never run it: ``workers/pickles.py``."""
+"""The pickle scanner, which must read anything and never run it: ``workers/intake/pickles.py``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import cache
 from tests.fuzz import Target
 from tests.fuzz.bytes_changed import changed
 from tests.workers.uploads import Hostile
-from workers import pickles
+from workers.intake import pickles
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The JSON of an exported program: ``workers/programs.py``."""
+"""The JSON of an exported program: ``workers/intake/exported_programs.py``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from tests.fuzz import Target
 from tests.fuzz.bytes_changed import changed
-from workers.engine.errors import EngineError
-from workers.programs import _CHECKS, check_json
+from workers.errors import EngineError
+from workers.intake.exported_programs import _CHECKS, check_json
 
 _TELLING = st.sampled_from(["s0", "torch.ops.aten.add.Tensor", "L['x'].size()[0] >= 1", '["a", {"b": 1}]'])
 _LEAF = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12), _TELLING)

@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 import service.app  # noqa: F401  # registers {…:id}
-from service.answers import chosen_type, decode_cursor
 from service.artifacts.ranges import requested_range
 from service.audit.endpoints import checked
+from service.http.answers import chosen_type, decode_cursor
+from service.http.preferences import preferred_wait
+from service.http.problems import Refusal
 from service.jobs.endpoints import checked_event_id, not_modified
-from service.preferences import preferred_wait
-from service.problems import Refusal
-from service.uploads import announced_sha256, announced_size, file_name
+from service.uploads.receive import announced_sha256, announced_size, file_name
 from tests.fuzz import Target
 
 _PIECES = st.sampled_from(

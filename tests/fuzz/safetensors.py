@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tests.fuzz import Target
 from tests.fuzz.bytes_changed import changed
 from tests.workers.packed import safetensors
-from workers.engine.errors import EngineError
-from workers.folders import scan_folder
+from workers.errors import EngineError
+from workers.intake.transformers_folders import scan_folder
 
 _CONFIG = json.dumps({"architectures": ["BertModel"], "model_type": "bert"}).encode()
 _LEAF = st.one_of(st.none(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=8), st.booleans())

@@ -1,4 +1,5 @@
-"""Tar files and Transformers folders in them: ``workers/tars.py``, ``workers/folders.py``."""
+"""Tar files and Transformers folders in them:
+``workers.intake.tar_archives`` and ``workers.intake.transformers_folders``."""
 
 from __future__ import annotations
 
@@ -12,9 +13,9 @@ from pathlib import Path
 from tests.fuzz import Target
 from tests.fuzz.bytes_changed import changed
 from tests.workers.packed import safetensors
-from workers.engine.errors import EngineError
-from workers.folders import scan_folder
-from workers.tars import tar_entries
+from workers.errors import EngineError
+from workers.intake.tar_archives import tar_entries
+from workers.intake.transformers_folders import scan_folder
 
 _FILES = {
     "config.json": json.dumps({"architectures": ["BertModel"], "model_type": "bert"}).encode(),

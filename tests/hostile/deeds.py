@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from workers import fence, runner
-from workers.limits import Limits
+from workers.sandbox import fence, runner
+from workers.sandbox.limits import Limits
 
 
 def preload() -> None:
@@ -69,7 +69,7 @@ def _call(name: str, *arguments: int) -> Callable[[dict[str, Any]], int]:
     """A system call by its number on this machine, as machine code of a model's would make it."""
 
     def make(_: dict[str, Any]) -> int:
-        from workers import seccomp
+        from workers.sandbox import seccomp
 
         known = {called: number for number, called in seccomp.refused().items()}
         return int(ctypes.CDLL(None, use_errno=True).syscall(known[name], *arguments))
@@ -141,7 +141,7 @@ def _threads_fenced(_: dict[str, Any]) -> list[list[str]]:
     torch.randn(2000, 2000).sum()
     torch.randn(500, 500).mm(torch.randn(500, 500))
     lines = [(task / "status").read_text().splitlines() for task in Path("/proc/self/task").iterdir()]
-    return [[line for line in each if line.startswith(("NoNewPrivs", "Seccomp:"))] for each in lines]
+    return [[field for field in line if field.startswith(("NoNewPrivs", "Seccomp:"))] for line in lines]
 
 
 def _kill_group(_: dict[str, Any]) -> None:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.hostile.case import Case
-from tests.workers.orders import order
-from workers.forks import ForkServer, Request
+from tests.workers.stage_requests import stage_request
+from workers.sandbox.child import DeadlinePassed, run_child
+from workers.sandbox.fork_server import ChildRequest, ForkServer
+from workers.sandbox.usage import LimitExceeded
 from workers.scratch import scratch_folder
-from workers.supervisor import problem_of
-from workers.watch import DeadlinePassed, TooMuch, run_child
+from workers.supervisor import job_problem
 
 SECRET = f"the weights of another tenant, {uuid.uuid4().hex}".encode()
 KILLED_WITHIN_S = 3.0  # of its deadline: the watcher looks ten times a second
@@ -32,7 +33,7 @@ class Remembering(ForkServer):
         super().__init__(entry, preload)
         self.children: list[int] = []
 
-    def fork(self, request: Request) -> Any:
+    def fork(self, request: ChildRequest) -> Any:
         child = super().fork(request)
         self.children.append(child.pid)
         return child
@@ -120,13 +121,13 @@ def attack(forks: Remembering, here: Surroundings, case: Case, made: Path, witho
 
 def _ended(forks: ForkServer, folder: Path, case: Case, without: str | None) -> tuple[str, str, bytes]:
     """Slug, detail, and everything it said and printed."""
-    request = order(case.stage, folder, format=case.format, without=without)
+    request = stage_request(case.stage, folder, format=case.format, without=without)
     try:
         ended = run_child(forks, request, time.monotonic() + case.seconds)
-    except (DeadlinePassed, TooMuch) as error:
-        problem = problem_of(error, case.seconds)
+    except (DeadlinePassed, LimitExceeded) as error:
+        problem = job_problem(error, case.seconds)
         return problem.slug, problem.detail, problem.detail.encode()
-    said = (json.dumps(ended.done) + ended.last_words).encode()
+    said = (json.dumps(ended.result) + ended.output_tail).encode()
     if ended.failure is None:
         return "ready", "", said
     return ended.failure.slug, ended.failure.detail, said + ended.failure.detail.encode()

@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fewbit.report import Report, ReportModel
-from fewbit.spec import JobSpec
-from tests.workers.orders import order
+from fewbit.contract.report import Report, ReportModel
+from fewbit.contract.spec import JobSpec
+from tests.workers.stage_requests import stage_request
 from workers.engine.task import Task
-from workers.forks import ForkServer
-from workers.watch import run_child
+from workers.sandbox.child import run_child
+from workers.sandbox.fork_server import ForkServer
 
 
 def report_of(forks: ForkServer, folder: Path, **spec: Any) -> Report:
@@ -26,8 +26,8 @@ def report_of(forks: ForkServer, folder: Path, **spec: Any) -> Report:
     )
     task.write(folder)
     for stage in ("inspect", "convert", "verify"):
-        ended = run_child(forks, order(stage, folder), time.monotonic() + 60)
-        assert ended.failure is None, ended.last_words
+        outcome = run_child(forks, stage_request(stage, folder), time.monotonic() + 60)
+        assert outcome.failure is None, outcome.output_tail
     written = (folder / "report.json").read_text()
     json.loads(written, parse_constant=_refuse)
     return Report.model_validate_json(written)

@@ -103,8 +103,8 @@ class Forks(Plain):
     def __setstate__(self, state: tuple[Tensor, str, bool]) -> None:
         waiting = [torch.jit.fork(long_sum, state[0]) for _ in range(50)]
         self.t = state[0]
-        for each in waiting:
-            self.t = torch.jit.wait(each)
+        for process in waiting:
+            self.t = torch.jit.wait(process)
         self.path = state[1]
         self.training = state[2]
 

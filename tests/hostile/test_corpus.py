@@ -17,8 +17,8 @@ from tests.hostile.evidence import Remembering, Surroundings, attack
 from tests.hostile.pickles import ACTS
 from tests.hostile.programs import RUNNING
 from tests.workers import uploads
-from tests.workers.orders import order
-from workers.watch import run_child
+from tests.workers.stage_requests import stage_request
+from workers.sandbox.child import run_child
 
 AT_ONCE_S = 10.0  # an honest inspection takes half a second on an idle machine
 
@@ -32,7 +32,7 @@ def assert_takes_the_next(forks: Remembering, honest: Path, tmp_path: Path, serv
     """The same fork server, not a new one in its place."""
     (tmp_path / "next").mkdir(mode=0o700)
     shutil.copy(honest, tmp_path / "next" / "model")
-    request = order("inspect", tmp_path / "next", format="pt2", without=None)
+    request = stage_request("inspect", tmp_path / "next", format="pt2", without=None)
     ended = run_child(forks, request, time.monotonic() + AT_ONCE_S)
     assert ended.failure is None
     assert forks.pid == server

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fewbit.report import ReportModel
-from fewbit.spec import JobSpec
+from fewbit.contract.report import ReportModel
+from fewbit.contract.spec import JobSpec
 from tests.hostile.case import STARVED, Case, honest
 from tests.hostile.datasets import HOSTILE
 from tests.hostile.evidence import Remembering, Surroundings, attack

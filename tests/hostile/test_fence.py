@@ -13,14 +13,17 @@ from typing import Any
 
 import pytest
 
-from fewbit.problems import JobProblem
+from fewbit.contract.problems import JobProblem
 from tests.hostile.evidence import Remembering, processes_of, state_of
-from workers import fence, process
-from workers.forks import ForkServer
-from workers.limits import Limits
+from workers import process
+from workers.sandbox import fence
+from workers.sandbox.child import DeadlinePassed, run_child
+from workers.sandbox.fork_server import ForkServer
+from workers.sandbox.limits import Limits
+from workers.sandbox.outcome import ChildOutcome
+from workers.sandbox.usage import LimitExceeded
 from workers.scratch import scratch_folder
 from workers.settings import WorkerSettings
-from workers.watch import DeadlinePassed, Ended, TooMuch, run_child
 
 SMALL = Limits(memory=600 << 20, disk=32 << 20, cpu=60, files=2000).request()
 SECRET = "the weights of another tenant"
@@ -65,9 +68,9 @@ def canary(tmp_path: Path) -> Path:
     return path
 
 
-def tried(forks: ForkServer, folder: Path, deed: str, seconds: float = 30, **more: Any) -> Ended:
-    order = {"deed": deed, "folder": str(folder), "limits": SMALL, **more}
-    return run_child(forks, order, time.monotonic() + seconds)
+def tried(forks: ForkServer, folder: Path, deed: str, seconds: float = 30, **more: Any) -> ChildOutcome:
+    request = {"deed": deed, "folder": str(folder), "limits": SMALL, **more}
+    return run_child(forks, request, time.monotonic() + seconds)
 
 
 def refusal(forks: ForkServer, folder: Path, deed: str, **more: Any) -> JobProblem:
@@ -139,17 +142,17 @@ def test_no_connection_is_made(forks: ForkServer, folder: Path) -> None:
 
 
 def test_every_thread_is_fenced(forks: ForkServer, folder: Path) -> None:
-    done = tried(forks, folder, "threads fenced").done
-    assert done is not None
-    assert len(done["told"]) > 1
-    assert all(each == ["NoNewPrivs:\t1", "Seccomp:\t2"] for each in done["told"])
+    result = tried(forks, folder, "threads fenced").result
+    assert result is not None
+    assert len(result["told"]) > 1
+    assert all(line == ["NoNewPrivs:\t1", "Seccomp:\t2"] for line in result["told"])
 
 
 def test_a_call_that_is_newer_than_the_table_is_not_there(forks: ForkServer, folder: Path, canary: Path) -> None:
     before = state_of(canary)
-    done = tried(forks, folder, "newer call", path=str(canary)).done
-    assert done is not None
-    assert done["told"] == "ENOSYS"
+    result = tried(forks, folder, "newer call", path=str(canary)).result
+    assert result is not None
+    assert result["told"] == "ENOSYS"
     assert state_of(canary) == before
 
 
@@ -167,7 +170,7 @@ def test_a_terabyte_is_not_to_be_had(forks: ForkServer, folder: Path) -> None:
 
 @pytest.mark.parametrize("deed", ["touch", "touch shared"])
 def test_memory_that_is_used_is_counted(forks: ForkServer, folder: Path, deed: str) -> None:
-    with pytest.raises(TooMuch) as ended:
+    with pytest.raises(LimitExceeded) as ended:
         tried(forks, folder, deed)
     assert ended.value.problem.slug == "out-of-memory"
 
@@ -175,7 +178,7 @@ def test_memory_that_is_used_is_counted(forks: ForkServer, folder: Path, deed: s
 def test_one_large_file(forks: ForkServer, folder: Path) -> None:
     try:
         failure = refusal(forks, folder, "write one")
-    except TooMuch as ended:
+    except LimitExceeded as ended:
         failure = ended.problem
     assert failure.slug == "sandbox-violation"
     assert (folder / "big").stat().st_size <= SMALL["disk"]
@@ -183,7 +186,7 @@ def test_one_large_file(forks: ForkServer, folder: Path) -> None:
 
 @pytest.mark.parametrize("deed", ["write many", "write entries"])
 def test_many_files(forks: ForkServer, folder: Path, deed: str) -> None:
-    with pytest.raises(TooMuch) as ended:
+    with pytest.raises(LimitExceeded) as ended:
         tried(forks, folder, deed)
     assert ended.value.problem.slug == "sandbox-violation"
 
@@ -193,7 +196,7 @@ def test_whatever_it_leaves_is_wiped(forks: ForkServer, tmp_path: Path, deed: st
     with scratch_folder(tmp_path, "job_1") as folder:
         try:
             tried(forks, folder, deed)
-        except TooMuch:
+        except LimitExceeded:
             assert any(folder.iterdir())
     assert not folder.exists()
 
@@ -208,19 +211,19 @@ def test_a_loop_ends_with_its_time(forks: ForkServer, folder: Path) -> None:
 def test_a_gigabyte_of_output_fills_nothing(forks: ForkServer, folder: Path) -> None:
     end = tried(forks, folder, "print")
     assert end.failure is None
-    assert len(end.last_words) <= 8192
+    assert len(end.output_tail) <= 8192
 
 
 def test_the_environment_is_empty_of_the_worker(forks: ForkServer, folder: Path) -> None:
-    done = tried(forks, folder, "environment").done
-    assert done is not None
-    assert "secret" not in done["told"]
+    result = tried(forks, folder, "environment").result
+    assert result is not None
+    assert "secret" not in result["told"]
 
 
 def test_only_output_and_messages_are_open(forks: ForkServer, folder: Path) -> None:
-    done = tried(forks, folder, "descriptors").done
-    assert done is not None
-    assert done["told"] == ["0", "1", "2", "3", "4"]  # 4 lists the folder
+    result = tried(forks, folder, "descriptors").result
+    assert result is not None
+    assert result["told"] == ["0", "1", "2", "3", "4"]  # 4 lists the folder
 
 
 def test_limits_cannot_be_raised(forks: ForkServer, folder: Path) -> None:

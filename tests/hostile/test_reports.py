@@ -14,12 +14,12 @@ import torch
 from rich.console import Console
 from torch.export import Dim
 
-from fewbit.faces.markdown import report_markdown
-from fewbit.faces.report_page import report_page
-from fewbit.show import show
+from fewbit.rendering.html.report_page import report_page
+from fewbit.rendering.markdown import report_markdown
+from fewbit.rendering.terminal import show
 from tests.hostile.jobs import report_of
 from tests.hostile.programs import named
-from workers.forks import ForkServer
+from workers.sandbox.fork_server import ForkServer
 
 HUGE = torch.finfo(torch.float32).max
 VALUES = {

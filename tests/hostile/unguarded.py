@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from workers import fence, runner
+from workers.sandbox import fence, runner
 
 preload = runner.preload
 
@@ -28,7 +28,7 @@ def main(request: dict[str, Any], messages: int) -> None:
 class _TrustingFence:
     """The fence, and torch left to unpickle whatever it likes."""
 
-    denied_path, chain = staticmethod(fence.denied_path), staticmethod(fence.chain)
+    denied_path, causes = staticmethod(fence.denied_path), staticmethod(fence.causes)
 
     @staticmethod
     def enter(*arguments: Any) -> None:
@@ -38,7 +38,7 @@ class _TrustingFence:
 
 
 class _NoFence:
-    denied_path, chain = staticmethod(fence.denied_path), staticmethod(fence.chain)
+    denied_path, causes = staticmethod(fence.denied_path), staticmethod(fence.causes)
 
     @staticmethod
     def enter(folder: Path, *_: Any) -> None:

@@ -61,7 +61,7 @@ def test_an_exception_without_a_reason_is_none(tmp_path: Path) -> None:
 
 
 def test_our_own_exceptions_can_be_read() -> None:
-    assert all(each.until for each in exceptions(ROOT / "requirements" / "exceptions.toml"))
+    assert all(exception.until for exception in exceptions(ROOT / "requirements" / "exceptions.toml"))
 
 
 def test_where_no_service_answers_the_audit_says_so_and_fails_where_it_is_required() -> None:

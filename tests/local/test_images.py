@@ -34,7 +34,7 @@ def closure(extra: str) -> set[str]:
     names: set[str] = set()
     for requirement in EXTRAS[extra]:
         if inner := re.match(r"fewbit\[([\w,]+)\]", requirement):
-            names |= {name for each in inner[1].split(",") for name in closure(each)}
+            names |= {name for extra in inner[1].split(",") for name in closure(extra)}
         else:
             names.add(re.split(r"[\[<>=!~ ]", requirement)[0])
     return names
@@ -192,11 +192,11 @@ def test_redis_can_be_reached_by_our_containers_alone() -> None:
 
 @pytest.mark.parametrize("name", ["gateway", "worker", "inspector"])
 def test_a_setting_that_compose_gives_is_one_that_we_read(name: str) -> None:
-    given = {each for each in COMPOSE["services"][name]["environment"] if each.startswith("FEWBIT_")}
+    given = {variable for variable in COMPOSE["services"][name]["environment"] if variable.startswith("FEWBIT_")}
     read = "".join(
-        (ROOT / each).read_text() for each in ("store/settings.py", "service/settings.py", "workers/settings.py")
+        (ROOT / file).read_text() for file in ("store/settings.py", "service/settings.py", "workers/settings.py")
     )
-    fields = {f"FEWBIT_{each.upper()}" for each in re.findall(r"^    (\w+): ", read, re.M)} | {"FEWBIT_QUEUES"}
+    fields = {f"FEWBIT_{setting.upper()}" for setting in re.findall(r"^    (\w+): ", read, re.M)} | {"FEWBIT_QUEUES"}
     fields |= set(re.findall(r"environ\.get\(\"(FEWBIT_\w+)\"\)", read))
     assert given - fields == set()
 

@@ -35,11 +35,11 @@ def wanted(*extras: str) -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]
     names: set[str] = set()
-    waiting = [*project["dependencies"], *(each for extra in extras for each in optional[extra])]
+    waiting = [*project["dependencies"], *(requirement for extra in extras for requirement in optional[extra])]
     while waiting:
         requirement = waiting.pop()
         if inner := re.match(r"fewbit\[([\w,]+)\]", requirement):
-            waiting += [each for extra in inner[1].split(",") for each in optional[extra]]
+            waiting += [requirement for extra in inner[1].split(",") for requirement in optional[extra]]
         else:
             names.add(re.split(r"[\[<>=!~ ]", requirement)[0].lower())
     return names

@@ -29,7 +29,7 @@ def variables(settings: type[BaseSettings]) -> set[str]:
     return names
 
 
-SETTINGS = {name for each in (StoreSettings, ServiceSettings, WorkerSettings) for name in variables(each)}
+SETTINGS = {name for settings in (StoreSettings, ServiceSettings, WorkerSettings) for name in variables(settings)}
 
 
 def test_every_setting_is_documented_and_nothing_else() -> None:

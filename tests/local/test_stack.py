@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
+import numpy
 import pytest
 
 from fewbit.errors import FewbitError
@@ -72,6 +73,43 @@ def test_a_killed_worker_is_replaced(stack: Stack) -> None:
     assert stack.pids["worker"] not in (None, before["worker"])
     assert stack.pids["gateway"] == before["gateway"]
     stack.wait_until_ready()
+
+
+def samples(folder: Path) -> Path:
+    """The same bytes each time."""
+    numpy.savez(folder / "samples.npz", x=numpy.zeros((4, 2), numpy.float32))
+    return folder / "samples.npz"
+
+
+def test_a_killed_redis_is_replaced_and_has_kept_everything(stack: Stack, tmp_path: Path) -> None:
+    with stack.client() as client:
+        uploaded = client.upload_dataset(samples(tmp_path))
+        before = stack.pids
+        stack.redis.kill()
+        stack.mend()
+        assert client.upload_dataset(samples(tmp_path)).id == uploaded.id
+    assert stack.pids == before
+    stack.wait_until_ready()
+
+
+def open_to_others(folder: Path) -> list[Path]:
+    return [path for path in (folder, *folder.rglob("*")) if path.lstat().st_mode & 0o077]
+
+
+def test_no_other_user_can_read_what_the_stack_keeps(stack: Stack, tmp_path: Path) -> None:
+    with stack.client() as client:
+        client.upload_dataset(samples(tmp_path))
+    kept = {path.name for path in stack.folder.rglob("*")}
+    assert {"blobs", "sha256", "logs", "gateway.log", "worker.log", "redis.log", "appendonlydir"} <= kept
+    assert open_to_others(stack.folder) == []
+
+
+def test_a_folder_that_others_could_open_is_closed(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    with Stack(folder):
+        assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_part_that_does_not_start_says_why(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import httpx2
 import numpy as np
 from redis import Redis
 
-from fewbit.resources import InputSignature
+from fewbit.contract.resources import InputSignature
 from tests.service.worker import Found, Worker
 
 _serial = itertools.count()

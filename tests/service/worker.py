@@ -9,12 +9,12 @@ from typing import Any
 
 from redis import Redis
 
-from fewbit.problems import JobProblem
-from fewbit.report import Report
-from fewbit.resources import InputSignature, ModelFormat, ModelLayer
-from store.blobs import Blobs
+from fewbit.contract.problems import JobProblem
+from fewbit.contract.report import Report
+from fewbit.contract.resources import InputSignature, ModelFormat, ModelLayer
+from store.blobs.blob_store import Blobs
 from store.fleet import Announcer
-from store.leases import Claim, Leases
+from store.jobs.leases import Claim, Leases
 from store.models import InspectedModels
 from store.records import ArtifactRecord
 from store.settings import StoreSettings

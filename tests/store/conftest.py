@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import redis
 
-from store.blobs import Blobs
+from store.blobs.blob_store import Blobs
 from store.clients import connect
 from store.embedded import EmbeddedRedis
-from store.leases import Leases
+from store.jobs.leases import Leases
 from store.models import InspectedModels
 from store.settings import StoreSettings
 

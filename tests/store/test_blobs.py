@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from store.blobs import BlobMismatch, Blobs, BlobTooLarge
+from store.blobs.blob_store import BlobMismatch, Blobs, BlobTooLarge
 
 CONTENT = bytes(range(256)) * 50_000
 

@@ -12,17 +12,17 @@ import redis
 from redis.asyncio import Redis
 
 from fewbit import JobSpec
-from fewbit.problems import JobProblem
-from fewbit.resources import Event, Job
-from store.blobs import BlobInfo, Blobs
+from fewbit.contract.problems import JobProblem
+from fewbit.contract.resources import Event, Job
+from store.blobs.blob_store import BlobInfo, Blobs
 from store.clients import connect_async
-from store.jobs import EventRecord, Jobs, Missing
-from store.leases import Claim, Leases, LostLease
+from store.jobs.job_store import EventRecord, Jobs, Missing
+from store.jobs.leases import Claim, Leases, LostLease
+from store.jobs.transition import Move, Outcome
 from store.models import Models
 from store.queue import Queue
 from store.records import ArtifactRecord, BlobRef, JobRecord, NewJob
 from store.settings import StoreSettings
-from store.transition import Move, Outcome
 
 T = TypeVar("T")
 MODEL = BlobInfo("ab" * 32, 1000)

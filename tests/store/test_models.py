@@ -8,8 +8,8 @@ from typing import TypeVar
 import pytest
 import redis
 
-from fewbit.problems import JobProblem
-from store.blobs import BlobInfo, Blobs
+from fewbit.contract.problems import JobProblem
+from store.blobs.blob_store import BlobInfo, Blobs
 from store.clients import connect_async
 from store.fleet import Announcer, Fleet
 from store.idempotency import Idempotency, InProgress, Reused, Stored

@@ -11,12 +11,12 @@ import pytest
 import redis
 
 from fewbit import JobSpec
-from store.blobs import BlobInfo, Blobs
+from store.blobs.blob_store import BlobInfo, Blobs
 from store.clients import connect, connect_async
 from store.embedded import EmbeddedRedis
 from store.ids import first_id, new_id
-from store.jobs import Jobs
-from store.leases import Leases
+from store.jobs.job_store import Jobs
+from store.jobs.leases import Leases
 from store.models import Models
 from store.queue import Queue
 from store.records import JobRecord, NewJob

@@ -12,8 +12,8 @@ from redis import Redis
 
 from store.clients import connect_async
 from store.embedded import EmbeddedRedis
-from store.rates import AHEAD_S, MOST_AHEAD, Allowance, Rates
 from store.settings import StoreSettings
+from store.tenancy.rates import AHEAD_S, MOST_AHEAD, Allowance, Rates
 
 
 @pytest.fixture

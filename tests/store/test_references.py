@@ -10,14 +10,14 @@ import pytest
 import redis
 from redis.asyncio import Redis
 
-from store.blobs import BlobInfo, Blobs
+from store.blobs.blob_store import BlobInfo, Blobs
+from store.blobs.references import References, drop_references, holding
+from store.blobs.stored_bytes import stored_bytes
 from store.clients import connect_async
 from store.models import Models
 from store.records import DELETING
-from store.references import References, drop_references, holding
 from store.settings import StoreSettings
-from store.stored_bytes import stored_bytes
-from store.tenants import Tenant
+from store.tenancy.tenants import Tenant
 
 CONTENT = b"the same bytes" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -143,10 +143,10 @@ def test_a_tenant_that_is_passed_over_keeps_nobody_waiting(played: Played) -> No
         await told(webhooks, 50)
         other = Webhooks(webhooks._redis, "umbrella")
         webhook = await told(other, 1)
-        taken = await outbox.take(but=["acme"])
+        taken = await outbox.take(pass_over=["acme"])
         assert taken is not None
         assert taken.webhook == webhook.id
-        assert await outbox.take(but=["acme"]) is None
+        assert await outbox.take(pass_over=["acme"]) is None
         assert await outbox.take() is not None
 
     played(scenario)

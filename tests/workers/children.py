@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from workers import fence
-from workers.limits import Limits
+from workers.sandbox import fence
+from workers.sandbox.limits import Limits
 
 
 def preload() -> None:

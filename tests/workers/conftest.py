@@ -9,7 +9,7 @@ import pytest
 
 from store.embedded import EmbeddedRedis
 from tests.workers.world import World
-from workers.forks import ForkServer
+from workers.sandbox.fork_server import ForkServer
 
 
 @pytest.fixture(scope="session")

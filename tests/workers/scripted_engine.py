@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fewbit.report import Coverage, LayerCount, Provenance, Report, ReportArtifact, Size
+from fewbit.contract.report import Coverage, LayerCount, Provenance, Report, ReportArtifact, Size
 from workers.engine.task import Task
-from workers.runner import Order
+from workers.sandbox.runner import StageRequest
 
 ARTIFACT = b"an artifact of eight layers"
 
@@ -24,17 +24,17 @@ def preload() -> None:
     pass
 
 
-def main(order: Order, messages: int) -> None:
+def main(request: StageRequest, messages: int) -> None:
     """One stage: ``deed`` is ``what`` or ``stage:what``."""
-    folder = Path(order["folder"])
-    if order["stage"] == "inspect":
+    folder = Path(request["folder"])
+    if request["stage"] == "inspect":
         _inspect(folder, messages)
         return
     task = Task.read(folder)
     stage, _, deed = task.spec.labels.get("deed", "").rpartition(":")
-    if deed and stage in ("", order["stage"]):
+    if deed and stage in ("", request["stage"]):
         _DEEDS[deed](folder, messages)
-    if order["stage"] == "convert":
+    if request["stage"] == "convert":
         _say(messages, progress=["convert", 0.5], log="converting")
         (folder / "out").mkdir()
         (folder / "out" / "model.ts.pt").write_bytes(ARTIFACT)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from store.leases import Claim, Leases
+from store.blobs.references import HELD_S
+from store.jobs.leases import Claim, Leases
 from store.records import ArtifactRecord
-from store.references import HELD_S
-from store.tenants import Tenant
+from store.tenancy.tenants import Tenant
 from tests.workers.scripted_engine import ARTIFACT
 from tests.workers.world import World
 

@@ -17,7 +17,7 @@ from store.embedded import EmbeddedRedis
 from store.queue import Queue
 from tests.workers import uploads
 from tests.workers.world import World, wait_until
-from workers.forks import ForkServer
+from workers.sandbox.fork_server import ForkServer
 
 ROOT = Path(__file__).parents[2]
 START_S = 90.0
@@ -120,7 +120,9 @@ def test_an_upload_is_inspected_and_a_job_runs(there: World, worker: CeleryWorke
     assert ended(there, job) == "succeeded", worker.log.read_text()[-4000:]
     report = json.loads(there.report(job))
     assert report["coverage"]["layers"]["quantized"] == 2
-    assert {each.name for each in there.artifacts(job)} == {each["name"] for each in report["artifacts"]}
+    assert {artifact.name for artifact in there.artifacts(job)} == {
+        artifact["name"] for artifact in report["artifacts"]
+    }
 
 
 def test_the_log_is_json_and_names_the_job(there: World, worker: CeleryWorker, queue: Queue, model: bytes) -> None:

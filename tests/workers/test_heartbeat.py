@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from store.leases import Leases
+from store.jobs.leases import Leases
 from store.records import LEASES
 from tests.workers.world import World, wait_until
 from workers.heartbeat import Canceled, Heartbeat

@@ -42,7 +42,7 @@ def test_what_killed_workers_left_goes_after_a_day(tmp_path: Path) -> None:
     (tmp_path / "fewbit-job_3-link").symlink_to(tmp_path / "another")
     os.utime(tmp_path / "fewbit-job_3-link", times=(0, 0), follow_symlinks=False)
     tidy(tmp_path)
-    left = {each.name for each in tmp_path.iterdir() if not each.is_symlink()}
+    left = {entry.name for entry in tmp_path.iterdir() if not entry.is_symlink()}
     assert left == {"fewbit-job_2-new", "fewbit-demo-x", "another"}
     assert (tmp_path / "another" / "model").exists()
 

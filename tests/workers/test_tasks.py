@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import redis
 
-from store.leases import Leases
+from store.jobs.leases import Leases
 from store.settings import StoreSettings
 from tests.workers.world import World
 from workers import process

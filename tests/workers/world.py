@@ -13,20 +13,20 @@ from typing import Any, TypeVar
 
 from redis.asyncio import Redis
 
-from fewbit.spec import JobSpec
-from store.blobs import Blobs
+from fewbit.contract.spec import JobSpec
+from store.blobs.blob_store import Blobs
+from store.blobs.references import References
+from store.blobs.stored_bytes import stored_bytes
 from store.clients import connect, connect_async
 from store.embedded import EmbeddedRedis
-from store.jobs import Jobs
-from store.leases import Leases
+from store.jobs.job_store import Jobs
+from store.jobs.leases import Leases
 from store.models import InspectedModels, Models
 from store.records import ArtifactRecord, JobRecord, ModelRecord, NewJob, events_key
-from store.references import References
 from store.settings import StoreSettings
-from store.stored_bytes import stored_bytes
-from store.tenants import Tenant
-from workers.forks import ForkServer
+from store.tenancy.tenants import Tenant
 from workers.inspection import Inspector
+from workers.sandbox.fork_server import ForkServer
 from workers.settings import WorkerSettings
 from workers.supervisor import Supervisor
 

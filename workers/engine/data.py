@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewbit.resources import InputSignature
-from workers.engine.errors import EngineError, first_line
+from fewbit.contract.resources import InputSignature
 from workers.engine.task import Task
+from workers.errors import EngineError, first_line
 
 Array = np.ndarray[Any, Any]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from fewbit.report import CalibrationReport, Coverage, Finding, LayerReport, Product, SensitivitySummary
-from fewbit.resources import InputSignature
+from fewbit.contract.report import CalibrationReport, Coverage, Finding, LayerReport, Product, SensitivitySummary
+from fewbit.contract.resources import InputSignature
 from fewbit.runtime.script import Call
 
 

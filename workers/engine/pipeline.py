@@ -16,33 +16,34 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fewbit.contract.spec import JobSpec
 from fewbit.runtime.program import Program
-from fewbit.spec import JobSpec
-from workers.engine import eager
-from workers.engine.bias import corrected
-from workers.engine.calibrate import ranges_of
-from workers.engine.canonical import canonical
+from workers.engine.artifacts.write import package
+from workers.engine.calibration.bias import corrected
+from workers.engine.calibration.calibrate import ranges_of
+from workers.engine.calibration.smooth import smoothed, with_alphas
 from workers.engine.data import read_calibration, read_evaluation
-from workers.engine.diagnosis.defects import Case, defects
-from workers.engine.diagnosis.diagnose import diagnose
 from workers.engine.draft import Draft
-from workers.engine.findings import conversion_findings
+from workers.engine.eager import backend
+from workers.engine.explanation.other_routes import structure_findings
 from workers.engine.formats import open_program
-from workers.engine.layers import Layer, find_layers
-from workers.engine.machine import peak_memory_bytes
-from workers.engine.observe import observe
-from workers.engine.package import package
-from workers.engine.plan import full_range, plan, weights_for
-from workers.engine.program import signature
-from workers.engine.quantize import quantize
-from workers.engine.reference import Reference, reference_of
-from workers.engine.repair import non_finite, repaired
-from workers.engine.smooth import smoothed, with_alphas
+from workers.engine.graph.canonicalize import canonical
+from workers.engine.graph.layers import Layer, find_layers
+from workers.engine.graph.program import signature
+from workers.engine.measurement.float_pass import observe
+from workers.engine.measurement.machine import peak_memory_bytes
+from workers.engine.measurement.verification import Runs, measure_artifacts, measure_latency_of
+from workers.engine.quantization.plan import full_range, plan, weights_for
+from workers.engine.quantization.quantize import quantize
+from workers.engine.quantization.reference import Reference, reference_of
+from workers.engine.quantization.repair import non_finite, repaired
+from workers.engine.reporting.assemble import report_of
+from workers.engine.reporting.defects import Case, defects
+from workers.engine.reporting.diagnose import diagnose
+from workers.engine.reporting.findings import conversion_findings
+from workers.engine.reporting.layer_rows import coverage, product_rows, report_rows
 from workers.engine.stopwatch import Progress, Stopwatch
-from workers.engine.structure import structure_findings
-from workers.engine.table import coverage, product_rows, report_rows
 from workers.engine.task import FLOAT_PROGRAM, Task
-from workers.engine.verification import Runs, measure_artifacts, measure_latency_of, report_of
 
 __all__ = ["Progress", "convert", "verify"]
 
@@ -63,7 +64,7 @@ def _by_torch(task: Task, folder: Path, watch: Stopwatch) -> Draft:
     """``torch.ao`` on the module itself; the program says what its layers are, and what they give in float."""
     with watch("load"):
         program = canonical(_opened(task, folder))
-    return eager.convert(task, folder, program, watch)
+    return backend.convert(task, folder, program, watch)
 
 
 def _by_graph(task: Task, folder: Path, watch: Stopwatch) -> Draft:

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fewbit.report import ReportModel
-from fewbit.spec import JobSpec
+from fewbit.contract.report import ReportModel
+from fewbit.contract.spec import JobSpec
 from workers.engine.formats import inspect_upload
 from workers.engine.imports import later_imports_tried
 from workers.engine.pipeline import convert, verify

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fewbit.report import ReportModel
-from fewbit.resources import InputSignature, ModelFormat, ModelLayer
-from fewbit.spec import JobSpec
-from workers.engine.errors import EngineError
+from fewbit.contract.report import ReportModel
+from fewbit.contract.resources import InputSignature, ModelFormat, ModelLayer
+from fewbit.contract.spec import JobSpec
+from workers.errors import EngineError
 
 FLOAT_PROGRAM = "float.pt2"  # in the folder: the float model as a program, where the upload is none
 

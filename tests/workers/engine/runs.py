@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from fewbit import JobSpec, Report
-from fewbit.report import LayerReport, ReportModel
-from fewbit.resources import ModelFormat
+from fewbit.contract.report import LayerReport, ReportModel
+from fewbit.contract.resources import ModelFormat
+from workers.engine.graph.program import Program, load
 from workers.engine.pipeline import convert, verify
-from workers.engine.program import Program, load
 from workers.engine.task import Task
 
 BATCH = torch.export.Dim("batch", min=1, max=1024)

@@ -5,14 +5,14 @@ from typing import get_args
 import numpy as np
 import torch
 
-from fewbit import capabilities, spec
-from fewbit.metrics import family
+from fewbit.contract import capabilities, spec
+from fewbit.contract.metrics import family
 from tests.workers.engine.metrics.outputs import FORMS, Outputs, regression, retrieval
-from workers.engine.artifacts import KINDS
+from workers.engine.artifacts.kinds import KINDS
 from workers.engine.metrics.fitting import NotApplicable, fitted
 from workers.engine.metrics.registry import drawn
-from workers.engine.observers import observer_for
-from workers.engine.weights import clip_bound, quantize_weight
+from workers.engine.quantization.observers import observer_for
+from workers.engine.quantization.weights import clip_bound, quantize_weight
 
 
 def test_every_artifact_kind_has_its_writer_and_no_other_has() -> None:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tests.workers import packed
-from workers.engine.errors import EngineError
 from workers.engine.formats import inspect_upload, open_module, open_program
-from workers.engine.layers import find_layers
-from workers.engine.program import Program, signature
-from workers.scan import scan
+from workers.engine.graph.layers import find_layers
+from workers.engine.graph.program import Program, signature
+from workers.errors import EngineError
+from workers.intake.scan import scan
 
 
 def layer_names(program: Program) -> list[str]:

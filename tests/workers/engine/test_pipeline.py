@@ -13,9 +13,9 @@ from torch import nn
 from tests.workers.engine import models
 from tests.workers.engine.runs import export, run_engine
 from tests.workers.uploads import with_program
-from workers.engine.errors import EngineError
 from workers.engine.formats import inspect_upload
-from workers.engine.program import load
+from workers.engine.graph.program import load
+from workers.errors import EngineError
 
 X = np.random.default_rng(0).normal(size=(70, 64)).astype(np.float32)
 LABELS = np.random.default_rng(1).integers(0, 10, 70)

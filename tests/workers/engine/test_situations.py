@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fewbit.reason_codes import CODES
-from fewbit.report import SQNR_CAP_DB, LayerReport, Report
+from fewbit.contract.reason_codes import CODES
+from fewbit.contract.report import SQNR_CAP_DB, LayerReport, Report
 from tests.workers.engine.runs import EngineRun, argument_names, run_engine
 from tests.workers.engine.situations import SITUATIONS, Situation
 from tests.workers.engine.situations.found import FOUND, UNSEEN

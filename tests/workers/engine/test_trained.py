@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from fewbit.report import Metric, Scheme
+from fewbit.contract.report import Metric, Scheme
 from tests.workers.engine.runs import EngineRun, run_engine
 from tests.workers.engine.trained import TRAININGS, Trained
 

@@ -5,7 +5,7 @@
     module         stock.py        torch.save of torch.nn classes; the example is two samples of the dataset
     torchscript    torchscript.py  torch.jit.save; likewise
 
-Whatever is opened here was scanned before (``workers/scan.py``), which also says which kind it is.
+Whatever is opened here was scanned before (``workers/intake/scan.py``), which also says which kind it is.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pathlib import Path
 
 from torch import nn
 
-from fewbit.resources import InputSignature, ModelFormat, ModelLayer
+from fewbit.contract.resources import InputSignature, ModelFormat, ModelLayer
 from fewbit.runtime.program import Program
-from workers.engine.errors import EngineError
 from workers.engine.formats.pretrained import inspect_pretrained, open_pretrained, pretrained_program
 from workers.engine.formats.stock import open_stock, stock_layers, stock_program
 from workers.engine.formats.torchscript import script_layers, script_program
-from workers.engine.layers import find_layers
-from workers.engine.program import load, signature
-from workers.engine.table import model_layers
+from workers.engine.graph.layers import find_layers
+from workers.engine.graph.program import load, signature
+from workers.engine.reporting.layer_rows import model_layers
 from workers.engine.task import Inspection
+from workers.errors import EngineError
 
 __all__ = ["inspect_upload", "open_module", "open_program"]
 

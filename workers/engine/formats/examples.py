@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.engine.data import is_npz
-from workers.engine.errors import EngineError
+from workers.errors import EngineError
 
 SAMPLES = 2  # torch.export takes a size of one for a constant
 TOKENS = 8

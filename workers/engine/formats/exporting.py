@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from workers.engine.errors import EngineError, first_line
+from workers.errors import EngineError, first_line
 
 Arguments = Mapping[str, Tensor]
 """One example: tensors by forward argument, in forward's order; the first axis of each counts samples."""

@@ -1,6 +1,6 @@
 """A Transformers folder: its class from the installed library, its weights from safetensors, its code from nowhere.
 
-The upload was scanned: names, config and headers are known to be harmless (``workers/folders.py``). What the library
+The upload was scanned: names, config and headers are known to be harmless (``workers.intake``). What the library
 could still be talked into, a download or a remote class, is closed off here once more.
 """
 
@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewbit.resources import InputSignature
+from fewbit.contract.resources import InputSignature
 from fewbit.runtime.program import Program, program_of
-from workers.engine.errors import EngineError, first_line
 from workers.engine.formats import experts
 from workers.engine.formats.examples import MAKERS, Argument, float_dtype, from_config, from_dataset, has_image_size
 from workers.engine.formats.exporting import ADVICE, Arguments, export
-from workers.engine.program import signature
-from workers.folders import extract
+from workers.engine.graph.program import signature
+from workers.errors import EngineError, first_line
+from workers.intake.transformers_folders import extract
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the library is imported; a worker never downloads
 os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # one thread: memory stays at what one tensor needs

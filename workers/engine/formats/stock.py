@@ -1,6 +1,6 @@
 """A module of ``torch.nn`` classes only, as ``torch.save(model)`` writes it: loaded without running code of its own.
 
-The scan has read the pickle and let it through because every name in it is in ``workers/stock_names.py``. Here torch's
+The scan has read the pickle and let it through because every name in it is in ``workers.intake``. Here torch's
 restricted unpickler is given the same names and no other, so that both would have to be wrong at once.
 """
 
@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewbit.resources import ModelLayer
+from fewbit.contract.resources import ModelLayer
 from fewbit.runtime.program import Program, program_of
-from workers.engine.errors import EngineError, first_line
 from workers.engine.formats.examples import Argument, float_dtype, from_dataset
 from workers.engine.formats.exporting import export
-from workers.stock_names import ACTIVATIONS, MODULES
+from workers.errors import EngineError, first_line
+from workers.intake.stock_modules import ACTIVATIONS, MODULES
 
 _NAME = re.compile(r"[\w.-]{0,512}")  # names end up in generated source
 

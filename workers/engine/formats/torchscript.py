@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from fewbit.resources import ModelLayer
+from fewbit.contract.resources import ModelLayer
 from fewbit.runtime.program import Program, program_of
-from workers.engine.errors import EngineError, first_line
 from workers.engine.formats.examples import Argument, float_dtype, from_dataset
 from workers.engine.formats.exporting import Arguments, export
 from workers.engine.formats.stock import check_names, class_of, require, shown_class, table
+from workers.errors import EngineError, first_line
 
 
 def script_program(path: Path, dataset: Path | None) -> Program:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fewbit.report import ClassAccuracy, Finding, Flip, Metric
-from workers.engine.findings import metric_not_applicable
+from fewbit.contract.report import ClassAccuracy, Finding, Flip, Metric
 from workers.engine.metrics.fitting import Array, Fitted, NotApplicable, fitted
 from workers.engine.metrics.means import right_rows
 from workers.engine.metrics.registry import measured
-from workers.engine.similarity import flips_between
+from workers.engine.metrics.similarity import flips_between
 
 MOST_CLASSES = 1000  # rows of ``classes``: those that changed least are left out beyond
 
@@ -76,4 +75,15 @@ def _classes(rows: Fitted) -> tuple[ClassAccuracy, ...]:
             delta=float(shares[1][each] - shares[0][each]),
         )
         for each in order
+    )
+
+
+def metric_not_applicable(name: str, needed: str, shape: Sequence[int], labels: Array) -> Finding:
+    return Finding(
+        severity="warning",
+        code="metric-not-applicable",
+        message=f"{name} needs {needed}. The model's output has shape {list(shape)}, and labels "
+        f"{list(labels.shape)} of {labels.dtype}.",
+        remedy=f"Return what {name} reads as the first output, change `labels` in the dataset, or leave {name} out of "
+        "evaluation.metrics.",
     )

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from scipy import stats
 
-from fewbit.metrics import is_share
-from fewbit.report import SQNR_CAP_DB, ClassAccuracy, Flip, Metric, OutputSimilarity
+from fewbit.contract.metrics import is_share
+from fewbit.contract.report import SQNR_CAP_DB, ClassAccuracy, Flip, Metric, OutputSimilarity
 from workers.engine.metrics.paired import in_words
 
 UNLIKELY = 0.05  # of a class that differs by chance, shared out over all classes (Bonferroni)

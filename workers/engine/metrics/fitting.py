@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fewbit.metrics import Family
+from fewbit.contract.metrics import Family
 
 Array = np.ndarray[Any, Any]
 Task = Literal["binary", "multiclass", "multilabel", "regression", "retrieval"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fewbit.metrics import REGRESSION
+from fewbit.contract.metrics import REGRESSION
 from workers.engine.metrics.counts import COUNTED
 from workers.engine.metrics.fitting import ONE_CLASS, Array, Fitted, NotApplicable
 from workers.engine.metrics.resampling import Statistic

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from fewbit.metrics import is_lower_better
-from fewbit.report import Metric
+from fewbit.contract.metrics import is_lower_better
+from fewbit.contract.report import Metric
 
 Array = np.ndarray[Any, Any]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fewbit.metrics import WITH_CUTOFF, base, cutoff, family
-from fewbit.report import Metric
+from fewbit.contract.metrics import WITH_CUTOFF, base, cutoff, family
+from fewbit.contract.report import Metric
 from workers.engine.metrics import official
 from workers.engine.metrics.counts import COUNTED, counted
 from workers.engine.metrics.fitting import Array, Fitted, NotApplicable, fitted

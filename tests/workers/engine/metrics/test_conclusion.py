@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fewbit.report import Metric, OutputSimilarity
+from fewbit.contract.report import Metric, OutputSimilarity
 from workers.engine.metrics.accuracy import labelled
 from workers.engine.metrics.conclusion import conclusion
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from fewbit.metrics import family
+from fewbit.contract.metrics import family
 from tests.workers.engine.metrics.outputs import Array, Outputs
 from workers.engine.metrics.fitting import fitted
 from workers.engine.metrics.registry import drawn, measured

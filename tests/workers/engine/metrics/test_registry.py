@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewbit import metrics as names
+from fewbit.contract import metrics as names
 from tests.workers.engine.metrics.outputs import FORMS, Array, Outputs, regression, retrieval
 from workers.engine.metrics.counts import COUNTED
 from workers.engine.metrics.fitting import Fitted, NotApplicable, fitted

@@ -6,7 +6,7 @@ the graph; or no route would miss anything.
 
 from __future__ import annotations
 
-from fewbit.reason_codes import Place
+from fewbit.contract.reason_codes import Place
 
 FOUND: dict[str, tuple[str, str, Place]] = {
     "root linear": ("root-module", "", "eager"),

@@ -1,0 +1,101 @@
+"""The calibration data itself: whether it is enough, and whether it is what one meant to give."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewbit.contract.report import CalibrationReport, Convergence
+from workers.engine.data import Data
+
+SETTLED = 0.98  # of the final ranges: what one more outlier moves anyway
+Array = np.ndarray[Any, Any]
+
+
+class RangeWatch:
+    """The smallest and largest value of each sample: float32 [samples] each."""
+
+    def __init__(self) -> None:
+        self._low: list[Tensor] = []
+        self._high: list[Tensor] = []
+
+    def observe(self, x: Tensor) -> None:
+        """A tensor whose first axis counts samples, or one sample as a whole."""
+        if not x.numel() or not x.dtype.is_floating_point:
+            return
+        rows = torch.nan_to_num(x.reshape(len(x) if x.dim() else 1, -1).to(torch.float32), posinf=0.0, neginf=0.0)
+        self._low.append(rows.amin(1))
+        self._high.append(rows.amax(1))
+
+    def shares(self, samples: int) -> Array | None:
+        """After each of ``samples``, the share of the final range: float64 [samples]. None where the value's first axis
+        does not count them."""
+        if not self._low:
+            return None
+        low, high = torch.cat(self._low).clamp_max(0), torch.cat(self._high).clamp_min(0)
+        if len(low) % samples:
+            return None
+        spread = (high.cummax(0).values - low.cummin(0).values).double().view(samples, -1)[:, -1]
+        return (spread / spread[-1]).numpy() if float(spread[-1]) > 0 else None
+
+
+def calibration_report(data: Data, watches: Sequence[RangeWatch]) -> CalibrationReport:
+    """``watches``: of every value whose range was fixed on ``data``."""
+    shares = [each for watch in watches if (each := watch.shares(_rows(data))) is not None]
+    mean = np.mean(shares, axis=0) if shares else np.empty(0)
+    return CalibrationReport(
+        samples=data.samples,
+        recommended_samples=_recommended(mean),
+        duplicates=_duplicates(data),
+        constant_inputs=tuple(name for name, array in _arrays(data) if array.size and bool((array == array[:1]).all())),
+        non_finite_inputs=tuple(name for name, array in _arrays(data) if not _is_finite(array)),
+        convergence=tuple(
+            Convergence(samples=int(count), range_share=round(float(mean[count - 1]), 4)) for count in _steps(len(mean))
+        ),
+    )
+
+
+def _rows(data: Data) -> int:
+    """How many rows go through the model: the last batch is padded where the model takes whole batches only."""
+    return -(-data.samples // data.batch_size) * data.batch_size if data.fixed_batch else data.samples
+
+
+def _recommended(mean: Array) -> int | None:
+    """Twice the samples after which ranges had settled; None while they still grew in the second half."""
+    settled = int(np.argmax(mean >= SETTLED)) + 1 if mean.size and bool((mean >= SETTLED).any()) else None
+    return 2 * settled if settled is not None and 2 * settled <= mean.size else None
+
+
+def _steps(samples: int) -> list[int]:
+    """1, 2, 4, ... and all."""
+    powers = [2**power for power in range(32) if 2**power < samples]
+    return [*powers, samples] if samples else []
+
+
+def _duplicates(data: Data) -> int:
+    """Samples that are equal to an earlier one in every input."""
+    if data.rows:
+        return 0
+    digests = {_digest(data, index) for index in range(data.samples)}
+    return data.samples - len(digests)
+
+
+def _digest(data: Data, index: int) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for array in data.arrays:
+        digest.update(np.ascontiguousarray(array[index]).tobytes())
+    return digest.digest()
+
+
+def _arrays(data: Data) -> list[tuple[str, Array]]:
+    names = data.names or tuple(map(str, range(len(data.arrays))))
+    return [(name, array[: data.samples]) for name, array in zip(names, data.arrays, strict=True)]
+
+
+def _is_finite(array: Array) -> bool:
+    return array.dtype.kind not in "fc" or bool(np.isfinite(array).all())

@@ -1,0 +1,391 @@
+"""What the whole model loses if only one layer is quantized, for all layers at once.
+
+The error that quantizing layer ``l`` makes in its own output is known from one pass: ``d[l]``. To first order it
+reaches the model's output as ``J[l] d[l]``, and with signs ``v`` drawn at random (Hutchinson 1990)
+
+    E[(v . J[l] d[l])**2] = |J[l] d[l]|**2          v . J[l] d[l] = (J[l].T v) . d[l]
+
+where ``J[l].T v`` is what one backward pass from ``v`` leaves at *every* layer: two or three passes give the number for
+all layers, however many there are. Samples of a batch do not mix, so each is a draw of its own, where a layer's values
+can be told apart by sample: the gradient of one sample's output alone says which are its own.
+
+What sparing a layer gains is seen from the quantized model, for its layers read values that are rounded already, and so
+make other errors: with its output error ``e`` in place of ``v``, and ``d`` and ``J`` of its own pass (gradients go
+through as if nothing were rounded), ``|e - J[l] d[l]|**2 = |e|**2 - 2 e . J[l] d[l] + |J[l] d[l]|**2``.
+
+``brute_force`` evaluates the model once for each layer, with only that one quantized: the truth, and what layers get
+whose error has no gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fewbit.contract.report import SensitivitySummary
+from fewbit.runtime.program import Program
+from workers.engine.data import Batch, Data
+from workers.engine.graph.layers import Use
+from workers.engine.graph.run import ProgramRun, primary_output, with_gradient
+from workers.engine.quantization.quantize import QuantizedLayer
+from workers.engine.quantization.reference import FixedRange
+from workers.engine.quantization.simulation import imitated, operand_value
+from workers.errors import EngineError
+
+PASSES = 4.0  # of the float model over all samples: what it may cost
+FEWEST_PROBES, MOST_PROBES = 2, 6  # backward passes with random signs
+SPARED = 0.25  # of the samples also tell what sparing a layer gains
+SPARING = 3  # passes that takes: the quantized model is the float one and its quantized layers, and a backward pass
+MOST_SAMPLES = 256
+REGIONS = 1.5  # passes for layers inside regions of the graph, if there are any
+FEW = 4  # samples that show where in a value each sample lies
+LEAST_BATCH = 32  # where the model takes any: a pass costs by the call, too
+SMALLEST = 1e-30
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """By layer name. ``own``: the output's error power over its power with only this layer quantized; ``spared_db``:
+    what the output's SQNR gains with only this one spared."""
+
+    own: dict[str, float]
+    spared_db: dict[str, float]
+    summary: SensitivitySummary
+
+
+def sensitivity_of(
+    method: str,
+    program: Program,
+    quantized: Sequence[QuantizedLayer],
+    ranges: Mapping[fx.Node, FixedRange],
+    data: Data,
+    advance: Callable[[float], None],
+) -> Sensitivity | None:
+    """``method``: estimate, brute_force or off. None when there is nothing to say it of."""
+    if method == "off" or not quantized:
+        return None
+    if method == "brute_force":
+        return brute_force(program, quantized, ranges, list(data.batches()), advance)
+    regions = [each for each in quantized if each.layer.kind == "nested"]
+    try:
+        found = estimate(program, quantized, ranges, _budgeted(data, REGIONS if regions else 0), advance)
+        return _with_regions(found, program, regions, ranges, data, advance) if regions else found
+    except EngineError:
+        raise
+    except RuntimeError:  # the model writes over what a gradient needs, or has none
+        few = max(1, 4 * data.samples // max(1, 2 * len(quantized) + 1))
+        return brute_force(program, quantized, ranges, _some(data, few), advance, data.samples)
+
+
+def _some(data: Data, samples: int) -> list[Batch]:
+    """The first batches that hold so many samples; smaller ones where the model takes any size, one at least."""
+    if not data.fixed_batch and not data.rows:
+        data = replace(data, batch_size=max(1, min(samples, data.batch_size)))
+    return list(islice(data.batches(), max(1, samples // data.batch_size)))
+
+
+def _with_regions(
+    found: Sensitivity,
+    program: Program,
+    regions: Sequence[QuantizedLayer],
+    ranges: Mapping[fx.Node, FixedRange],
+    data: Data,
+    advance: Callable[[float], None],
+) -> Sensitivity:
+    """Layers inside a region of the graph have no gradient here: they are evaluated one by one, on few samples."""
+    few = _some(data, max(1, int(REGIONS * data.samples / (2 * len(regions) + 2))))
+    exact = brute_force(program, regions, ranges, few, advance, data.samples)
+    passes = round(found.summary.passes + exact.summary.passes, 2)
+    return Sensitivity(
+        found.own | exact.own,
+        found.spared_db | exact.spared_db,
+        found.summary.model_copy(update={"passes": passes}),
+    )
+
+
+# --- The estimate -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """What the passes are spent on. ``spared`` batches also tell what sparing a layer gains, the ``others`` do not;
+    ``few`` samples show how samples lie, the first batch where the model takes no fewer (None)."""
+
+    spared: tuple[Batch, ...]
+    others: tuple[Batch, ...]
+    few: Batch | None
+    probes: int
+    samples: int
+    passes: float
+
+
+def _budgeted(data: Data, taken: float = 0.0) -> _Budget:
+    """As many samples, then as many probes, as ``PASSES`` over all of ``data`` pay for, less what is ``taken``."""
+    whole = data.fixed_batch or bool(data.rows)  # the model takes batches of this size only
+    data = data if whole else replace(data, batch_size=max(data.batch_size, LEAST_BATCH))
+    unit = data.batch_size if whole else 1
+    total = -(-data.samples // unit)
+    few = 0 if whole or data.samples < 2 else min(FEW, max(2, data.samples // 4))
+    look = 1 if whole else (2 + 1) * few
+    left = int((PASSES - taken) * total) - look
+    used = max(1, min(total, MOST_SAMPLES // unit, int(left / (2 + FEWEST_PROBES + SPARING * SPARED))))
+    spared = max(1, int(used * SPARED))
+    if (2 + FEWEST_PROBES) * used + SPARING * spared > left:
+        spared = 0
+    probes = max(FEWEST_PROBES, min(MOST_PROBES, (left - SPARING * spared) // used - 2))
+    spent = (2 + probes) * used + SPARING * spared + look
+    return _Budget(
+        spared=tuple(_part(data, 0, spared * unit)),
+        others=tuple(_part(data, spared * unit, used * unit)),
+        few=next(_part(data, 0, few), None),
+        probes=probes,
+        samples=min(used * unit, data.samples),
+        passes=round(spent / total, 2),
+    )
+
+
+def _part(data: Data, start: int, stop: int) -> Iterator[Batch]:
+    """The batches of samples ``start`` to ``stop``."""
+    rows = data.rows or (data.batch_size,) * len(data.arrays)
+    skipped = start // data.batch_size
+    arrays = tuple(
+        array[skipped * each if data.rows else start :] for array, each in zip(data.arrays, rows, strict=True)
+    )
+    return replace(data, arrays=arrays, samples=max(0, min(stop, data.samples) - start)).batches()
+
+
+@dataclass
+class _Taps:
+    """What one forward pass leaves at each layer call: a place to read the gradient, and the error made there."""
+
+    taps: list[Tensor] = field(default_factory=list)
+    errors: list[Tensor] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+
+def estimate(
+    program: Program,
+    quantized: Sequence[QuantizedLayer],
+    ranges: Mapping[fx.Node, FixedRange],
+    budget: _Budget,
+    advance: Callable[[float], None],
+) -> Sensitivity:
+    """A forward pass that also makes each layer's error, then backward passes, as many as the budget leaves; for
+    some batches one more, from the error of the whole. Raises ``RuntimeError`` where the program has no gradient."""
+    own = {each.layer.name: 0.0 for each in quantized}
+    changes = dict.fromkeys(own, 0.0) if budget.spared else {}
+    signal = everything = 0.0
+    generator = torch.Generator().manual_seed(0)
+    layouts = _layouts(*_forward(program, quantized, ranges, budget.few), budget.few) if budget.few else None
+    batches = (*budget.spared, *budget.others)
+    for index, batch in enumerate(batches):
+        output, taps = _forward(program, quantized, ranges, batch)
+        usable = torch.isfinite(output)
+        signal += float(torch.where(usable, output.detach(), 0.0).double().square().sum())
+        layouts = layouts or _layouts(output, taps, batch)
+        powers = dict.fromkeys(own, 0.0)
+        for _ in range(budget.probes):
+            signs = torch.randint(0, 2, output.shape, generator=generator).to(output.dtype).mul_(2).sub_(1)
+            reached = _reached(output, taps, torch.where(usable, signs, 0.0), layouts)
+            for name, each in reached.items():
+                powers[name] += float(each.square().sum()) / budget.probes
+        own = {name: each + powers[name] for name, each in own.items()}
+        if index < len(budget.spared):
+            rounded, taps = _forward(program, quantized, ranges, batch, rounded=True)
+            error = torch.where(usable & torch.isfinite(rounded), rounded - output, 0.0).detach()
+            everything += _power(error)
+            for name, each in _reached(rounded, taps, error, layouts).items():
+                changes[name] += powers[name] - 2 * float(each.sum())
+        advance((index + 1) / len(batches))
+    return Sensitivity(
+        {name: each / max(signal, SMALLEST) for name, each in own.items()},
+        {name: _gain_db(everything, everything + each) for name, each in changes.items()},
+        SensitivitySummary(method="estimate", samples=budget.samples, passes=budget.passes),
+    )
+
+
+def _forward(
+    program: Program,
+    quantized: Iterable[QuantizedLayer],
+    ranges: Mapping[fx.Node, FixedRange],
+    batch: Batch,
+    rounded: bool = False,
+) -> tuple[Tensor, _Taps]:
+    """The float model's output, or the ``rounded`` one's, with a gradient at every layer."""
+    taps = _Taps()
+    around = {use.node: _tapped(each, use, ranges, taps, rounded) for each in quantized for use in each.layer.uses}
+    output = with_gradient(ProgramRun(program, around).outputs(batch.inputs, grad=True))
+    if not output.requires_grad:
+        raise RuntimeError("the output has no gradient")
+    return output.reshape(output.shape or (1,)), taps
+
+
+def _tapped(
+    quantized: QuantizedLayer, use: Use, ranges: Mapping[fx.Node, FixedRange], taps: _Taps, rounded: bool
+) -> Any:
+    def around(_: fx.Node, compute: Callable[[], Any], value: Callable[[Any], Any]) -> Any:
+        with torch.no_grad():
+            given = imitated(quantized, use, value, ranges)
+        result = compute()
+        first = result[0] if isinstance(result, list | tuple) else result
+        if given is None:
+            return result
+        tap = torch.zeros_like(first, requires_grad=True)
+        error = torch.nan_to_num((given - first).detach(), posinf=0.0, neginf=0.0)
+        taps.taps.append(tap)
+        taps.errors.append(error.float())
+        taps.names.append(quantized.layer.name)
+        return _with_first(result, first + error + tap if rounded else first + tap)
+
+    return around
+
+
+def _with_first(result: Any, first: Tensor) -> Any:
+    return type(result)((first, *result[1:])) if isinstance(result, list | tuple) else first
+
+
+def _reached(output: Tensor, taps: _Taps, direction: Tensor, layouts: Sequence[_Layout | None]) -> dict[str, Tensor]:
+    """By layer, ``direction . J d``, of each sample where they can be told apart: float64 [samples] or [1]."""
+    gradients = torch.autograd.grad(output, taps.taps, direction, retain_graph=True, allow_unused=True)
+    sums: dict[str, Tensor] = {}
+    for name, gradient, error, layout in zip(taps.names, gradients, taps.errors, layouts, strict=True):
+        product = error.new_zeros(1) if gradient is None else torch.nan_to_num(gradient.float() * error)
+        known = layout is not None and gradient is not None and len(output) > 1
+        part = layout.by_sample(product, len(output)) if known and layout else product.sum(dtype=torch.float64)[None]
+        before = sums.get(name)
+        if before is not None and before.shape != part.shape:
+            before, part = before.sum()[None], part.sum()[None]
+        sums[name] = part if before is None else before + part
+    return sums
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where samples lie in a value: on ``axis``, in blocks one after the other, or every so many-th (``strided``)."""
+
+    axis: int
+    strided: bool
+
+    def by_sample(self, product: Tensor, samples: int) -> Tensor:
+        """The sum of each sample's values: float64 [samples]."""
+        rows = product.movedim(self.axis, 0).flatten(1).sum(1, dtype=torch.float64)
+        return rows.view(-1, samples).sum(0) if self.strided else rows.view(samples, -1).sum(1)
+
+
+def _layouts(output: Tensor, taps: _Taps, batch: Batch) -> list[_Layout | None]:
+    return [_layout(each, len(batch.inputs[0])) for each in _of_one_sample(output, taps, batch)]
+
+
+def _of_one_sample(output: Tensor, taps: _Taps, batch: Batch) -> tuple[Tensor | None, ...]:
+    """What the second sample's output alone leaves at each layer."""
+    samples = len(batch.inputs[0])
+    if samples < 2 or len(output) != samples:
+        return (None,) * len(taps.taps)
+    direction = torch.zeros_like(output)
+    direction[1] = 1.0
+    return torch.autograd.grad(output, taps.taps, direction, retain_graph=True, allow_unused=True)
+
+
+def _layout(gradient: Tensor | None, samples: int) -> _Layout | None:
+    """Read off the gradient of the second sample's output; None where its values cannot be told from the others'."""
+    if gradient is None or not bool(gradient.any()):
+        return None
+    for axis, size in enumerate(gradient.shape):
+        if size % samples:
+            continue
+        touched = gradient.movedim(axis, 0).flatten(1).any(1)
+        for strided in (False, True):
+            own = touched.view(-1, samples)[:, 1] if strided else touched.view(samples, -1)[1]
+            if int(own.sum()) == int(touched.sum()):
+                return _Layout(axis, strided)
+    return None
+
+
+def _gain_db(before: float, after: float) -> float:
+    """How much less error there is, in dB; what rounding leaves of nothing counts as a thousandth."""
+    if before <= SMALLEST:
+        return 0.0
+    return round(10 * math.log10(before / max(after, before * 1e-3)), 3)
+
+
+# --- The truth --------------------------------------------------------------------------------------------------------
+
+
+def brute_force(
+    program: Program,
+    quantized: Sequence[QuantizedLayer],
+    ranges: Mapping[fx.Node, FixedRange],
+    batches: Sequence[Batch],
+    advance: Callable[[float], None],
+    samples: int | None = None,
+) -> Sensitivity:
+    """Twice as many passes as there are layers: with only each one quantized, and with all but each one."""
+    own = {each.layer.name: 0.0 for each in quantized}
+    spared = dict.fromkeys(own, 0.0)
+    signal = everything = 0.0
+    for index, batch in enumerate(batches):
+        output = primary_output(ProgramRun(program).outputs(batch.inputs))
+        usable = torch.isfinite(output)
+        signal += float(torch.where(usable, output, 0.0).double().square().sum())
+        everything += _power(_error_of_all(program, quantized, ranges, batch, output, usable))
+        for position, each in enumerate(quantized):
+            others = [one for one in quantized if one is not each]
+            own[each.layer.name] += _power(_error_of_all(program, [each], ranges, batch, output, usable))
+            spared[each.layer.name] += _power(_error_of_all(program, others, ranges, batch, output, usable))
+            advance((index + (position + 1) / len(quantized)) / len(batches))
+    used = sum(batch.count for batch in batches)
+    passes = round((2 * len(quantized) + 2) * used / max(1, samples or used), 2)
+    return Sensitivity(
+        {name: each / max(signal, SMALLEST) for name, each in own.items()},
+        {name: _gain_db(everything, each) for name, each in spared.items()},
+        SensitivitySummary(method="brute_force", samples=used, passes=passes),
+    )
+
+
+def _error_of_all(
+    program: Program,
+    quantized: Iterable[QuantizedLayer],
+    ranges: Mapping[fx.Node, FixedRange],
+    batch: Batch,
+    output: Tensor,
+    usable: Tensor,
+) -> Tensor:
+    """The output's error with these layers quantized, 0 where either side is not finite."""
+    quantized = tuple(quantized)
+    around = {use.node: _replaced(each, use, ranges) for each in quantized for use in each.layer.uses}
+    difference = primary_output(ProgramRun(_with_weights(program, quantized), around).outputs(batch.inputs)) - output
+    return torch.where(usable & torch.isfinite(difference), difference, 0.0)
+
+
+def _with_weights(program: Program, quantized: Iterable[QuantizedLayer]) -> Program:
+    """The layers inside regions, which only have their weights in integers, on those."""
+    inside = [each for each in quantized if each.layer.kind == "nested"]
+    given = {
+        use.operands[0]: operand_value(each.layer.operands[0], each.weights[0])
+        for each in inside
+        for use in each.layer.uses
+    }
+    constants = {
+        node: replace(each, value=given[node].to(each.value.dtype)) if node in given else each
+        for node, each in program.constants.items()
+    }
+    return replace(program, constants=constants, folded={}) if inside else program
+
+
+def _replaced(quantized: QuantizedLayer, use: Use, ranges: Mapping[fx.Node, FixedRange]) -> Any:
+    def around(_: fx.Node, compute: Callable[[], Any], value: Callable[[Any], Any]) -> Any:
+        given = imitated(quantized, use, value, ranges)
+        result = compute()
+        return result if given is None else _with_first(result, given)
+
+    return around
+
+
+def _power(error: Tensor) -> float:
+    return float(error.double().square().sum())

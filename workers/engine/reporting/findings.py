@@ -1,0 +1,157 @@
+"""Findings: what a person should know beyond the layer table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from fewbit.contract.report import Finding, Latency, LayerReport
+from fewbit.contract.spec import JobSpec
+from fewbit.runtime.program import Program
+from workers.engine.graph.layers import KNOWN_SPACES
+from workers.engine.graph.program import layer_path
+from workers.engine.quantization.quantize import QuantizedLayer
+from workers.engine.reporting.patches import left_float
+
+LEAST_OWN_SQNR_DB = 15.0
+WORTH_SPEEDING_UP_MS = 10.0  # below this call overhead and a busy machine weigh as much as the arithmetic
+
+
+def conversion_findings(
+    program: Program, rows: Sequence[LayerReport], quantized: Sequence[QuantizedLayer], spec: JobSpec
+) -> tuple[Finding, ...]:
+    """All that is known before anything is measured."""
+    full_range = [
+        each.layer.name for each in quantized if each.arithmetic.mode != "float" and not each.arithmetic.reduced
+    ]
+    return (
+        *program_findings(program),
+        *layer_findings(rows, spec),
+        *((full_range_activations(full_range),) if full_range else ()),
+        *custom_operators(program),
+        *((calibrated_on_evaluation(),) if spec.method == "static" and spec.calibration is None else ()),
+    )
+
+
+def program_findings(program: Program) -> Iterator[Finding]:
+    """What the graph itself says."""
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten.dropout.default and node.args[2]:
+            yield Finding(
+                severity="warning",
+                code="train-mode",
+                layer=layer_path(node)[0],
+                message="Dropout is active in the graph: the model was exported in train mode, and answers at random.",
+                remedy="Call model.eval() before torch.export.export.",
+            )
+            return
+
+
+def layer_findings(rows: Sequence[LayerReport], spec: JobSpec) -> Iterator[Finding]:
+    """What the layer table says."""
+    for row in rows:
+        own = row.error.output_sqnr_db if row.error is not None else None
+        if row.quantized and own is not None and own < LEAST_OWN_SQNR_DB:
+            yield Finding(
+                severity="warning",
+                code="low-sqnr",
+                layer=row.name,
+                message=f"The layer's int8 output is only {own} dB from its float output on the same input.",
+                remedy="Leave this layer float.",
+                patch=left_float(spec, row.name),
+            )
+    fastpath = [row.name for row in rows if row.eager.reason is not None and row.eager.reason.code == "fastpath"]
+    if fastpath:
+        yield Finding(
+            severity="info",
+            code="fastpath",
+            layer=fastpath[0],
+            message=f"Plain quantize_dynamic would swap {_number(len(fastpath), 'layer', 'layers')} inside "
+            "nn.TransformerEncoderLayer, and "
+            "the model would then fail in eval under no_grad. The graph route is not affected.",
+        )
+
+
+def synthetic_data() -> Finding:
+    return Finding(
+        severity="info",
+        code="synthetic-data",
+        message="No dataset was given. Closeness was measured on inputs made from the model's signature: "
+        "these numbers are weak, and say nothing about accuracy.",
+        remedy="POST /datasets with real samples, and name them in evaluation.dataset.",
+    )
+
+
+def evaluated_on_calibration() -> Finding:
+    return Finding(
+        severity="info",
+        code="evaluated-on-calibration",
+        message="No evaluation dataset was given. Closeness was measured on the calibration data, without its labels: "
+        "fresh data may show a little more loss, and nothing here speaks of accuracy.",
+        remedy="POST /datasets with labelled samples that calibration does not see, and name them in "
+        "evaluation.dataset.",
+    )
+
+
+def full_range_activations(names: Sequence[str]) -> Finding:
+    return Finding(
+        severity="info",
+        code="saturation",
+        message=f"{_number(len(names), 'layer uses', 'layers use')} all eight bits of the activations, as the CPU "
+        "they are for adds up in 32 bits. On one without VNNI the same TorchScript artifact would saturate.",
+        remedy="If such a CPU will serve the model, set target to it (avx2 or avx512): seven bits never saturate.",
+    )
+
+
+def latency_findings(latency: Latency) -> Iterator[Finding]:
+    """Artifacts slower than float, by their fastest runs: a busy machine slows some by chance. The .pt2 is portable by
+    design, not fast."""
+    measured = latency.artifacts.get("torchscript")
+    if measured is None or measured.min <= latency.before_ms.min:
+        return
+    small = latency.before_ms.min < WORTH_SPEEDING_UP_MS
+    yield Finding(
+        severity="info" if small else "warning",
+        code="slower-than-float",
+        message=f"The TorchScript artifact takes {measured.min / latency.before_ms.min:.2f} times as long as float"
+        + (": at so few milliseconds a batch, call overhead outweighs the arithmetic." if small else "."),
+        remedy="Serve larger batches, or exclude the smallest layers.",
+    )
+
+
+def custom_operators(program: Program) -> Iterator[Finding]:
+    """Operators that torch alone does not have."""
+    targets = {each.target for each in program.graph.nodes if isinstance(each.target, torch._ops.OpOverload)}
+    names = sorted({str(each) for each in targets if each.namespace not in KNOWN_SPACES})
+    if names:
+        yield Finding(
+            severity="warning",
+            code="custom-operator",
+            message=f"The artifacts call {', '.join(names)}: they load only where the library that defines it is "
+            "imported.",
+            remedy="Export the model without it, or import that library before loading.",
+        )
+
+
+def calibrated_on_evaluation() -> Finding:
+    return Finding(
+        severity="info",
+        code="calibrated-on-evaluation",
+        message="The job names no calibration dataset, so ranges were fixed on the evaluation data: its numbers are a "
+        "little better than fresh data will show.",
+        remedy="Name a part of the training data in calibration.dataset.",
+    )
+
+
+def not_finite() -> Finding:
+    return Finding(
+        severity="error",
+        code="nan-inf",
+        message="The float model itself returns NaN or infinity on this data.",
+        remedy="Check the inputs' preprocessing and the model's weights.",
+    )
+
+
+def _number(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
