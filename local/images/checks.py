@@ -211,12 +211,14 @@ def check_wheel(service: Composed, trained: demo.Trained, test: Path, folder: Pa
 # ---- what does not start says why ----
 
 
-def check_refusals(service: Composed) -> Iterator[str]:
-    """A wrong password, an unwritable blob folder, a module that is missing: named, and not status 0."""
+def check_refusals(service: Composed, nothing: Path) -> Iterator[str]:
+    """A wrong password, an unwritable blob folder, a module that is missing: named, and not status 0. ``nothing`` is an
+    empty folder, which hides Celery: an empty tmpfs would get Podman's copy of what it hides."""
+    nothing.mkdir()
     wrong = ("--env", "REDIS_URL=redis://:wrong@redis:6379/0")
     right = ("--env", f"REDIS_URL={service.inside('redis', 'cat', 'REDIS_URL').strip()}")
     for image in ("fewbit-gateway", "fewbit-worker"):
-        broken = ("--tmpfs", f"{_folder_of(service, image, 'celery')}:size=1m")
+        broken = ("--volume", f"{nothing}:{_folder_of(service, image, 'celery')}:ro")
         yield _refused(service, image, "a wrong Redis password", "Redis", *wrong)
         yield _refused(service, image, "a read-only blob folder", "/data/blobs", *right, "--read-only")
         yield _refused(service, image, "Celery missing", "celery", *right, *broken)
