@@ -21,6 +21,7 @@ from local.images.engine import LABEL, Engine, said
 
 OURS = ("gateway", "worker", "inspector")
 MOST_SECONDS = 60.0
+AGAIN = "delivered again"
 REPEATS = (1, 8, 64)
 AUTHENTICATE = "echo AUTH $(cat /data/password);"
 WITHOUT_CUDA = """
@@ -211,12 +212,14 @@ def check_wheel(service: Composed, trained: demo.Trained, test: Path, folder: Pa
 # ---- what does not start says why ----
 
 
-def check_refusals(service: Composed) -> Iterator[str]:
-    """A wrong password, an unwritable blob folder, a module that is missing: named, and not status 0."""
+def check_refusals(service: Composed, nothing: Path) -> Iterator[str]:
+    """A wrong password, an unwritable blob folder, a module that is missing: named, and not status 0. ``nothing`` is an
+    empty folder, which hides Celery: an empty tmpfs would get Podman's copy of what it hides."""
+    nothing.mkdir()
     wrong = ("--env", "REDIS_URL=redis://:wrong@redis:6379/0")
     right = ("--env", f"REDIS_URL={service.inside('redis', 'cat', 'REDIS_URL').strip()}")
     for image in ("fewbit-gateway", "fewbit-worker"):
-        broken = ("--tmpfs", f"{_folder_of(service, image, 'celery')}:size=1m")
+        broken = ("--volume", f"{nothing}:{_folder_of(service, image, 'celery')}:ro")
         yield _refused(service, image, "a wrong Redis password", "Redis", *wrong)
         yield _refused(service, image, "a read-only blob folder", "/data/blobs", *right, "--read-only")
         yield _refused(service, image, "Celery missing", "celery", *right, *broken)
@@ -238,13 +241,13 @@ def _refused(service: Composed, image: str, what: str, named: str, *options: str
 
 
 def check_logs(service: Composed) -> Iterator[str]:
-    """Nothing had to be delivered a second time, and nothing went wrong that nobody expected."""
+    """No message was lost: none had to be delivered a second time."""
     logs = service.logs()
-    for words in ("delivered again", "Traceback"):
-        found = [f"{name}: {line}" for name, text in logs.items() for line in text.splitlines() if words in line]
-        require(not found, f'"{words}" in the logs:\n' + "\n".join(found[:5]))
-    lines = sum(len(text.splitlines()) for text in logs.values())
-    yield f'no "delivered again" and no traceback in {lines} lines of {len(logs)} logs'
+    found = [f"{name}: {line}" for name, text in logs.items() for line in text.splitlines() if AGAIN in line]
+    require(not found, f'"{AGAIN}" in the logs:\n' + "\n".join(found[:5]))
+    silent = [name for name, text in logs.items() if not text.strip()]
+    require(len(logs) == len(SERVICES) and not silent, f"logs of {', '.join(logs)}; empty: {silent}")
+    yield f'no "{AGAIN}" in {sum(len(text.splitlines()) for text in logs.values())} lines of {len(logs)} logs'
 
 
 # ---- for all of them ----
