@@ -21,7 +21,7 @@ from typing import Self
 
 import httpx2
 
-from fewbit.client.client import Client
+from fewbit.client import Client
 from local.child import Child
 from store.embedded import EmbeddedRedis
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy
 import torch
 
-from fewbit.client.client import Client
+from fewbit.client import Client
 from fewbit.contract.report import Report
 from local import demo, digits
 from local.images import wheel
