@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -14,6 +15,7 @@ import torch
 
 from fewbit.client import Client
 from fewbit.contract.report import Report
+from fewbit.contract.resources import Job
 from local import demo, digits
 from local.images import wheel
 from local.images.composed import SERVICES, Composed, until
@@ -92,7 +94,7 @@ def check_health(service: Composed) -> Iterator[str]:
     """The health checks that the images and ``docker-compose.yml`` declare."""
     for name in SERVICES:
         container = service.container(name)
-        until(lambda container=container: service.engine.healthy(container), 60, f"{name} does not become healthy")  # type: ignore[misc]
+        until(partial(service.engine.healthy, container), 60, f"{name} does not become healthy")
     yield f"healthy: {', '.join(SERVICES)}"
 
 
@@ -151,6 +153,10 @@ def _download(client: Client, report: Report, folder: Path) -> None:
         client.download(report.job, artifact.name, folder / artifact.name)
 
 
+def _has_left_queue(client: Client, job: Job) -> bool:
+    return client.job(job).status != "queued"
+
+
 def check_restart(service: Composed, folder: Path) -> Iterator[str]:
     """``docker compose restart`` in the middle of a job: it succeeds all the same, and nothing from before is lost. A
     quick machine may have finished the job before its worker went down: then it is a longer one's turn."""
@@ -158,7 +164,7 @@ def check_restart(service: Composed, folder: Path) -> Iterator[str]:
         before = _kept(client)
         for repeats in REPEATS:
             job = client.create_job(_long_job(client, folder, repeats))
-            until(lambda job=job: client.job(job).status != "queued", 60, "the job was not taken within 60 s")  # type: ignore[misc]
+            until(partial(_has_left_queue, client, job), 60, "the job was not taken within 60 s")
             began, at = time.monotonic(), datetime.now(UTC)
             service.compose("restart")
             service.wait_until_ready()
