@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy
 import torch
-from numpy.typing import NDArray
 from sklearn.datasets import load_digits as sklearn_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -179,6 +178,5 @@ def export_pt2(module: nn.Module, example: Tensor, path: Path) -> Path:
 def save_test_npz(path: Path, digits: Digits | None = None) -> Path:
     """Save the held-out images as ``x``, the name of the forward argument, and ``labels``."""
     digits = digits or load_digits()
-    arrays: dict[str, NDArray[numpy.generic]] = {"x": digits.x_test.numpy(), "labels": digits.labels_test.numpy()}
-    numpy.savez(path, **arrays)  # type: ignore[arg-type]  # numpy's stub reads ** as allow_pickle
+    numpy.savez(path, x=digits.x_test.numpy(), labels=digits.labels_test.numpy())
     return path

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from store.blobs.abandoned import stale
+from store.blobs.abandoned import abandoned_paths
 
 _ABANDONED_S = 26 * 3600  # a job may take a day
 MAX_REPORT_BYTES = 256 << 20
@@ -40,7 +40,7 @@ def scratch_folder(parent: Path, job_id: str) -> Iterator[Path]:
 def wipe_abandoned_folders(parent: Path) -> None:
     """Wipe the folders on this machine whose worker was killed more than a day ago."""
     for kind in ("job", "mdl"):
-        for folder in stale(parent, f"fewbit-{kind}_*", _ABANDONED_S):
+        for folder in abandoned_paths(parent, f"fewbit-{kind}_*", _ABANDONED_S):
             if not folder.is_symlink():
                 _wipe(folder)
 

@@ -15,7 +15,7 @@ from fewbit import JobSpec, Report
 from fewbit.contract.capabilities import FORMATS
 from fewbit.contract.report import ReportModel
 from fewbit.contract.resources import InputSignature, ModelFormat
-from service.jobs.support import resolved, unsuited, unsupported
+from service.jobs.support import resolve_defaults, unsuited, unsupported
 from tests.workers import packed
 from tests.workers.engine.runs import EngineRun
 from workers.engine.eager.script import Positional, to_torchscript
@@ -310,20 +310,20 @@ def eager_spec(**fields: Any) -> JobSpec:
 
 
 def test_the_stored_spec_has_torchs_defaults() -> None:
-    stored = resolved(eager_spec())
+    stored = resolve_defaults(eager_spec())
     assert (stored.artifacts, stored.weights.granularity) == (("torchscript",), "per_tensor")
-    assert resolved(eager_spec(method="static")).weights.granularity == "per_channel"
-    assert resolved(eager_spec(weights={"granularity": "per_channel"})).weights.granularity == "per_channel"
+    assert resolve_defaults(eager_spec(method="static")).weights.granularity == "per_channel"
+    assert resolve_defaults(eager_spec(weights={"granularity": "per_channel"})).weights.granularity == "per_channel"
     graph = JobSpec(model="mdl_test")
-    assert resolved(graph) is graph
+    assert resolve_defaults(graph) is graph
 
 
 def test_the_stored_spec_can_be_posted_again() -> None:
     for method in ("dynamic", "static"):
-        stored = resolved(eager_spec(method=method, evaluation={"dataset": "dst_test"}))
+        stored = resolve_defaults(eager_spec(method=method, evaluation={"dataset": "dst_test"}))
         again = JobSpec.model_validate_json(stored.model_dump_json())
         assert not list(unsupported(again))
-        assert resolved(again) == stored
+        assert resolve_defaults(again) == stored
 
 
 @pytest.mark.parametrize(
