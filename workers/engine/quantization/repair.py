@@ -35,7 +35,7 @@ def with_finite_weights(program: Program) -> Program:
     return replace(program, constants=constants, folded={})
 
 
-def repair_non_finite_weights(program: Program, names: Collection[str]) -> Program:
+def repair_constants(program: Program, names: Collection[str]) -> Program:
     """A program whose parameters and buffers of these names are finite. ``program`` is not changed."""
     editor = GraphEditor(program)
     for name in names:
