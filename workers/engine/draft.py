@@ -1,4 +1,4 @@
-"""What the converting process hands to the verifying one: everything it knows, and no model."""
+"""What the converting process hands to the verifying one: everything it knows, except the model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fewbit.runtime.script import Call
 
 
 class Draft(BaseModel):
-    """``rows`` lack only the kernel that ran. ``calls``: by artifact kind, those its layers make. ``finite``: whether
+    """``rows`` lack only the kernel that ran. ``calls``: by artifact kind, the calls of its layers. ``finite``: whether
     the float output is."""
 
     model_config = ConfigDict(frozen=True)

@@ -116,7 +116,9 @@ def digits() -> Split:
 
 def documentation() -> Split:
     """``x`` int64 (samples, 24): sentences of docstrings, the library as label; a quarter is held out."""
-    labelled = [(each, label) for label, modules in enumerate(LIBRARIES.values()) for each in sentences(modules)]
+    labelled = [
+        (sentence, label) for label, modules in enumerate(LIBRARIES.values()) for sentence in sentences(modules)
+    ]
     random.Random(SEED).shuffle(labelled)
     held_out = len(labelled) // 4
     known = vocabulary([words for words, _ in labelled[held_out:]])
@@ -129,7 +131,7 @@ def sentences(modules: tuple[str, ...]) -> list[tuple[str, ...]]:
     """Distinct sentences of five words or more from the docstrings of everything public in these modules."""
     found: dict[tuple[str, ...], None] = {}
     for module in map(importlib.import_module, modules):
-        for name in sorted(each for each in vars(module) if not each.startswith("_")):
+        for name in sorted(name for name in vars(module) if not name.startswith("_")):
             text = inspect.getdoc(getattr(module, name)) or ""
             for sentence in re.split(r"(?<=[.!?])\s+|\n\n", text):
                 words = tuple(re.findall(r"[a-z]+", sentence.lower()))[:WORDS]
