@@ -76,12 +76,12 @@ def _engine(model: Path, data: Path, folder: Path, report: dict[str, object] | N
         threads=THREADS,
     ).write(folder)
     began = time.perf_counter()
-    convert(folder, _unwatched)
-    verify(folder, _unwatched)
+    convert(folder, _ignore_progress)
+    verify(folder, _ignore_progress)
     return time.perf_counter() - began
 
 
-def _unwatched(_stage: str, _share: float) -> None:
+def _ignore_progress(_stage: str, _share: float) -> None:
     """Nobody follows a benchmark's progress."""
 
 

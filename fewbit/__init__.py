@@ -1,4 +1,4 @@
-"""What a user of Fewbit imports: the contract's models. The client is ``fewbit.client.Client``."""
+"""What users of Fewbit import: the contract's models. The client is ``fewbit.client.Client``."""
 
 from fewbit.contract.report import Report
 from fewbit.contract.resources import Artifact, Dataset, Job, Model

@@ -1,7 +1,7 @@
 """What the client raises.
 
 Exception
-└── FewbitError     a problem: what was wrong, where, and what to do about it
+└── FewbitError     a problem: what is wrong, where, and what to do about it
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pydantic import ValidationError
 
 from fewbit.contract.problems import PROBLEMS, FieldError, JobProblem, Problem
 
-_PASSING = frozenset({"model-not-ready", "idempotency-in-progress", "rate-limited", "service-unavailable"})
+_TEMPORARY = frozenset({"model-not-ready", "idempotency-in-progress", "rate-limited", "service-unavailable"})
 
 
 class FewbitError(Exception):
-    """The service said no, a job or model ended in a problem, or nobody answered. ``str()`` is for a person."""
+    """The service refused or did not answer, or a job or model ended in a problem. ``str()`` is for people."""
 
     def __init__(
         self,
@@ -37,15 +37,15 @@ class FewbitError(Exception):
 
     @classmethod
     def of(cls, slug: str, detail: str, *, where: str = "", remedy: str | None = None) -> Self:
-        """A problem this side noticed, in the words of the catalogue."""
+        """A problem that the client found itself, with the catalogue's title."""
         kind = PROBLEMS[slug]
         problem = Problem(type=f"/problems/{slug}", title=kind.title, status=kind.status, detail=detail, request_id="")
         return cls(problem, where=where, remedy=remedy)
 
     @property
-    def passes(self) -> bool:
+    def may_pass(self) -> bool:
         """Whether the same request may succeed later, unchanged."""
-        return self.slug in _PASSING
+        return self.slug in _TEMPORARY
 
     def __str__(self) -> str:
         fields: tuple[FieldError, ...] = getattr(self.problem, "errors", ())
@@ -56,43 +56,43 @@ class FewbitError(Exception):
         return "\n".join(line for line in lines if line)
 
     def _field(self, error: FieldError) -> str:
-        said = "" if error.message in self.problem.detail else f": {error.message}"
-        return f"  at {error.pointer or '/'}{said} ({error.code})"
+        message = "" if error.message in self.problem.detail else f": {error.message}"
+        return f"  at {error.pointer or '/'}{message} ({error.code})"
 
 
 def from_response(response: httpx2.Response) -> FewbitError:
-    """The problem an answer carries. A job that failed is raised as the problem it failed with."""
+    """The problem in an answer. For a failed job, the problem the job failed with."""
     where = f"{response.request.method} {response.request.url.path}"
     try:
         body: dict[str, Any] = response.json()
         problem = Problem.model_validate(body)
     except (ValueError, ValidationError):
-        return FewbitError(_foreign(response), where=where)
+        return FewbitError(_unknown_answer(response), where=where)
     if error := (body.get("job") or {}).get("error"):
         return FewbitError(JobProblem.model_validate(error), where=where)
-    asked = f" (request {problem.request_id})" if problem.request_id else ""
-    return FewbitError(problem, where=where + asked, retry_after=retry_after(response))
+    request_note = f" (request {problem.request_id})" if problem.request_id else ""
+    return FewbitError(problem, where=where + request_note, retry_after=retry_after(response))
 
 
 def retry_after(response: httpx2.Response) -> float | None:
-    """Seconds the service asks to wait, if it does."""
+    """The seconds that the service asks to wait, if it does."""
     value = response.headers.get("Retry-After", "")
     return float(value) if value.isdigit() else None
 
 
 def unreachable(url: httpx2.URL, error: Exception) -> FewbitError:
-    """Nobody answered."""
+    """The problem for a request without an answer."""
     detail = f"{url} does not answer: {error or type(error).__name__}."
     remedy = "Check the address (FEWBIT_URL, --url) and that the service runs: `make up` starts one on this machine."
     return FewbitError.of("service-unavailable", detail, remedy=remedy)
 
 
-def _foreign(response: httpx2.Response) -> Problem:
-    """An answer that is no problem+json comes from something in between, or from something that is not Fewbit."""
+def _unknown_answer(response: httpx2.Response) -> Problem:
+    """An error answer without problem+json comes from a proxy, or from a service that is not Fewbit."""
     slug = "service-unavailable" if response.status_code in (502, 503, 504) else "about:blank"
     return Problem(
         type=f"/problems/{slug}",
-        title=f"{response.status_code} {response.reason_phrase}, and not in the words of Fewbit",
+        title=f"{response.status_code} {response.reason_phrase}, but not from Fewbit",
         status=response.status_code,
         detail=response.text[:300].strip(),
         request_id=response.headers.get("X-Request-Id", ""),

@@ -1,3 +1,3 @@
-"""The one place that says which release this is."""
+"""The version of this release, in its only place."""
 
 VERSION = "0.1.0"

@@ -1,7 +1,7 @@
-"""An artifact run the way its user will: in a fresh interpreter that imports torch and nothing else.
+"""Runs an artifact the way its user will: in a fresh interpreter that imports torch and nothing else.
 
 The process sees neither this checkout nor Fewbit nor numpy (``python -I`` ignores the working directory and
-PYTHONPATH, and the script refuses to go on if one of them was imported).
+PYTHONPATH, and the script fails if one of them was imported).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ artifact, arrays, batch, threads = sys.argv[1], torch.load(sys.argv[2]), int(sys
 torch.set_num_threads(threads)
 model = torch.export.load(artifact).module() if artifact.endswith(".pt2") else torch.jit.load(artifact)
 with torch.no_grad():
-    outputs = [model(part) for part in arrays["x"].split(batch)]
-strangers = [name for name in ("fewbit", "workers", "torchao") if name in sys.modules]
-if strangers:
-    sys.exit(f"the artifact needs {strangers}")
+    outputs = [model(x) for x in arrays["x"].split(batch)]
+unwanted = [name for name in ("fewbit", "workers", "torchao") if name in sys.modules]
+if unwanted:
+    sys.exit(f"the artifact needs {unwanted}")
 print(json.dumps([int(label) for output in outputs for label in output.argmax(1)]))
 """
 

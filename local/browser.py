@@ -1,4 +1,4 @@
-"""A Chromium to look at pages with, for the tests and the benchmark: the machine's own, nothing is downloaded."""
+"""The machine's own Chromium, for tests and benchmarks of pages; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUIET = (
 
 
 class NoBrowser(RuntimeError):
-    """There is nothing to look at a page with."""
+    """No Chromium was found."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -41,7 +41,7 @@ def chromium() -> str:
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """A fresh one that keeps nothing. Root has no sandbox to put it in."""
+    """A fresh browser that keeps nothing. Chromium's sandbox does not work for root."""
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=chromium(), args=[*QUIET, *sandbox])

@@ -26,8 +26,8 @@ class Child:
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
 
     def start(self) -> None:
-        """Ctrl-C must not reach it directly, so that things stop in order: it gets a session of its own. What it writes
-        is for its user alone."""
+        """Start it in a session of its own: Ctrl-C must not reach it directly, so that children stop in order. Only its
+        user may read the log."""
         tied = [sys.executable, "-m", "local.child", str(os.getpid()), *self.command]
         with self.log.open("ab") as log:
             self.log.chmod(0o600)
@@ -54,24 +54,24 @@ class Child:
         if self._process and self.alive:
             self._process.terminate()
 
-    def stop(self, patience_s: float = 10.0) -> None:
+    def stop(self, timeout_s: float = 10.0) -> None:
         """SIGTERM, then SIGKILL to its whole group."""
         self.ask_to_stop()
         if self._process:
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(patience_s)
+                self._process.wait(timeout_s)
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL, as when the machine takes it away."""
+        """SIGKILL, as when the machine runs out of memory."""
         if self._process:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
 
-    def last_words(self, lines: int = 25) -> str:
-        """The end of the log, for the person who has to find out."""
+    def log_tail(self, lines: int = 25) -> str:
+        """The last lines of the log."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(text.splitlines()[-lines:])
 

@@ -1,7 +1,7 @@
-"""``make demo``: train three small models, quantize them through the service, and check every claim of the report.
+"""``make demo``: train three small models, quantize them through the service, and check the claims of the reports.
 
-The check loads each artifact in an interpreter that knows only torch and compares its predictions one by one: equal to
-the float model's everywhere but at the samples the report lists as flips. Exit status 0 says that everything held.
+The check runs every artifact in an interpreter that has only torch, and compares its predictions one by one: they must
+equal the float model's except for the samples that the report lists as flips. Exit code 0 means that everything held.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Check:
-    """What one artifact did on its own, beside what the report says of it."""
+    """What the report claims about an artifact, and what was found."""
 
     model: str
     artifact: str
@@ -63,47 +63,47 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="fewbit-demo-"))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        complaints = demo(folder)
+        failures = demo(folder)
     except (FewbitError, StackError, RuntimeError) as error:
-        complaints = [str(error)]
+        failures = [str(error)]
     except KeyboardInterrupt:
-        complaints = ["interrupted"]
+        failures = ["interrupted"]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     console.print(Rule(style="dim"))
-    for complaint in complaints:
-        console.print(f"FAILED: {complaint}", style="bold red", markup=False, highlight=False)
-    if not complaints:
-        console.print("Everything the reports say was found true.", style="bold green")
+    for failure in failures:
+        console.print(f"FAILED: {failure}", style="bold red", markup=False, highlight=False)
+    if not failures:
+        console.print("Everything the reports claim is true.", style="bold green")
     console.print(f"{time.monotonic() - began:.0f} s. Nothing is left running.", style="dim", highlight=False)
-    return 1 if complaints else 0
+    return 1 if failures else 0
 
 
 def demo(folder: Path) -> list[str]:
-    """What did not hold, in words; nothing if all did."""
+    """The claims that did not hold, in words."""
     console.print("Training three models on scikit-learn's handwritten digits.", style="bold")
     trained = [train(name, folder) for name in digits.TRAININGS]
     test = digits.save_test_npz(folder / "test.npz")
     console.print("\nStarting Redis, gateway and workers on this machine.", style="bold")
-    complaints = []
+    failures = []
     with Stack(folder / "stack") as stack, stack.client() as client:
         console.print(f"Fewbit runs at {stack.url}.\n", highlight=False)
         dataset = client.upload_dataset(test).id
         reports = [quantize(client, model, dataset) for model in trained]
         checks = []
         for model, report in zip(trained, reports, strict=True):
-            complaints += [f"{model.name}: the verdict is fail"] if report.verdict == "fail" else []
+            failures += [f"{model.name}: the verdict is fail"] if report.verdict == "fail" else []
             checks += check(client, model, report, folder / model.name)
-    console.print(Rule("the artifacts, each alone with torch", style="dim"))
+    console.print(Rule("the artifacts, run with torch alone", style="dim"))
     print_checks(checks)
     differing = [
         f"{done.model}, {done.artifact}: {done.found}, reported: {done.claim}" for done in checks if not done.holds
     ]
-    return complaints + differing
+    return failures + differing
 
 
 def train(name: str, folder: Path) -> Trained:
-    """Raises ``RuntimeError`` below 95 %: then the demo would show nothing."""
+    """Raises ``RuntimeError`` below 95 %, where the demo would prove nothing."""
     began = time.monotonic()
     module, example = digits.TRAININGS[name]()
     accuracy = digits.accuracy(module)
@@ -117,7 +117,7 @@ def train(name: str, folder: Path) -> Trained:
 
 
 def quantize(client: Client, trained: Trained, dataset: str) -> Report:
-    """The way of a pipeline: upload, post, wait, read the report."""
+    """What a pipeline does: upload, post, wait, read the report."""
     model = client.upload_model(trained.path)
     job = client.create_job(JobSpec(model=model.id, evaluation=Evaluation(dataset=dataset)))
     follow(client, job, console, trained.name)
@@ -128,7 +128,7 @@ def quantize(client: Client, trained: Trained, dataset: str) -> Report:
 
 
 def check(client: Client, trained: Trained, report: Report, folder: Path) -> list[Check]:
-    """Download and run what the report promises. Raises ``RuntimeError`` when a promised artifact is missing."""
+    """Download and run the artifacts. Raises ``RuntimeError`` if one that the spec asks for is missing."""
     folder.mkdir()
     missing = set(report.spec.artifacts) - {artifact.kind for artifact in report.artifacts}
     if missing or report.accuracy is None:
@@ -143,7 +143,7 @@ def check(client: Client, trained: Trained, report: Report, folder: Path) -> lis
 def check_artifact(
     trained: Trained, artifact: ReportArtifact, path: Path, accuracy: Accuracy, threads: int
 ) -> Iterator[Check]:
-    """Accuracy and flips speak of one artifact; of the others the report says how often they agree with float."""
+    """Check accuracy and flips for the artifact they were measured on, and agreement with float for the others."""
     test = digits.load_digits()
     before = digits.predict(trained.module, test.x_test, accuracy.batch_size).tolist()
     after = predictions(path, test.x_test, accuracy.batch_size, threads)

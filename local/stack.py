@@ -29,11 +29,11 @@ ROOT = Path(__file__).parents[1]
 
 
 class StackError(Exception):
-    """A part did not start. The message holds the end of its log."""
+    """A part did not start. The message ends with its log."""
 
 
 class Stack:
-    """The parts, their address and a key. Everything they keep lies under ``folder``, which no other user may open."""
+    """The parts, their address and a key. All their data is under ``folder``, which no other user may open."""
 
     def __init__(
         self, folder: Path, *, key: str | None = None, port: int = 0, env: Mapping[str, str] | None = None
@@ -89,19 +89,19 @@ class Stack:
             child.stop()
         self._redis.close()
 
-    def wait_until_ready(self, patience_s: float = 120.0) -> None:
-        """Until ``GET /health/ready`` answers 200. Raises ``StackError`` when a part dies or time runs out."""
-        deadline = time.monotonic() + patience_s
+    def wait_until_ready(self, timeout_s: float = 120.0) -> None:
+        """Wait until ``GET /health/ready`` answers 200. Raises ``StackError`` when a part dies or time runs out."""
+        deadline = time.monotonic() + timeout_s
         while not self._ready():
             for child in self._children.values():
                 if not child.alive:
-                    raise StackError(f"{child.name} stopped right after it started:\n{child.last_words()}")
+                    raise StackError(f"{child.name} stopped right after it started:\n{child.log_tail()}")
             if time.monotonic() > deadline:
-                raise StackError(f"Not ready after {patience_s:.0f} s. The logs are in {self.folder / 'logs'}.")
+                raise StackError(f"Not ready after {timeout_s:.0f} s. The logs are in {self.folder / 'logs'}.")
             time.sleep(0.1)
 
-    def mend(self) -> None:
-        """Start again what has died, Redis first. Raises ``StackError`` when Redis does not come up."""
+    def restart_dead_parts(self) -> None:
+        """Start the parts again that have died, Redis first. Raises ``StackError`` when Redis does not come up."""
         if not self.redis.alive:
             try:
                 self.redis.start()
@@ -111,17 +111,17 @@ class Stack:
             if not child.alive:
                 child.start()
 
-    # What tests and demonstrations do to it
+    # For tests
 
     def kill_worker(self) -> None:
-        """The job worker is gone from one moment to the next (SIGKILL)."""
+        """Kill the job worker (SIGKILL)."""
         self._children["worker"].kill()
 
     def start_worker(self) -> None:
         self._children["worker"].start()
 
     def restart_redis(self, down_s: float = 0.0) -> None:
-        """Redis is killed, and comes back on the same files."""
+        """Kill Redis, and start it again on the same files."""
         self.redis.kill()
         time.sleep(down_s)
         self.redis.start()
@@ -130,7 +130,7 @@ class Stack:
     def pids(self) -> dict[str, int | None]:
         return {name: child.pid for name, child in self._children.items()}
 
-    # What it is made of
+    # Parts
 
     def _ready(self) -> bool:
         try:
@@ -158,13 +158,13 @@ class Stack:
 
 
 def make_private(folder: Path) -> None:
-    """A folder that its user alone may open, also where there was one that others could."""
+    """Create the folder, or take an existing one away from other users: only its owner may open it."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
 
 
 def free_port(preferred: int = 0) -> int:
-    """A TCP port nobody listens on; the preferred one, if it is free."""
+    """A free TCP port; the preferred one if it is free."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

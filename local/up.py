@@ -1,10 +1,10 @@
-"""``make up`` and ``make down``: the stack, left running in the background, one at a time.
+"""``make up`` and ``make down``: one stack, running in the background.
 
-    python -m local.up          start it, or say where it runs already
+    python -m local.up          start it, or print where it already runs
     python -m local.up down     stop it
     python -m local.up serve    what runs in the background
 
-State lies in ``.run``: ``stack.json`` says where it is, ``stack.lock`` is held while it runs.
+Its state is in ``.run``: ``stack.json`` says where it runs, ``stack.lock`` is held while it runs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PREFERRED_PORT = 8000
 
 
 def up() -> int:
-    """Start the stack unless it runs, and say where it is."""
+    """Start the stack unless it runs, and print its address."""
     serving = None if running() else _serve_in_background()
     while not STATE.exists():
         if (serving and serving.poll() is not None) or not (serving or running()):
@@ -47,24 +47,24 @@ def down() -> int:
         os.kill(json.loads(STATE.read_text())["pid"], signal.SIGTERM)
         while running():
             time.sleep(0.1)
-        print("Fewbit is stopped. Models and jobs are kept in .run; make clean forgets them.")
+        print("Fewbit is stopped. Models and jobs stay in .run; make clean deletes them.")
     else:
         print("Fewbit was not running.")
     return 0
 
 
 def serve() -> int:
-    """Run the stack until SIGTERM. The key stays the same from one time to the next."""
+    """Run the stack until SIGTERM. The key is saved for the next start."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with _lock() as held:
         if not held:
             return 1
         try:
-            with Stack(FOLDER, key=_kept_key(), port=free_port(PREFERRED_PORT)) as stack:
+            with Stack(FOLDER, key=_saved_key(), port=free_port(PREFERRED_PORT)) as stack:
                 _write_private(STATE, json.dumps({"pid": os.getpid(), "url": stack.url, "key": stack.key}))
                 while True:
                     time.sleep(1)
-                    _mend(stack)
+                    _restart_dead_parts(stack)
         except StackError as error:
             print(error, file=sys.stderr)
             return 1
@@ -72,10 +72,10 @@ def serve() -> int:
             STATE.unlink(missing_ok=True)
 
 
-def _mend(stack: Stack) -> None:
-    """Once a second. What does not come up now may do so later: a full disk is emptied."""
+def _restart_dead_parts(stack: Stack) -> None:
+    """A part that does not start now is tried again: someone may free a full disk, for example."""
     try:
-        stack.mend()
+        stack.restart_dead_parts()
     except StackError as error:
         print(error, file=sys.stderr, flush=True)
 
@@ -91,7 +91,7 @@ def _serve_in_background() -> subprocess.Popen[bytes]:
 
 
 def running() -> bool:
-    """Whether a process holds the lock; a crash lets go of it."""
+    """Whether a process holds the lock, which a crash releases."""
     with _lock() as held:
         return not held
 
@@ -111,7 +111,7 @@ def _try_lock(file: TextIO) -> bool:
     return True
 
 
-def _kept_key() -> str | None:
+def _saved_key() -> str | None:
     if KEY.exists():
         return KEY.read_text()
     _write_private(KEY, key := Stack(FOLDER).key)
@@ -119,7 +119,7 @@ def _kept_key() -> str | None:
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Whole or not at all, readable by its owner only."""
+    """Replace the file atomically, readable by its owner only."""
     fresh = path.with_suffix(".new")
     fresh.touch(mode=0o600)
     fresh.write_text(text)

@@ -27,9 +27,9 @@ from service.models import endpoints as models
 from service.operations import capabilities, health, metrics
 from service.pages import docs_page, front_page, problem_pages, reason_pages
 from service.settings import ServiceSettings
-from service.shutdown import stopped
+from service.shutdown import cancel_and_wait
 from service.startup import NO_KEYS
-from service.uploads.abandoned import tidied
+from service.uploads.abandoned import remove_abandoned
 from service.webhooks import endpoints as webhooks
 from service.webhooks.courier import Courier
 from service.webhooks.posting import Posting
@@ -65,10 +65,10 @@ def create_app(settings: ServiceSettings | None = None, store: StoreSettings | N
         await _refuse_to_start_unguarded(context)
         post = Posting(service_settings.webhook_allow_private)
         courier = asyncio.create_task(Courier(Outbox(context.redis), post).run())
-        tidying = asyncio.create_task(tidied(context.blobs))
+        tidying = asyncio.create_task(remove_abandoned(context.blobs))
         yield
-        await stopped(courier)
-        await stopped(tidying)
+        await cancel_and_wait(courier)
+        await cancel_and_wait(tidying)
         await context.close()
 
     app = FastAPI(

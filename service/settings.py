@@ -33,7 +33,7 @@ class ServiceSettings(BaseSettings):
 
     @property
     def host_names(self) -> tuple[str, ...]:
-        return tuple(each for name in self.hosts.split(",") if (each := name.strip()))
+        return tuple(host for name in self.hosts.split(",") if (host := name.strip()))
 
     @property
     def key_digests(self) -> tuple[bytes, ...]:

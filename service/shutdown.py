@@ -27,8 +27,8 @@ class Stopping:
             for number in SIGNALS:
                 self._listen(number)
 
-    async def unless(self, work: Coroutine[Any, Any, T]) -> T | None:
-        """What ``work`` returns; ``None`` when the process is asked to stop before."""
+    async def until_shutdown(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """What ``work`` returns, or ``None`` if the process is asked to stop first."""
         working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(self._event.wait())
         try:
             await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -48,9 +48,9 @@ class Stopping:
         signal.signal(number, heard)
 
 
-async def stopped(task: asyncio.Task[None]) -> None:
+async def cancel_and_wait(task: asyncio.Task[None]) -> None:
     """Cancel ``task`` until it is over: ``wait_for`` of Python 3.11, with which redis-py sends, may swallow a
-    cancellation (python/cpython#86296). Whatever the task ends in is its own affair."""
+    cancellation (python/cpython#86296). How the task ends is ignored."""
     while not task.done():
         task.cancel()
         await asyncio.wait([task], timeout=0.2)

@@ -49,7 +49,7 @@ class Datasets(Uploads[DatasetRecord]):
         record_json = dataset.model_dump_json()
         kept = (await self._create(keys, id=dataset.id, record=record_json, tenant=tenant.name)).decode()
         record = await self.get(kept)
-        if record is None:  # deleted in this very moment
+        if record is None:  # deleted just now
             return await self.create_or_get(info, name, format, samples, arrays)
         return record, kept == dataset.id
 

@@ -1,4 +1,4 @@
-"""The workers there are: each says so every few seconds, and is forgotten when it stops."""
+"""The workers that are alive: they announce themselves every few seconds, and are forgotten when they stop."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Fleet:
 
     async def workers(self) -> list[dict[str, Any]]:
         """What each worker alive has announced, by name."""
-        names = sorted(each.decode() for each in await cast(Any, self._redis.smembers(FLEET)))
+        names = sorted(name.decode() for name in await cast(Any, self._redis.smembers(FLEET)))
         if not names:
             return []
         bodies = await self._redis.mget([worker_key(name) for name in names])

@@ -1,7 +1,7 @@
 """Idempotency keys: the first request with a key runs, the same one again gets the same answer.
 
 After draft-ietf-httpapi-idempotency-key-header. A key is kept for a day after its answer, and for ten minutes while the
-request runs, so that a gateway that dies does not block it for ever.
+request runs, so that a gateway that dies does not block it forever.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Idempotency:
         if await self._redis.set(name, mine, nx=True, ex=RUNNING_S):
             return None
         body = await cast(Awaitable[bytes | None], self._redis.get(name))
-        if body is None:  # it ran out in this very moment
+        if body is None:  # it expired just now
             return await self.begin(scope, key, fingerprint)
         known = json.loads(body)
         if known["fingerprint"] != fingerprint:

@@ -14,6 +14,7 @@ from fewbit.contract.problems import JobProblem
 from fewbit.contract.resources import InputSignature, ModelLayer
 from store.blobs.blob_store import BlobInfo, Blobs
 from store.ids import new_id
+from store.outage import persist
 from store.queue import INSPECT
 from store.records import (
     INSPECTING,
@@ -22,7 +23,6 @@ from store.records import (
     model_key,
     now_iso,
 )
-from store.retries import persist
 from store.scripts.script import Script
 from store.settings import StoreSettings
 from store.tenancy.tenants import DEFAULT_TENANT
@@ -70,7 +70,7 @@ class Models(Uploads[ModelRecord]):
         now_ms = int(time.time() * 1000)
         kept, due = await self._create(keys, id=model_id, now_ms=now_ms, records=model_key(""), fields=fields)
         record = await self.get(kept.decode())
-        if record is None:  # deleted in this very moment: the bytes are here, so it is a new upload
+        if record is None:  # deleted just now: the bytes are here, so it is a new upload
             return await self.create_or_get(info, name, model_id)
         return record, due == b"1"
 
@@ -109,8 +109,8 @@ class InspectedModels:
         fields = {
             "status": "ready",
             "format": inspection.format,
-            "inputs": json.dumps([each.model_dump(mode="json") for each in inspection.inputs]),
-            "layers": json.dumps([each.model_dump(mode="json") for each in inspection.layers]),
+            "inputs": json.dumps([signature.model_dump(mode="json") for signature in inspection.inputs]),
+            "layers": json.dumps([layer.model_dump(mode="json") for layer in inspection.layers]),
         }
         return self._judged(model_id, fields)
 
@@ -127,8 +127,8 @@ class InspectedModels:
         One that was begun ``max_attempts`` times kills its workers: it is rejected instead of named.
         """
         before = int((now - self._settings.inspect_s) * 1000)
-        waiting = [each.decode() for each in cast(list[bytes], self._redis.zrangebyscore(INSPECTING, "-inf", before))]
-        waiting = [model_id for model_id in waiting if not self._given_up(model_id)]
+        found = cast("list[bytes]", self._redis.zrangebyscore(INSPECTING, "-inf", before))
+        waiting = [model_id for model_id in map(bytes.decode, found) if not self._given_up(model_id)]
         if not waiting or self._has_messages_for_all():
             return []
         self._redis.zadd(INSPECTING, dict.fromkeys(waiting, int(now * 1000)), xx=True)

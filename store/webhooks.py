@@ -1,8 +1,8 @@
-"""Webhooks of a tenant, and their deliveries. A job's delivery is begun by ``transition.lua``, in the call that ends
-it. How deliveries lie in Redis, and for how long, says ``deliveries.lua``.
+"""Webhooks of a tenant, and their deliveries. ``transition.lua`` begins the delivery of a job in the call that ends the
+job; ``deliveries.lua`` describes how deliveries are kept in Redis, and for how long.
 
-Who takes a delivery that is due moves it ahead by a lease, so that a courier that dies loses nothing. Couriers go by
-webhooks, each by when something of it is due: many deliveries of one never stand before the first of another.
+Taking a delivery moves its due time ahead by a lease, so a courier that dies loses nothing. Couriers choose a webhook
+by when its first delivery is due: many deliveries of one webhook never stand before the first of another.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class Webhooks:
     async def every(self) -> list[WebhookRecord]:
         """Newest first."""
         ids: Any = await self._redis.zrange(self._tenant.webhooks, 0, -1, desc=True)
-        found = [await self.get(each.decode()) for each in ids]
-        return [each for each in found if each is not None]
+        found = [await self.get(webhook_id.decode()) for webhook_id in ids]
+        return [webhook for webhook in found if webhook is not None]
 
     async def delete(self, webhook_id: str) -> bool:
         keys = [webhook_key(webhook_id), self._tenant.webhooks]
@@ -114,7 +114,7 @@ class Webhooks:
 
 
 @dataclass(frozen=True)
-class Taken:
+class LeasedDelivery:
     """A delivery that its taker has for ``LEASE_MS``: ids."""
 
     webhook: str
@@ -130,12 +130,12 @@ class Outbox:
         self._record_attempt = Script(redis, "webhooks/record_attempt")
         self._forget = Script(redis, "webhooks/forget_delivery")
 
-    async def take(self, pass_over: Iterable[str] = ()) -> Taken | None:
+    async def take(self, pass_over: Iterable[str] = ()) -> LeasedDelivery | None:
         """A delivery that is due, of none of the tenants ``pass_over``."""
         taken = await self._take(prefix=PREFIX, lease_ms=LEASE_MS, pass_over=list(pass_over))
-        return Taken(*_words(taken)) if taken else None
+        return LeasedDelivery(*_words(taken)) if taken else None
 
-    async def read(self, taken: Taken) -> tuple[DeliveryRecord, WebhookRecord] | None:
+    async def read(self, taken: LeasedDelivery) -> tuple[DeliveryRecord, WebhookRecord] | None:
         fields = await cast(Any, self._redis.hmget(delivery_key(taken.delivery), DeliveryRecord.FIELDS))
         if fields[0] is None:
             return None
@@ -143,11 +143,11 @@ class Outbox:
         webhook = await Webhooks(self._redis, delivery.tenant).get(delivery.webhook)
         return (delivery, webhook) if webhook else None
 
-    async def drop(self, taken: Taken) -> None:
+    async def drop(self, taken: LeasedDelivery) -> None:
         await self._forget(prefix=PREFIX, webhook=taken.webhook, delivery=taken.delivery)
 
-    async def tried(self, delivery: DeliveryRecord, attempt: Mapping[str, Any], delivered: bool) -> None:
-        """Write down an attempt, and when the next one is due, if there is to be one."""
+    async def record_attempt(self, delivery: DeliveryRecord, attempt: Mapping[str, Any], delivered: bool) -> None:
+        """Record an attempt, and when the next one is due, if any."""
         attempts = [*delivery.attempts, dict(attempt)]
         again = not delivered and len(attempts) <= len(PAUSES_S)
         status = "delivered" if delivered else "pending" if again else "failed"
@@ -164,8 +164,8 @@ class Outbox:
         """Deliveries that are still to be made, of everyone."""
         webhooks: Any = await self._redis.zrange(DUE, 0, -1)
         async with self._redis.pipeline(transaction=False) as pipe:
-            for each in webhooks:
-                pipe.zcard(f"{webhook_key(each.decode())}:due")
+            for webhook_id in webhooks:
+                pipe.zcard(f"{webhook_key(webhook_id.decode())}:due")
             return sum(await pipe.execute())
 
 
@@ -183,4 +183,4 @@ def delivery_key(delivery_id: str) -> str:
 
 
 def _words(fields: Any) -> list[str]:
-    return [(each or b"").decode() for each in fields]
+    return [(value or b"").decode() for value in fields]

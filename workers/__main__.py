@@ -1,4 +1,4 @@
-"""``python -m workers``: one worker, a job or an inspection at a time.
+"""``python -m workers``: one worker, which runs one job or inspection at a time.
 
 python -m workers [--queues small,large] [--name worker]
 """
@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def serve(queues: str, name: str) -> None:
-    """Until SIGTERM. Its import comes after ``require_environment``, which says what is wrong with one."""
+    """Work until SIGTERM. Celery is imported only after ``require_environment``, which explains a failing import."""
     from workers.celery import app
 
     options = ["--pool", "threads", "--concurrency", "1", "--loglevel", "INFO"]

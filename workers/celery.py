@@ -1,7 +1,7 @@
 """The worker's Celery app, which ``python -m workers`` starts.
 
-Celery brings ids, nothing else. What the process holds lives in ``workers.process``; what a job goes through is in
-``workers.supervisor``. This process never imports torch.
+Celery carries ids only. ``workers.process`` holds the process's state, ``workers.supervisor`` runs a job. This process
+never imports torch.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from store.queue import configure
 from store.settings import StoreSettings
 from store.startup import exit_unless_ready
 from workers import logs, process
+from workers.typed_celery import receiver
 
 log = structlog.get_logger()
 
-AWAKE_EVERY_S = 0.02
+WAKE_EVERY_S = 0.02
 
 app = configure(Celery("fewbit", include=["workers.tasks"]), StoreSettings())
 app.conf.update(
-    # Redis away for a while: keep the running job, and keep trying to come back.
+    # While Redis is away, keep the running job and keep reconnecting.
     broker_connection_retry=True,
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
@@ -33,32 +34,34 @@ app.conf.update(
 )
 
 
-class Awake(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Looks for the next message soon after the last one is done. That is reported from the pool's thread, which does
-    not wake the event loop: it would sleep on, for a second at most, half a second on average."""
+class WakeUp(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Wakes the event loop, so that it takes the next message soon after a task. The pool's thread reports the end of a
+    task without waking the loop, which would sleep on for up to a second, half a second on average."""
 
     requires = ("celery.worker.components:Hub",)
 
     def register_with_event_loop(self, _worker: Any, hub: Any) -> None:
-        hub.call_repeatedly(AWAKE_EVERY_S, _nothing)
+        hub.call_repeatedly(WAKE_EVERY_S, _do_nothing)
 
 
-def _nothing() -> None:
-    """A timer is enough."""
+def _do_nothing() -> None:
+    """The timer alone wakes the loop."""
 
 
-app.steps["worker"].add(Awake)
+app.steps["worker"].add(WakeUp)
 
 
-@signals.setup_logging.connect  # type: ignore[untyped-decorator]
+@receiver(signals.setup_logging)
 def _log_json(loglevel: int | str | None = None, **_: Any) -> None:
     logs.configure(loglevel if isinstance(loglevel, int) else logging.INFO)
 
 
-@signals.worker_init.connect  # type: ignore[untyped-decorator]
+@receiver(signals.worker_init)
 def _warm_up(**_: Any) -> None:
-    """Before the first message is taken: a worker that cannot load its engine must not take any. Celery logs what a
-    signal's receiver raises, and goes on; it does not stop a ``SystemExit``."""
+    """Runs before the first message: a worker that cannot load its engine must not take any.
+
+    Celery logs an exception of a signal's receiver and goes on; only a ``SystemExit`` stops it.
+    """
     try:
         with exit_unless_ready("The worker"):
             process.start()
@@ -67,17 +70,17 @@ def _warm_up(**_: Any) -> None:
         raise SystemExit(1) from error
 
 
-@signals.worker_ready.connect  # type: ignore[untyped-decorator]
+@receiver(signals.worker_ready)
 def _announce(sender: Any, **_: Any) -> None:
     process.current().serve(queues=sorted(sender.app.amqp.queues.consume_from))
 
 
-@signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
-def _hand_back(**_: Any) -> None:
-    """SIGTERM: the running job goes back into its queue, another worker takes it."""
+@receiver(signals.worker_shutting_down)
+def _requeue_running_job(**_: Any) -> None:
+    """On SIGTERM the running job goes back into its queue, for another worker."""
     process.current().stopping.set()
 
 
-@signals.worker_shutdown.connect  # type: ignore[untyped-decorator]
-def _leave(**_: Any) -> None:
+@receiver(signals.worker_shutdown)
+def _stop(**_: Any) -> None:
     process.current().stop()

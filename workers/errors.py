@@ -1,4 +1,4 @@
-"""How the engine fails: one exception, one closed set of slugs."""
+"""The engine's one exception, with a slug from a closed set."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fewbit.contract.problems import JOB_PROBLEMS, JobProblem
 
 
 class EngineError(Exception):
-    """The job cannot go on, for the reason ``slug`` names; ``detail`` is for the person who posted it.
+    """The job cannot go on. ``slug`` names the problem; ``detail`` is for the person who posted the job.
 
     Raises ``ValueError`` for a slug that is not one of ``fewbit.contract.problems.JOB_PROBLEMS``.
     """
@@ -24,5 +24,5 @@ class EngineError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """What ``error`` says, in one line of at most 300 characters; its type when it says nothing."""
+    """The first line of ``error``'s message, at most 300 characters; its type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,4 +1,4 @@
-"""Logs of a worker: one JSON object a line, Celery's own included, with the job's id bound."""
+"""A worker's logs: one JSON object per line, Celery's own included, with the id of the job."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHARED: list[structlog.types.Processor] = [
 
 
 def configure(level: int = logging.INFO) -> None:
-    """Send everything that is logged to stderr as JSON lines."""
+    """Write all logs to stderr as JSON lines."""
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=_SHARED,
         processors=[

@@ -1,4 +1,4 @@
-"""What this worker announces of itself. Read without importing torch: the Celery process never does."""
+"""What a worker announces about its machine, found without torch, which the Celery process never imports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-# Best first, by the flag that tells it. The names are those of torch.backends.cpu.get_cpu_capability(), plus VNNI.
+# CPU flag and name, best first. The names are those of torch.backends.cpu.get_cpu_capability(), plus VNNI.
 _ISA = (
     ("amx_int8", "AMX"),
     ("avx512_vnni", "AVX512_VNNI"),
@@ -39,7 +39,7 @@ def cores() -> int:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a job's numbers, from package metadata."""
+    """The versions of the packages that a job's numbers depend on, from package metadata."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

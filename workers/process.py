@@ -1,4 +1,4 @@
-"""What one worker process holds: its connections, its fork server, and the threads beside Celery's."""
+"""The state of one worker process: its connections, its fork server, and its threads beside Celery's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from workers.inspection import Inspector
 from workers.reaper import Reaper
 from workers.sandbox import fence
 from workers.sandbox.fork_server import ForkServer
-from workers.scratch import tidy
+from workers.scratch import wipe_abandoned_folders
 from workers.settings import WorkerSettings
 from workers.startup import require_engine, require_environment, require_surroundings
 from workers.supervisor import Supervisor
@@ -31,7 +31,7 @@ _ANNOUNCE_EVERY_S = 5.0
 
 
 class Process:
-    """Made once per worker process, by ``start``."""
+    """Created once per worker process, by ``start``."""
 
     def __init__(self, store: StoreSettings, settings: WorkerSettings) -> None:
         redis, blobs, queue = connect(store), Blobs.of(store), Queue(store)
@@ -49,27 +49,27 @@ class Process:
         self._leaving = threading.Event()
 
     def serve(self, queues: list[str]) -> None:
-        """From now on be seen, and look after what others lost."""
+        """Start announcing this worker and looking for lost jobs."""
         self._reaper.start()
         threading.Thread(target=self._announce, args=[queues], name="announce", daemon=True).start()
 
     def stop(self) -> None:
-        """Leave nothing running."""
+        """Stop the fork server and all threads."""
         self.stopping.set()
         self._leaving.set()
         self._reaper.stop()
         self.forks.stop()
         try:
             self._announcer.leave(self._settings.worker)
-        except Exception:  # Redis may have gone before us; the announcement runs out by itself
-            log.info("left without saying so")
+        except Exception:  # Redis may be gone already; the announcement expires by itself
+            log.info("could not withdraw the announcement")
 
     def _announce(self, queues: list[str]) -> None:
         about = description(queues, self._settings)
         while True:
             try:
                 self._announcer.announce(self._settings.worker, about)
-            except Exception:  # Redis is away; it will hear from us when it is back
+            except Exception:  # Redis is away; the next announcement may reach it
                 log.warning("could not announce", exc_info=True)
             if self._leaving.wait(_ANNOUNCE_EVERY_S):
                 return
@@ -83,7 +83,7 @@ def description(queues: list[str], settings: WorkerSettings) -> dict[str, object
         "isa": machine.isa(),
         "threads": settings.threads,
         "versions": machine.versions(),
-        "sandbox": sandbox(settings),
+        "sandbox": sandbox_support(settings),
         "capabilities": {
             "formats": capabilities.FORMATS,
             "methods": capabilities.METHODS,
@@ -92,14 +92,14 @@ def description(queues: list[str], settings: WorkerSettings) -> dict[str, object
     }
 
 
-def sandbox(settings: WorkerSettings) -> dict[str, object]:
-    """How far models are shut in here, and what this kernel lacks for more."""
-    there = fence.support()
+def sandbox_support(settings: WorkerSettings) -> dict[str, object]:
+    """How far models are confined on this machine, and what the kernel lacks."""
+    kernel = fence.support()
     return {
         "mode": settings.sandbox,
-        "landlock": there.landlock,
-        "seccomp": there.seccomp,
-        "missing": there.missing,
+        "landlock": kernel.landlock,
+        "seccomp": kernel.seccomp,
+        "missing": kernel.missing,
     }
 
 
@@ -107,20 +107,22 @@ _current: Process | None = None
 
 
 def start() -> None:
-    """Make this process's ``Process`` and warm its fork server. Raises ``NotReady`` when it lacks something: a worker
-    without an engine, or without the fence it is required to have, must not take a message."""
+    """Create this process's ``Process`` and start its fork server. Raises ``NotReady`` when something is missing.
+
+    A worker without an engine, or without the fence that it is required to have, must not take a message.
+    """
     global _current  # noqa: PLW0603  # one worker, one process: Celery's signals and tasks have nowhere else to look
     store, settings = require_environment()
     require_surroundings(store, settings)
     if missing := fence.support().missing:
-        log.warning("the sandbox is not whole", missing=missing, mode=settings.sandbox)
-    tidy(settings.scratch)
+        log.warning("the sandbox is incomplete", missing=missing, mode=settings.sandbox)
+    wipe_abandoned_folders(settings.scratch)
     _current = Process(store, settings)
     require_engine(_current.forks)
 
 
 def current() -> Process:
-    """The one made by ``start``."""
+    """The ``Process`` that ``start`` created."""
     if _current is None:
         raise RuntimeError("the worker has not been started")
     return _current

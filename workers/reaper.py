@@ -1,7 +1,7 @@
-"""The thread that finds what got lost: jobs whose worker vanished, messages nobody received, bytes nobody keeps.
+"""The thread that finds what was lost: jobs of vanished workers, messages nobody received, bytes nobody refers to.
 
-Every worker runs one. They do not coordinate: the store decides in one script who may requeue a job, and delivering one
-twice is harmless, since only the first claim counts.
+Every worker runs one. They need no coordination: one script in the store decides who may requeue a job, and delivering
+a job twice is harmless, because only the first claim counts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = structlog.get_logger()
 
 
 class Reaper:
-    """``start`` it once; it stops with the process, or on ``stop``."""
+    """``start`` it once; it ends with the process, or on ``stop``."""
 
     def __init__(
         self, leases: Leases, models: InspectedModels, references: References, queue: Queue, every_s: float
@@ -40,7 +40,7 @@ class Reaper:
         self._stopping.set()
 
     def sweep(self) -> None:
-        """Look once, and deliver again, or drop, what was found."""
+        """Look once: deliver lost jobs and inspections again, and drop references that were held too long."""
         for lost in self._leases.reap():
             self._queue.deliver_job(lost.job_id, lost.model_bytes)
             log.warning("job delivered again", job=lost.job_id)

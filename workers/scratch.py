@@ -1,7 +1,7 @@
-"""The private folder of one job: made for it, readable by nobody else, gone when it ends.
+"""The private folder of one job: created for it, readable by nobody else, wiped when it ends.
 
-What comes out of it was written by a process that ran a stranger's model. So files are taken only if they are files: a
-link to ``/etc/shadow`` named ``report.json`` is not.
+Its files were written by a process that ran a stranger's model, so only plain files are read: ``report.json`` could be
+a link to ``/etc/shadow``.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from store.blobs.abandoned import stale
+from store.blobs.abandoned import abandoned_paths
 
-_STALE_S = 26 * 3600  # a job may take a day
+_ABANDONED_S = 26 * 3600  # a job may take a day
 MAX_REPORT_BYTES = 256 << 20
 
 
 class NotAFile(Exception):
-    """Something in the folder is not the plain file it should be."""
+    """A file in the folder is not the plain file it should be."""
 
 
 @contextlib.contextmanager
 def scratch_folder(parent: Path, job_id: str) -> Iterator[Path]:
-    """A new folder, mode 0700, wiped on the way out whatever its owner made of it."""
+    """A new folder, mode 0700, wiped at the end whatever the job did to it."""
     parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f"fewbit-{job_id}-", dir=parent))
     try:
@@ -37,10 +37,10 @@ def scratch_folder(parent: Path, job_id: str) -> Iterator[Path]:
         _wipe(folder)
 
 
-def tidy(parent: Path) -> None:
-    """Wipe the folders of jobs and models whose worker was killed, on this machine, more than a day ago."""
+def wipe_abandoned_folders(parent: Path) -> None:
+    """Wipe the folders on this machine whose worker was killed more than a day ago."""
     for kind in ("job", "mdl"):
-        for folder in stale(parent, f"fewbit-{kind}_*", _STALE_S):
+        for folder in abandoned_paths(parent, f"fewbit-{kind}_*", _ABANDONED_S):
             if not folder.is_symlink():
                 _wipe(folder)
 
@@ -51,10 +51,10 @@ def plain_file(folder: Path, name: str) -> Path:
     if not name or name != Path(name).name or name in (".", ".."):
         raise NotAFile(f"{name!r} is no file name")
     try:
-        sound = stat.S_ISREG(path.lstat().st_mode) and stat.S_ISDIR(folder.lstat().st_mode)
+        is_plain = stat.S_ISREG(path.lstat().st_mode) and stat.S_ISDIR(folder.lstat().st_mode)
     except OSError as error:
         raise NotAFile(f"{name!r} is missing") from error
-    if not sound:
+    if not is_plain:
         raise NotAFile(f"{name!r} is not a regular file")
     return path
 
@@ -63,7 +63,7 @@ def read_report(folder: Path) -> bytes:
     """The bytes of ``report.json``. Raises ``NotAFile``."""
     path = plain_file(folder, "report.json")
     if path.stat().st_size > MAX_REPORT_BYTES:
-        raise NotAFile(f"the report has {path.stat().st_size} bytes; at most {MAX_REPORT_BYTES} are taken")
+        raise NotAFile(f"the report has {path.stat().st_size} bytes; at most {MAX_REPORT_BYTES} are read")
     return path.read_bytes()
 
 
@@ -72,8 +72,11 @@ def _wipe(folder: Path) -> None:
 
 
 def _unlock_and_retry(top: Path, function: Callable[..., Any], path: str, _: Any) -> None:
-    """A folder without permissions cannot be listed, not even to be deleted. What ``top`` lies in is not ours to
-    unlock: it is the temporary folder of the whole machine, and another worker may have wiped ``top`` before us."""
+    """Give the folder permissions and delete again: without them it cannot even be listed.
+
+    The parent of ``top`` is left alone. It is the temporary folder of the whole machine, and another worker may have
+    wiped ``top`` already.
+    """
     with contextlib.suppress(OSError):
         for locked in (Path(path).parent, Path(path)):
             if locked != top.parent and not locked.is_symlink():

@@ -1,4 +1,4 @@
-"""A worker's own settings, beside ``store.settings``."""
+"""The settings of a worker, in addition to ``store.settings``."""
 
 from __future__ import annotations
 

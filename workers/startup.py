@@ -1,5 +1,8 @@
-"""What a worker looks at before it takes a message. Only the standard library is imported at once (``store.startup``),
-and torch never: the fork server says itself what its imports lack."""
+"""The checks of a worker before it takes a message.
+
+Only the standard library is imported at once (``store.startup``), and torch never: the fork server reports itself what
+its imports lack.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ _LOCK = "worker.lock"
 
 
 def require_environment() -> tuple[StoreSettings, WorkerSettings]:
-    """All that the supervising process imports, and the settings. Raises ``NotReady``."""
+    """Check the imports of the supervising process, and return the settings. Raises ``NotReady``."""
     require_imports(("store.settings", "workers.settings"), _LOCK)
     from store.settings import StoreSettings
     from workers.settings import WorkerSettings
@@ -37,7 +40,7 @@ def require_environment() -> tuple[StoreSettings, WorkerSettings]:
 
 
 def require_surroundings(store: StoreSettings, settings: WorkerSettings) -> None:
-    """The sandbox, the scratch folder, blobs, Redis with its broker. Raises ``NotReady`` with all that is missing."""
+    """Check the sandbox, the scratch folder, blobs, Redis and its broker. Raises ``NotReady`` with all that fails."""
     require_all(
         (
             partial(_require_sandbox, settings),
@@ -49,35 +52,35 @@ def require_surroundings(store: StoreSettings, settings: WorkerSettings) -> None
 
 
 def require_engine(forks: ForkServer) -> None:
-    """The fork server starts: it has torch and the engine, and has converted a model. Raises ``NotReady``."""
+    """Start the fork server, which loads torch and the engine and converts a model. Raises ``NotReady``."""
     from workers.sandbox.fork_server import ForkServerLost
 
     try:
         forks.start()
     except ForkServerLost as error:
         raise NotReady(
-            f"the engine does not start ({error}). The environment {sys.prefix} is not whole: install what "
-            f"requirements/{_LOCK} and requirements/torch.lock name, or build the image anew. More is in the log above."
+            f"the engine does not start ({error}). The environment {sys.prefix} is incomplete: install "
+            f"requirements/{_LOCK} and requirements/torch.lock, or rebuild the image. The log above has more."
         ) from error
 
 
 def require_queues(names: str) -> str:
-    """The names of queues, separated by commas. Raises ``NotReady`` if one is none of ours."""
-    require_imports(("redis", "store.queue"), _LOCK)  # kombu makes do without redis until a message comes
+    """The names of queues, separated by commas. Raises ``NotReady`` for an unknown one."""
+    require_imports(("redis", "store.queue"), _LOCK)  # kombu notices a missing redis only when a message comes
     from store.queue import INSPECT, LARGE, SMALL
 
     known = (SMALL, LARGE, INSPECT)
     if not names or set(names.split(",")) - set(known):
-        raise NotReady(f"{names!r} are no queues. Set FEWBIT_QUEUES to some of {','.join(known)}.")
+        raise NotReady(f"{names!r} does not name queues. Set FEWBIT_QUEUES to some of {','.join(known)}.")
     return names
 
 
 def _require_sandbox(settings: WorkerSettings) -> None:
     from workers.sandbox import fence
 
-    there = fence.support()
-    if settings.sandbox == "required" and not there.sufficient:
+    kernel = fence.support()
+    if settings.sandbox == "required" and not kernel.sufficient:
         raise NotReady(
-            f"this kernel lacks {'; '.join(there.missing)}. Take one that has Landlock and seccomp, and let the "
+            f"this kernel lacks {'; '.join(kernel.missing)}. Take one that has Landlock and seccomp, and let the "
             "container use them; or set FEWBIT_SANDBOX=best-effort, for models you trust."
         )

@@ -1,4 +1,4 @@
-"""The two messages a worker receives."""
+"""The two messages that a worker receives: run a job, inspect a model."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ import structlog
 from workers import process
 from workers.celery import app
 from workers.supervisor import NOT_OURS
+from workers.typed_celery import task
 
 log = structlog.get_logger()
 
 
-@app.task(name="fewbit.run_job", ignore_result=True)  # type: ignore[untyped-decorator]  # Celery is not typed
+@task(app, "fewbit.run_job")
 def run_job(job_id: str) -> None:
-    """Run a job to its end: the one whose turn it is, which need not be the one the message names.
+    """Run the job whose turn it is, which may be another one than the message names.
 
-    Workers that ask at the same time are told the same job. Only one gets it; another asks again, for its message is
-    spent, and the next in line may have no other.
+    Workers that ask at the same time are given the same job, and only one can claim it. The others ask again: they have
+    used up their message, and the next job in the queue may have no other.
     """
-    supervisor, tried = process.current().supervisor, None
-    while (turn := supervisor.leases.turn(job_id)) != tried:
-        if _logged(supervisor.run, job=turn) != NOT_OURS:
+    supervisor, previous_turn = process.current().supervisor, None
+    while (turn := supervisor.leases.turn(job_id)) != previous_turn:
+        if _run_logged(supervisor.run, job=turn) != NOT_OURS:
             return
-        tried = turn
+        previous_turn = turn
 
 
-@app.task(name="fewbit.inspect_model", ignore_result=True)  # type: ignore[untyped-decorator]
+@task(app, "fewbit.inspect_model")
 def inspect_model(model_id: str) -> None:
     """Inspect one upload."""
-    _logged(process.current().inspector.run, model=model_id)
+    _run_logged(process.current().inspector.run, model=model_id)
 
 
-def _logged(story: Callable[[str], str], **named: str) -> str:
-    """What the story returns. Everything that is logged meanwhile carries the id."""
-    with structlog.contextvars.bound_contextvars(**named):
+def _run_logged(run: Callable[[str], str], **named_id: str) -> str:
+    """``run`` the id, and return how it ended. Everything logged meanwhile carries the id."""
+    with structlog.contextvars.bound_contextvars(**named_id):
         started = time.monotonic()
         log.info("started")
-        ended = story(next(iter(named.values())))
+        ended = run(next(iter(named_id.values())))
         log.info("ended", ended=ended, seconds=round(time.monotonic() - started, 3))
     return ended

@@ -31,11 +31,11 @@ class Entry:
 def contest(source: Source, routes: Iterable[Route], folder: Path) -> list[Entry]:
     """Every route's entry, in order. ``folder`` is left with all the files."""
     save_float(source, folder)
-    entries = [_quantized(source, route, folder) for route in routes]
+    entries = [_quantize(source, route, folder) for route in routes]
     runs: dict[str, Run] = {}
     for index, entry in enumerate(entries):
         if not entry.failed:
-            entries[index] = _opened(source, entry, folder, runs)
+            entries[index] = _load_and_compare(source, entry, folder, runs)
     turns = {label: take_turns({name: partial(run, inputs) for name, run in runs.items()})
              for label, inputs in source.timed.items()}  # fmt: skip
     return [
@@ -53,27 +53,27 @@ def time_alone(source: Source, route: Route, folder: Path) -> dict[str, Turns]:
     return {label: take_turns({"": partial(run, inputs)})[""]}
 
 
-def _quantized(source: Source, route: Route, folder: Path) -> Entry:
+def _quantize(source: Source, route: Route, folder: Path) -> Entry:
     began = time.perf_counter()
     try:
         remark = route.quantize(source, folder)
         seconds = time.perf_counter() - began
         return Entry(route, size=route.size(folder), seconds=seconds, remark=remark)
     except Exception as error:  # one peer's failure is its row, not the end of the table
-        return Entry(route, remark=reason_of(error), failed=True)
+        return Entry(route, remark=failure_reason(error), failed=True)
 
 
-def _opened(source: Source, entry: Entry, folder: Path, runs: dict[str, Run]) -> Entry:
+def _load_and_compare(source: Source, entry: Entry, folder: Path, runs: dict[str, Run]) -> Entry:
     """The entry with its decibels; its run is added to ``runs``."""
     try:
         run = entry.route.load(source, folder)
         closeness = sqnr_db(source, run)
     except Exception as error:
-        return replace(entry, remark=reason_of(error), failed=True)
+        return replace(entry, remark=failure_reason(error), failed=True)
     runs[entry.route.name] = run
     return replace(entry, sqnr_db=closeness)
 
 
-def reason_of(error: Exception) -> str:
+def failure_reason(error: Exception) -> str:
     first = (str(error).splitlines() or [""])[0]
     return first if first.startswith("not yet") else f"{type(error).__name__}: {first}"[:160]

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.peers.route import Route
 from benchmarks.peers.source import CALIBRATION_BATCH, Array, Run, Source
-from benchmarks.peers.torch_routes import run_of
+from benchmarks.peers.torch_routes import torch_run
 from benchmarks.peers.turns import THREADS
 from fewbit.contract.report import ReportModel
 from fewbit.contract.spec import JobSpec, ReportParts
@@ -39,7 +39,7 @@ def upload_to_artifact(spec: dict[str, Any], source: Source, folder: Path) -> Ca
     ``NotYet``; the run ``EngineError``."""
     off = {name: "off" if name == "sensitivity" else False for name in ReportParts.model_fields}
     job = _job({**spec, "report": off}, source, folder, Path(mkdtemp(dir=folder)) / "job")
-    return partial(convert, job, _unwatched)
+    return partial(convert, job, _ignore_progress)
 
 
 def _quantize(spec: dict[str, Any], stem: str, source: Source, folder: Path) -> str:
@@ -47,9 +47,9 @@ def _quantize(spec: dict[str, Any], stem: str, source: Source, folder: Path) -> 
         {**spec, "evaluation": {"dataset": "bench", "batch_size": CALIBRATION_BATCH}}, source, folder, folder / stem
     )
     began = time.perf_counter()
-    convert(job, _unwatched)
+    convert(job, _ignore_progress)
     converted = time.perf_counter() - began
-    verify(job, _unwatched)
+    verify(job, _ignore_progress)
     shutil.copy(job / "out" / ARTIFACT, folder / f"{stem}.ts.pt")
     return f"convert {converted:.1f} s, the rest measures"
 
@@ -82,8 +82,8 @@ def _save_arrays(path: Path, arrays: dict[str, Array]) -> None:
 
 
 def _load(stem: str, _source: Source, folder: Path) -> Run:
-    return run_of(torch.jit.load(folder / f"{stem}.ts.pt"))  # type: ignore[no-untyped-call]
+    return torch_run(torch.jit.load(folder / f"{stem}.ts.pt"))  # type: ignore[no-untyped-call]
 
 
-def _unwatched(_stage: str, _share: float) -> None:
+def _ignore_progress(_stage: str, _share: float) -> None:
     """Nobody follows a benchmark's progress."""

@@ -55,7 +55,7 @@ def _quantize_static(source: Source, folder: Path) -> str:
     return "min-max"
 
 
-def _exported(_source: Source, _folder: Path) -> str:
+def _use_export(_source: Source, _folder: Path) -> str:
     """The export is there already."""
     return ""
 
@@ -64,6 +64,6 @@ def _route(name: str, file: str, quantize: Callable[[Source, Path], str]) -> Rou
     return Route(name, file, quantize, lambda source, folder: _load(source, folder / file))
 
 
-FLOAT = _route("float ONNX Runtime", "float.onnx", _exported)
+FLOAT = _route("float ONNX Runtime", "float.onnx", _use_export)
 DYNAMIC = _route("ONNX Runtime dynamic, per-channel", "dynamic.onnx", _quantize_dynamic)
 STATIC = _route("ONNX Runtime static QDQ, per-channel", "static.onnx", _quantize_static)

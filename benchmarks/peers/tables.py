@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.peers import fewbit_route, onnx_routes, openvino_routes, torch_routes
 from benchmarks.peers.contention import Clock
-from benchmarks.peers.contest import Entry, contest, reason_of
+from benchmarks.peers.contest import Entry, contest, failure_reason
 from benchmarks.peers.models import cnn, encoder, encoder_with_outliers
 from benchmarks.peers.route import Route
 from benchmarks.peers.source import Source, save_fixed, save_float
@@ -165,7 +165,7 @@ def _best(ready: Ready, source: Source, folder: Path) -> float | str:
             began = time.perf_counter()
             call()
         except Exception as error:
-            return reason_of(error)
+            return failure_reason(error)
         seconds.append(time.perf_counter() - began)
     return min(seconds)
 

@@ -12,7 +12,7 @@ from benchmarks.peers.route import Route
 from benchmarks.peers.source import Array, Inputs, Run, Source
 
 
-def run_of(module: nn.Module) -> Run:
+def torch_run(module: nn.Module) -> Run:
     def run(inputs: Inputs) -> Array:
         with torch.no_grad():
             output: Array = module(*inputs).numpy()
@@ -27,7 +27,7 @@ def _keep_float(source: Source, folder: Path) -> str:
 
 
 def _load_float(source: Source, _folder: Path) -> Run:
-    return run_of(source.module)
+    return torch_run(source.module)
 
 
 def _ao_dynamic_of(source: Source) -> nn.Module:
@@ -46,7 +46,7 @@ def _save_ao_dynamic(source: Source, folder: Path) -> str:
 def _load_ao_dynamic(source: Source, folder: Path) -> Run:
     module = _ao_dynamic_of(source)
     module.load_state_dict(torch.load(folder / AO_DYNAMIC.file, weights_only=False))
-    return run_of(module)
+    return torch_run(module)
 
 
 def _torchao_of(source: Source) -> nn.Module:
@@ -63,7 +63,7 @@ def _save_torchao(source: Source, folder: Path) -> str:
 
 
 def _load_torchao(source: Source, _folder: Path) -> Run:
-    return run_of(_torchao_of(source))
+    return torch_run(_torchao_of(source))
 
 
 def _save_ao_static(source: Source, folder: Path) -> str:
@@ -81,7 +81,7 @@ def _save_ao_static(source: Source, folder: Path) -> str:
 
 
 def _load_ao_static(_source: Source, folder: Path) -> Run:
-    return run_of(torch.jit.load(folder / AO_STATIC.file))  # type: ignore[no-untyped-call]
+    return torch_run(torch.jit.load(folder / AO_STATIC.file))  # type: ignore[no-untyped-call]
 
 
 FLOAT = Route("float torch eager", "float.state", _keep_float, _load_float)

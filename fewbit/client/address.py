@@ -1,4 +1,4 @@
-"""Where the service is and what opens it, looked at before anything is sent. A key is never part of what is said."""
+"""Checks the address and the key before anything is sent. Messages never contain the key."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from fewbit.errors import FewbitError
 LARGEST_PORT = 65535
 
 
-def checked_url(given: str) -> httpx2.URL:
-    """Raises ``FewbitError`` for what is no http:// or https:// address."""
+def parse_url(given: str) -> httpx2.URL:
+    """The URL in ``given``. Raises ``FewbitError`` for anything but http:// and https://."""
     try:
         url = httpx2.URL(given.strip())
     except httpx2.InvalidURL as error:
@@ -24,14 +24,15 @@ def checked_url(given: str) -> httpx2.URL:
     return url
 
 
-def checked_key(given: str) -> str:
-    """Without the white space around it, as a file or a variable may have. Raises ``FewbitError``."""
+def parse_key(given: str) -> str:
+    """The key, stripped of white space. Raises ``FewbitError`` for what cannot be a key."""
     key = given.strip()
     if key.isascii() and key.isprintable() and " " not in key:
         return key
     raise FewbitError.of(
-        "unauthorized", "The API key is not one: a key is printable ASCII characters without a space or a line break.",
-        remedy="Copy it again (FEWBIT_KEY, --key), all of it and nothing else.",
+        "unauthorized",
+        "The API key is malformed: a key is printable ASCII characters, without spaces or line breaks.",
+        remedy="Copy the whole key again (FEWBIT_KEY, --key), without anything around it.",
     )  # fmt: skip
 
 

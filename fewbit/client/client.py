@@ -1,14 +1,14 @@
-"""The client: a model goes up, a report and the artifacts come down.
+"""The client: upload a model, get a report and artifacts.
 
     with Client("http://127.0.0.1:8000", key) as fewbit:
         model = fewbit.upload_model("model.pt2")
         test = fewbit.upload_dataset("test.npz")
         job = fewbit.create_job(JobSpec(model=model.id, evaluation=Evaluation(dataset=test.id)))
         fewbit.wait(job, on_event=print)
-        fewbit.contract.report(job).verdict
+        fewbit.report(job).verdict
 
-Whatever goes wrong is a ``FewbitError``. A request nobody answered is sent again, with back-off, for ``patience``
-seconds; requests that create something carry an ``Idempotency-Key``, so that nothing is created twice.
+Every failure is a ``FewbitError``. A request without an answer is sent again, with back-off, for ``patience`` seconds;
+requests that create something carry an ``Idempotency-Key``, so that nothing is created twice.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from urllib.parse import quote
 import httpx2
 from pydantic import BaseModel
 
-from fewbit.client.address import checked_key, checked_url
+from fewbit.client.address import parse_key, parse_url
 from fewbit.client.retry import retrying
 from fewbit.contract.report import Report
 from fewbit.contract.resources import FINAL, Artifact, Dataset, Delivery, Event, Job, Model, Webhook, WebhookWithSecret
@@ -40,7 +40,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 CHUNK = 1 << 20
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes moved so far and the bytes there are."""
+"""Called with the bytes transferred so far and the size in bytes."""
 
 R = TypeVar("R", bound=BaseModel)
 T = TypeVar("T")
@@ -48,17 +48,18 @@ T = TypeVar("T")
 
 class Client:
     """A connection to one Fewbit service. ``url`` and ``key`` default to FEWBIT_URL and FEWBIT_KEY. Raises
-    ``FewbitError`` for an address or a key that cannot be one."""
+    ``FewbitError`` for an invalid address or key."""
 
     def __init__(self, url: str | None = None, key: str | None = None, *, patience: float = 30.0) -> None:
-        base = checked_url(url or os.environ.get("FEWBIT_URL") or DEFAULT_URL)
-        key = checked_key(key or os.environ.get("FEWBIT_KEY", ""))
+        base = parse_url(url or os.environ.get("FEWBIT_URL") or DEFAULT_URL)
+        key = parse_key(key or os.environ.get("FEWBIT_KEY", ""))
         self._patience = patience
         self._http = httpx2.Client(
             base_url=base,
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx2.Timeout(90.0, connect=5.0),  # POST /jobs may wait 30 s for an inspection
-            trust_env=base.host not in ("127.0.0.1", "localhost", "::1"),  # a proxy knows nothing of this machine
+            trust_env=base.host
+            not in ("127.0.0.1", "localhost", "::1"),  # a proxy cannot reach this machine's loopback
         )
 
     def __enter__(self) -> Self:
@@ -69,7 +70,7 @@ class Client:
 
     @property
     def url(self) -> str:
-        """Where the service is."""
+        """The address of the service."""
         return str(self._http.base_url).rstrip("/")
 
     def close(self) -> None:
@@ -78,7 +79,7 @@ class Client:
     # Models and datasets
 
     def upload_model(self, path: str | Path, name: str | None = None, progress: Progress | None = None) -> Model:
-        """Upload an exported program. The same bytes are the same model. Its inspection may still be running."""
+        """Upload an exported program. The same bytes give the same model. Its inspection may still be running."""
         return Model.model_validate(self._upload("/models", Path(path), name, progress))
 
     def upload_dataset(self, path: str | Path, name: str | None = None, progress: Progress | None = None) -> Dataset:
@@ -89,7 +90,7 @@ class Client:
         return Model.model_validate(self._json("GET", f"/models/{_id(model)}"))
 
     def inspected(self, model: Model | str) -> Model:
-        """The model once its inspection has ended, however long that takes. Raises its problem if it was rejected."""
+        """Wait for the model's inspection, however long that takes. Raises the model's problem if it was rejected."""
         current = self.model(model)
         while current.status == "inspecting":
             time.sleep(0.2)
@@ -105,7 +106,7 @@ class Client:
     # Jobs
 
     def create_job(self, spec: JobSpec | Mapping[str, Any]) -> Job:
-        """Post a job. Fields left out of ``spec`` take the service's defaults."""
+        """Post a job. Fields missing from ``spec`` take the service's defaults."""
         body = spec.model_dump(mode="json", exclude_unset=True) if isinstance(spec, JobSpec) else dict(spec)
         return Job.model_validate(self._json("POST", "/jobs", json=body, headers=_idempotent()))
 
@@ -120,14 +121,14 @@ class Client:
         return Job.model_validate(self._json("POST", f"/jobs/{_id(job)}/cancel"))
 
     def wait(self, job: Job | str, on_event: Callable[[Event], None] | None = None) -> Job:
-        """The job once it has ended, however it ended. ``on_event`` sees each event once, through reconnections."""
+        """Wait until the job has ended, in any way. ``on_event`` gets every event once, also across reconnections."""
         last, ended = "", None
         while ended is None:
             last, ended = self._attempt(partial(self._follow, _id(job), last, on_event))
         return ended
 
     def report(self, job: Job | str) -> Report:
-        """The job's report; waits until there is one. Raises the job's problem if it failed or was canceled."""
+        """The job's report; waits for it. Raises the job's problem if it failed or was canceled."""
         while (response := self._send("GET", f"/jobs/{_id(job)}/report")).status_code == 202:
             pause = retry_after(response)
             time.sleep(1.0 if pause is None else max(pause, 0.1))
@@ -139,8 +140,8 @@ class Client:
         return tuple(self._pages(f"/jobs/{_id(job)}/artifacts", "artifacts", Artifact))
 
     def download(self, job: Job | str, name: str, path: str | Path, progress: Progress | None = None) -> Path:
-        """Save one artifact at ``path`` and check its SHA-256. An interrupted download goes on where it stopped,
-        also in a later call: what has arrived is kept beside ``path`` as ``.part``."""
+        """Save one artifact at ``path`` and check its SHA-256. An interrupted download resumes where it stopped, also
+        in a later call: the bytes received so far are kept beside ``path`` as ``.part``."""
         artifact = next((artifact for artifact in self.artifacts(job) if artifact.name == name), None)
         if artifact is None:
             raise FewbitError.of("not-found", f"Job {_id(job)} has no artifact named {name!r}.")
@@ -150,15 +151,15 @@ class Client:
             self._attempt(partial(self._fetch, _id(job), artifact, part, progress))
         if _sha256(part).hexdigest() != artifact.sha256:
             part.unlink()
-            raise FewbitError.of("digest-mismatch", f"{name} arrived with other bytes than the service announced.",
+            raise FewbitError.of("digest-mismatch", f"{name} does not have the bytes that the service announced.",
                                  remedy="Nothing was kept. Download it again.")  # fmt: skip
         return part.replace(path)
 
     # Webhooks
 
     def create_webhook(self, url: str) -> WebhookWithSecret:
-        """Have ``url`` told when a job that names the webhook ends. ``secret`` signs what it is told, and is shown this
-        once. To rotate it: create another webhook for the same URL, name that in new jobs, delete the old one."""
+        """Send a message to ``url`` when a job that names the webhook ends. ``secret`` signs the messages, and is shown
+        only once. To rotate it, create another webhook for the same URL, use it in new jobs, and delete this one."""
         return WebhookWithSecret.model_validate(self._json("POST", "/webhooks", json={"url": url}))
 
     def webhook(self, webhook: Webhook | str) -> Webhook:
@@ -169,23 +170,23 @@ class Client:
         return tuple(self._pages("/webhooks", "webhooks", Webhook))
 
     def delete_webhook(self, webhook: Webhook | str) -> None:
-        """Forget it, and what it was still to be told."""
+        """Delete the webhook and its pending messages."""
         self._send("DELETE", f"/webhooks/{_id(webhook)}")
 
     def test_webhook(self, webhook: Webhook | str) -> Delivery:
-        """Send ``webhook.test`` now; ``deliveries`` tells how it went."""
+        """Send ``webhook.test`` now; ``deliveries`` shows whether it arrived."""
         return Delivery.model_validate(self._json("POST", f"/webhooks/{_id(webhook)}/test"))
 
     def deliveries(self, webhook: Webhook | str) -> tuple[Delivery, ...]:
-        """What it was sent lately, newest first, with each attempt."""
+        """The recent messages to the webhook and their attempts, newest first."""
         return tuple(self._pages(f"/webhooks/{_id(webhook)}/deliveries", "deliveries", Delivery))
 
     def capabilities(self) -> dict[str, Any]:
-        """Formats, methods, artifact kinds, limits, and the workers there are."""
+        """Formats, methods, artifact kinds, limits, and the running workers."""
         answer: dict[str, Any] = self._json("GET", "/capabilities")
         return answer
 
-    # What those are made of
+    # Requests
 
     def _upload(self, url: str, path: Path, name: str | None, progress: Progress | None) -> Any:
         digest = base64.b64encode(_sha256(path).digest()).decode()
@@ -240,10 +241,12 @@ class Client:
             if source.response.status_code != 200:
                 source.response.read()
                 raise from_response(source.response)
-            for sent in source:
-                if sent.data:
-                    data = json.loads(sent.data)
-                    yield Event.model_validate({"id": sent.id, "event": sent.event, "data": data, "at": data["at"]})
+            for message in source:
+                if message.data:
+                    data = json.loads(message.data)
+                    yield Event.model_validate(
+                        {"id": message.id, "event": message.event, "data": data, "at": data["at"]}
+                    )
 
     def _pages(self, url: str, key: str, item: type[R], params: dict[str, str] | None = None) -> Iterator[R]:
         following: str | None = url
@@ -258,7 +261,7 @@ class Client:
     def _send(
         self, method: str, url: str, *, body: Callable[[], Iterator[bytes]] | None = None, **request: Any
     ) -> httpx2.Response:
-        """One answer below 400, however many attempts it takes. Only what is safe to repeat is repeated."""
+        """Send until the answer is below 400. Only requests that are safe to repeat are sent again."""
 
         def request_once() -> httpx2.Response:
             response = self._http.request(method, url, content=body() if body else None, **request)
@@ -270,7 +273,7 @@ class Client:
         return self._attempt(request_once, is_repeatable=is_repeatable)
 
     def _attempt(self, call: Callable[[], T], *, is_repeatable: bool = True) -> T:
-        """What ``call`` returns. A service that does not answer is a ``FewbitError`` like any other."""
+        """``call``, repeated while its problem may pass. A service that does not answer is a ``FewbitError`` too."""
 
         def call_once() -> T:
             try:

@@ -1,4 +1,4 @@
-"""A job followed on a terminal: one bar, its stage by name."""
+"""Follows a job on a terminal: a progress bar with the name of the stage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fewbit.contract.resources import Event, Job
 
 
 def follow(client: Client, job: Job, console: Console, title: str) -> Job:
-    """Wait for the end of the job while a bar shows how far it is."""
+    """Wait until the job has ended, with a progress bar."""
     with bar(console) as progress:
         task = progress.add_task(title, total=1.0, stage=job.status)
         ended = client.wait(job, lambda event: _advance(progress, task, event))

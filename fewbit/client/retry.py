@@ -15,15 +15,15 @@ _BACKOFF = wait_random_exponential(multiplier=0.2, max=8.0, min=0.05)
 
 
 def retrying(patience_s: float) -> Retrying:
-    """Calls a function until it returns, or until its problems have lasted for ``patience_s`` seconds. Only problems
-    that pass are waited for. To be made anew for each call."""
+    """Calls a function until it returns, or until its problems have lasted for ``patience_s`` seconds. Only
+    temporary problems are retried. Make a new one for every call."""
 
     def announce(state: RetryCallState) -> None:
         if state.attempt_number == 1:
             log.warning("%s Trying again for up to %.0f s.", _problem(state).problem.detail, patience_s)
 
     return Retrying(
-        retry=retry_if_exception(lambda error: isinstance(error, FewbitError) and error.passes),
+        retry=retry_if_exception(lambda error: isinstance(error, FewbitError) and error.may_pass),
         wait=lambda state: max(_BACKOFF(state), _problem(state).retry_after or 0.0),
         stop=_StopAfterFirstProblem(patience_s),
         before_sleep=announce,

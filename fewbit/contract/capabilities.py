@@ -1,4 +1,4 @@
-"""What this release can do. The gateway refuses the rest with 422; a test holds the engine to this table."""
+"""What this release supports. The gateway refuses the rest with 422; a test checks the engine against this table."""
 
 from __future__ import annotations
 

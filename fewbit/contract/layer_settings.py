@@ -1,6 +1,6 @@
-"""The settings of one layer: the job's, with each matching rule of ``layers`` laid over them, in order.
+"""The settings of one layer: the job's settings, overridden by the matching rules of ``layers``, in order.
 
-The gateway and the engine share this, so that what one takes the other can use.
+The gateway and the engine share this code, so that the engine can use whatever the gateway accepts.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ def weights_for(name: str, spec: JobSpec) -> Weights:
 
 
 def weights_under(weights: Weights, rules: Iterable[LayerRule]) -> Weights:
-    """``weights`` with ``rules`` laid over them; a group_size goes with the granularity it belongs to. Raises
-    ``pydantic.ValidationError`` for per_group without a group_size."""
+    """``weights`` overridden by ``rules``; a group_size is dropped with the granularity it belongs to.
+
+    Raises ``pydantic.ValidationError`` for per_group without a group_size.
+    """
     values = weights.model_dump()
     for rule in rules:
         if rule.weights is not None:

@@ -1,6 +1,6 @@
-"""The metrics a job can ask for, by torchmetrics' name: what each reads, and which way is better.
+"""The metrics a job can ask for, by torchmetrics' names: what they read, and whether higher or lower is better.
 
-A cut-off goes behind an ``@``: ``retrieval_recall@10`` looks at the ten best candidates of each sample.
+A cut-off follows an ``@``: ``retrieval_recall@10`` looks at the ten best candidates of each sample.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LOWER_IS_BETTER = frozenset({
     "mean_squared_error", "mean_squared_log_error", "normalized_root_mean_squared_error", "relative_squared_error",
     "symmetric_mean_absolute_percentage_error", "weighted_mean_absolute_percentage_error", "retrieval_fall_out",
 })  # fmt: skip
-NO_SHARE = frozenset({
+NOT_A_SHARE = frozenset({
     "cohen_kappa", "hinge_loss", "logauc", "matthews_corrcoef", "multilabel_coverage_error", "multilabel_ranking_loss",
     *REGRESSION,
 })  # fmt: skip
@@ -50,13 +50,13 @@ def base(name: str) -> str:
 
 
 def cutoff(name: str) -> int | None:
-    """How many candidates the metric looks at; None for all."""
+    """How many candidates the metric looks at; ``None`` for all."""
     number = name.partition("@")[2]
     return int(number) if number else None
 
 
 def is_known(name: str) -> bool:
-    """Whether the engine measures this."""
+    """Whether the engine can measure this."""
     bare, at, number = name.partition("@")
     if not at:
         return bare in METRICS
@@ -64,10 +64,10 @@ def is_known(name: str) -> bool:
 
 
 def near(name: str) -> tuple[str, ...]:
-    """Known names that may have been meant: those that hold ``name``, then those that look like it."""
+    """Known names that ``name`` may stand for: names that contain it, then names that look like it."""
     bare = base(name).lower().replace("-", "_")
-    holding = [metric for metric in METRICS if bare and bare in metric]
-    return tuple(dict.fromkeys([*holding, *get_close_matches(bare, METRICS, NEAREST, 0.5)]))[:NEAREST]
+    containing = [metric for metric in METRICS if bare and bare in metric]
+    return tuple(dict.fromkeys([*containing, *get_close_matches(bare, METRICS, NEAREST, 0.5)]))[:NEAREST]
 
 
 def family(name: str) -> Family:
@@ -79,16 +79,16 @@ def family(name: str) -> Family:
 
 
 def is_lower_better(name: str) -> bool:
-    """Whether the metric counts errors: a rise is then the loss."""
+    """Whether the metric counts errors, so that a rise is a loss."""
     return base(name) in LOWER_IS_BETTER
 
 
 def is_share(name: str) -> bool:
     """Whether a person reads the metric in percent."""
-    return base(name) not in NO_SHARE
+    return base(name) not in NOT_A_SHARE
 
 
 def wanted(spec: JobSpec) -> tuple[str, ...]:
-    """Each metric that ``evaluation`` or a gate names, once."""
-    asked = spec.evaluation.metrics if spec.evaluation else ()
-    return tuple(dict.fromkeys((*asked, *(spec.gates.max_drop or {}))))
+    """The metrics that ``evaluation`` or a gate names, without duplicates."""
+    evaluated = spec.evaluation.metrics if spec.evaluation else ()
+    return tuple(dict.fromkeys((*evaluated, *(spec.gates.max_drop or {}))))

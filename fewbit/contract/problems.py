@@ -1,7 +1,7 @@
-"""Every problem there is: the closed set of slugs, what each means, and what to do about it.
+"""The problems: the closed set of slugs, what they mean, and what to do about them.
 
 ``PROBLEMS`` is the whole list. A slug is the last segment of ``type`` in an ``application/problem+json`` answer
-(RFC 9457) and the page ``/problems/{slug}``. Those in ``JOB_PROBLEMS`` also end jobs and reject models.
+(RFC 9457) and the page ``/problems/{slug}``. The ones in ``JOB_PROBLEMS`` also end jobs and reject models.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ProblemKind:
 
 
 class FieldError(BaseModel):
-    """One field at fault: a JSON pointer into what was sent, a code and a message."""
+    """One field at fault: a JSON pointer into the request, a code and a message."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -57,7 +57,7 @@ class JobProblem(BaseModel):
 
     @classmethod
     def of(cls, slug: str, detail: str) -> JobProblem:
-        """The problem ``slug`` of the catalogue, in this case's words. Raises ``KeyError`` for an unknown slug."""
+        """The problem ``slug`` of the catalogue with its own ``detail``. Raises ``KeyError`` for an unknown slug."""
         kind = PROBLEMS[slug]
         return cls(type=f"/problems/{slug}", title=kind.title, detail=detail, retryable=kind.retryable)
 
@@ -70,19 +70,19 @@ _REQUEST_PROBLEMS = (
     ProblemKind("malformed-request", 400, "The request could not be read",
                 "The detail says where reading stopped. Send well-formed JSON, or the file's bytes unchanged."),
     ProblemKind("upload-interrupted", 400, "The upload stopped before its end",
-                "Nothing was kept. Send the file again, whole.", retryable=True),
+                "Nothing was kept. Send the whole file again.", retryable=True),
     ProblemKind("unauthorized", 401, "No valid API key",
                 "Send `Authorization: Bearer <key>`. `make up` prints a key; operators set FEWBIT_API_KEYS."),
     ProblemKind("forbidden", 403, "The API key may not do this",
-                "Use a key of the scope the detail names; `python -m service.keys make` makes one."),
+                "Use a key with the scope the detail names; `python -m service.keys make` makes one."),
     ProblemKind("not-found", 404, "There is nothing here",
-                "Check the id. Deleted things and things of others answer the same way."),
+                "Check the id. Deleted resources and those of other tenants give the same answer."),
     ProblemKind("method-not-allowed", 405, "This path does not take that method",
                 "The `Allow` header lists the methods it takes."),
     ProblemKind("not-acceptable", 406, "None of the accepted media types is available",
-                "Ask for one that the detail names; application/json is nearly always one."),
+                "Ask for one that the detail names; application/json nearly always works."),
     ProblemKind("request-timeout", 408, "The request did not come in time",
-                "Nothing was kept. Send it again, over a connection that keeps going.", retryable=True),
+                "Nothing was kept. Send it again, over a stable connection.", retryable=True),
     ProblemKind("idempotency-in-progress", 409, "The first request with this Idempotency-Key is still running",
                 "Wait for it, then repeat the request to get the same answer.", retryable=True),
     ProblemKind("model-not-ready", 409, "The model is still being inspected",
@@ -110,18 +110,18 @@ _REQUEST_PROBLEMS = (
     ProblemKind("invalid-request", 422, "The request cannot work as it is",
                 "`errors` names each field at fault by JSON pointer, with what it should be."),
     ProblemKind("digest-mismatch", 422, "The bytes received are not the ones announced",
-                "Nothing was kept. Compute SHA-256 over the very bytes you send, and send them again.", retryable=True),
+                "Nothing was kept. Compute SHA-256 over the bytes you send, and send them again.", retryable=True),
     ProblemKind("invalid-dataset", 422, "The dataset cannot be used",
                 "Save named arrays of equal length with numpy.savez(path, x=..., labels=...): numbers only, no NaN."),
     ProblemKind("idempotency-key-reused", 422, "This Idempotency-Key was used for a different request",
                 "Use a fresh key for each distinct request."),
-    ProblemKind("quota-exceeded", 429, "Your tenant has as much of this as it may",
-                "`quota` says of what, `used` and `limit` how much; the detail says how to free some."),
+    ProblemKind("quota-exceeded", 429, "Your tenant has used up this quota",
+                "`quota` names it, `used` and `limit` say how much; the detail says how to free some."),
     ProblemKind("rate-limited", 429, "Too many requests",
                 "Wait for as long as `Retry-After` says.", retryable=True),
     ProblemKind("headers-too-large", 431, "The request's headers are too many or too large",
                 "Send only the headers the API documentation names."),
-    ProblemKind("service-error", 500, "Something broke on our side",
+    ProblemKind("service-error", 500, "Something failed in the service",
                 "Report the `request_id`. Repeating the request is safe with an Idempotency-Key.", retryable=True),
     ProblemKind("service-unavailable", 503, "A part the service needs does not answer",
                 "Try again after `Retry-After` seconds. `GET /health/ready` names the part.", retryable=True),
@@ -146,10 +146,10 @@ _JOB_PROBLEMS = (
                 "Raise `time_limit_s`, or evaluate fewer samples."),
     ProblemKind("sandbox-violation", 422, "The model tried to leave its sandbox",
                 "The detail names the call or path. Export a model that only computes."),
-    ProblemKind("worker-lost", 500, "The worker running this job disappeared, as often as attempts allow",
+    ProblemKind("worker-lost", 500, "The workers running this job disappeared, and no attempt is left",
                 "Post the job again. If it happens again, look at the worker's log.", retryable=True),
-    ProblemKind("internal-error", 500, "The engine failed in a way it should not",
-                "Report the job id. The detail holds the engine's last words.", retryable=True),
+    ProblemKind("internal-error", 500, "The engine failed unexpectedly",
+                "Report the job id. The detail holds the engine's error message.", retryable=True),
 )  # fmt: skip
 
 PROBLEMS: dict[str, ProblemKind] = {kind.slug: kind for kind in (*_REQUEST_PROBLEMS, *_JOB_PROBLEMS)}

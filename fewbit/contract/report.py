@@ -15,7 +15,7 @@ SQNR_CAP_DB = 150.0  # bit-identical outputs have no finite ratio; float32 resol
 
 
 class ReportModel(Resource):
-    """Which upload this report speaks of."""
+    """The upload this report is about."""
 
     id: str
     sha256: str
@@ -90,7 +90,7 @@ class Flip(Resource):
 
 
 class ClassAccuracy(Resource):
-    """The share of one label's samples that is right, float and int8."""
+    """The share of one label's samples that are predicted right, float and int8."""
 
     label: int
     samples: int
@@ -101,7 +101,7 @@ class ClassAccuracy(Resource):
 
 class Accuracy(Resource):
     """Measured by running the delivered artifact, in a process that never saw the model. ``artifact`` names it.
-    ``classes``: by label, those that changed most first; empty where labels are no classes. ``conclusion``: what the
+    ``classes``: by label, those that changed most first; empty where labels are not classes. ``conclusion``: what the
     numbers mean, in a sentence."""
 
     artifact: str
@@ -117,7 +117,7 @@ class Accuracy(Resource):
 
 
 class Percentiles(Resource):
-    """Milliseconds for one batch. ``min`` is the fastest seen, what a busy machine disturbs least."""
+    """Milliseconds for one batch. ``min`` is the fastest run, which a busy machine disturbs least."""
 
     min: float
     p50: float
@@ -175,8 +175,8 @@ class Requested(Resource):
 
 
 class Execution(Resource):
-    """What the profiler saw of this layer in ``artifact``: its kernel, milliseconds for one batch over all its calls,
-    and the share of all layers' time."""
+    """What the profiler measured for this layer in ``artifact``: its kernel, milliseconds for one batch over all its
+    calls, and its share of all layers' time."""
 
     artifact: str
     kernel: str
@@ -225,7 +225,7 @@ class OutlierChannel(Resource):
 
 
 class ActivationStats(Resource):
-    """What the float model gives this layer to read, on the evaluation data. ``percentiles`` by name (``"99.9"``);
+    """The layer's inputs in the float model, on the evaluation data. ``percentiles`` by name (``"99.9"``);
     ``saturated_ratio``: share beyond the fixed range of a static layer; ``drift``: how far the evaluation data lies
     from the calibration data, as the largest distance between the two cumulative distributions (Kolmogorov and
     Smirnov), 0 to 1; null without calibration data of its own."""
@@ -287,7 +287,7 @@ class LayerReport(Resource):
 
 
 class Product(Resource):
-    """A product of two activations (attention scores): it has no weight to quantize, and is counted nowhere."""
+    """A product of two activations (attention scores): it has no weight to quantize, and is not part of any count."""
 
     name: str
     type: str
@@ -323,7 +323,7 @@ class CalibrationReport(Resource):
 
 
 class Finding(Resource):
-    """Something to know or to act on. ``patch``: a JSON merge patch for the job spec that mends it."""
+    """Something to know or to act on. ``patch``: a JSON merge patch for the job spec that fixes it."""
 
     severity: Literal["info", "warning", "error"]
     code: str
@@ -356,7 +356,7 @@ class ReportArtifact(Resource):
 
 
 class Provenance(Resource):
-    """What it takes to get these numbers again."""
+    """What is needed to reproduce these numbers."""
 
     fewbit: str
     torch: str
@@ -372,7 +372,7 @@ class Provenance(Resource):
 
 
 class Report(Resource):
-    """``GET /jobs/{id}/report``. ``patch``: what the findings' patches ask for, all in one; null when none does."""
+    """``GET /jobs/{id}/report``. ``patch``: all findings' patches combined into one; null without any."""
 
     job: str
     model: ReportModel

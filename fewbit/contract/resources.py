@@ -1,4 +1,4 @@
-"""What the service keeps and returns: models, datasets, jobs, artifacts, events."""
+"""What the service stores and returns: models, datasets, jobs, artifacts, webhooks, events."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Resource(BaseModel):
 
 
 class Reason(Resource):
-    """Why a layer is as it is. ``code`` names the cause; ``patch`` is a JSON merge patch for the job spec."""
+    """Why a layer is int8 or float. ``code`` names the cause; ``patch`` is a JSON merge patch for the job spec."""
 
     code: str
     message: str
@@ -92,7 +92,7 @@ class Dataset(Resource):
 
 
 class Progress(Resource):
-    """How far a job is: the stage by name and the share done, 0 to 1."""
+    """How far a job is: the name of the stage and the share done, 0 to 1."""
 
     stage: str
     fraction: float = Field(ge=0, le=1)
@@ -133,7 +133,7 @@ class NewWebhook(Resource):
 
 
 class Webhook(Resource):
-    """Where to say that a job has ended."""
+    """A URL that gets a message when a job ends."""
 
     id: str
     url: str
@@ -141,13 +141,13 @@ class Webhook(Resource):
 
 
 class WebhookWithSecret(Webhook):
-    """A webhook as its creation shows it: ``secret`` signs its deliveries, and is not shown again."""
+    """A new webhook: ``secret`` signs its deliveries, and is not shown again."""
 
     secret: str
 
 
 class Attempt(Resource):
-    """One try: the status of the answer, or why there was none."""
+    """One attempt: the status of the answer, or why there was none."""
 
     at: datetime
     status: int | None

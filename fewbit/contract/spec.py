@@ -1,6 +1,6 @@
-"""The job spec: what a pipeline asks for in ``POST /jobs``.
+"""The job spec: the body of ``POST /jobs``.
 
-Every default is written here once; ``GET /jobs/{id}`` returns the spec with all of them filled in.
+All defaults are here; ``GET /jobs/{id}`` returns the spec with the defaults filled in.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ class Weights(Strict):
 
 
 class Activations(Strict):
-    """How activations are quantized. Dynamic jobs take each token's range at run time and read no ``range``."""
+    """How activations are quantized. Dynamic jobs take every token's range at run time and ignore ``range``."""
 
     dtype: Literal["uint8", "int8"] = "uint8"
     range: ActivationRange = "histogram"
 
 
 class WeightsOverride(Strict):
-    """What one pattern changes in ``weights``; absent fields keep the job's value."""
+    """What a rule changes in ``weights``; missing fields keep the job's value."""
 
     dtype: Literal["int8", "int4"] | None = None
     granularity: Granularity | None = None
@@ -83,7 +83,7 @@ class WeightsOverride(Strict):
 
 
 class ActivationsOverride(Strict):
-    """What one pattern changes in ``activations``; absent fields keep the job's value."""
+    """What a rule changes in ``activations``; missing fields keep the job's value."""
 
     dtype: Literal["uint8", "int8"] | None = None
     range: ActivationRange | None = None
@@ -98,7 +98,7 @@ class LayerRule(Strict):
     activations: ActivationsOverride | None = None
 
     def matches(self, name: str) -> bool:
-        """Whether the layer of this fully-qualified name is meant. ``*`` crosses dots."""
+        """Whether the rule applies to the layer of this fully-qualified name. ``*`` also matches dots."""
         return fnmatchcase(name, self.match)
 
 
@@ -109,7 +109,7 @@ class Smooth(Strict):
 
 
 class Calibration(Strict):
-    """The data that sets static ranges."""
+    """The data that static ranges are computed from."""
 
     dataset: str
     samples: int = Field(default=128, ge=1)
@@ -117,8 +117,8 @@ class Calibration(Strict):
 
 
 class Evaluation(Strict):
-    """The data that measures the cost. ``samples: null`` takes all of them. ``constant``: arrays without an axis for
-    samples, which come whole with every batch."""
+    """The data that the loss is measured on. ``samples: null`` takes all of it. ``constant``: inputs without an
+    axis for samples, whose arrays go whole into every batch."""
 
     dataset: str
     samples: int | None = Field(default=None, ge=1)
@@ -128,7 +128,7 @@ class Evaluation(Strict):
 
 
 class Gates(Strict):
-    """Limits a pipeline sets. One not met makes ``report.verdict`` fail, never the job."""
+    """Limits a pipeline sets. A gate that is not met makes ``report.verdict`` ``fail``; the job still succeeds."""
 
     max_drop: dict[str, Annotated[float, Field(ge=0)]] | None = None
     min_coverage: float | None = Field(default=None, ge=0, le=1)
@@ -138,8 +138,8 @@ class Gates(Strict):
 
 
 class ReportParts(Strict):
-    """What the report measures beyond layers, reasons, size and accuracy. Each part costs time and can be left out.
-    ``sensitivity``: an estimate from a few passes, or one evaluation a layer (``brute_force``)."""
+    """What the report measures beyond layers, reasons, size and accuracy. Every part costs time and can be turned off.
+    ``sensitivity``: an estimate from a few passes, or one evaluation per layer (``brute_force``)."""
 
     weights: bool = True
     activations: bool = True
@@ -151,8 +151,8 @@ class ReportParts(Strict):
 
     @property
     def is_off(self) -> bool:
-        """Whether none of these parts is asked for."""
-        return all(wanted in (False, "off") for _, wanted in self)
+        """Whether all parts are turned off."""
+        return all(setting in (False, "off") for _, setting in self)
 
 
 class Auto(Strict):

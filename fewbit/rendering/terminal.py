@@ -221,7 +221,7 @@ def most_sensitive(layers: Sequence[LayerReport]) -> RenderableType | None:
         table.add_row(
             "", Text(break_at_dots(layer_name(layer.name), 60)), small_share(sensitivity(layer) or 0.0), spared
         )
-    title = Text("Most sensitive: what the output loses if only this layer is quantized", "bold")
+    title = Text("Most sensitive layers: what the output loses if only that layer is quantized", "bold")
     return Group(title, table)
 
 

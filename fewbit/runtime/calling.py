@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
-from torch.utils import _pytree as pytree
+
+from fewbit.runtime.torch_internals import pytree
 
 TENSOR = object()
 

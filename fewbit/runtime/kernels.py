@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewbit.runtime.torch_internals import per_channel_tensor
+
 LINEAR = "quantized::linear_with_input_q_dq_qweight_dq_output_fp32"
 TINY = 1e-30  # a row of zeros is scaled by this instead of dividing by zero
 
@@ -40,7 +42,7 @@ def quantized_tensor(values: Tensor, scale: Tensor, axis: int = 0) -> Tensor:
     """``values`` (int8) with one ``scale`` for each index of ``axis``, as the quantized kernels take a weight."""
     scales = scale.flatten().expand(values.shape[axis]).to(torch.float64).contiguous()
     zeros = torch.zeros(len(scales), dtype=torch.long)
-    return torch._make_per_channel_quantized_tensor(values.contiguous(), scales, zeros, axis)
+    return per_channel_tensor(values.contiguous(), scales, zeros, axis)
 
 
 def pack_linear(values: Tensor, scale: Tensor, bias: Tensor | None = None) -> Any:
@@ -51,7 +53,7 @@ def pack_linear(values: Tensor, scale: Tensor, bias: Tensor | None = None) -> An
 def pack_experts(values: Tensor, scale: Tensor) -> list[Any]:
     """[experts, in_features, out_features]: one packed linear for each."""
     scale = scale.expand(values.shape[0], 1, values.shape[2])
-    return [pack_linear(value.t(), each.flatten()) for value, each in zip(values, scale, strict=True)]
+    return [pack_linear(value.t(), steps.flatten()) for value, steps in zip(values, scale, strict=True)]
 
 
 def pack_convolution(

@@ -16,32 +16,22 @@ from torch import fx
 
 from fewbit.runtime import kernels
 from fewbit.runtime.kernels import LINEAR
-from fewbit.runtime.program import Program, argument, dtype_of, rank
-from fewbit.runtime.record import LayerRecord, QuantizedValue, Record, WeightRecord
+from fewbit.runtime.operators import ADDS, CLAMPS, EMBEDDING_TAILS, IN_PLACE, KEEPS_VALUES, RELUS
+from fewbit.runtime.packing import Pack, Packing, in_float32, original
+from fewbit.runtime.program import Program, argument, arguments, rank
+from fewbit.runtime.record import LayerRecord, QuantizedValue, Record
 from fewbit.runtime.rows import Layer, finish, normalized, prepared
 from fewbit.runtime.source import Source
+from fewbit.runtime.torch_internals import base_name, is_operator
 
 aten = torch.ops.aten
 Domain = Literal["float", "int8"]
 Value = tuple[fx.Node, Domain]
 
-RELUS = frozenset((aten.relu.default, aten.relu_.default))
-CLAMPS = frozenset((aten.hardtanh.default, aten.hardtanh_.default, aten.clamp.default, aten.clamp_min.default))
-KEEPS_VALUES = frozenset(
-    (aten.max_pool2d.default, aten.max_pool1d.default, aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default,
-     aten.mean.dim, aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.permute.default,
-     aten.transpose.int, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.slice.Tensor,
-     aten.dropout.default, aten.contiguous.default, aten.clone.default, aten.relu.default)
-)  # fmt: skip
-"""Calls whose result keeps its input's scale and zero point, and that run on quantized tensors as they are."""
-
-IN_PLACE = frozenset((
-    aten.gelu.default, aten.relu.default, aten.silu.default, aten.tanh.default, aten.sigmoid.default, aten.add.Tensor,
-    aten.mul.Tensor,
-))  # fmt: skip
 OWNERS = frozenset((LINEAR, "aten::_weight_int8pack_mm", "aten::_weight_int4pack_mm_for_cpu"))
-"""Operators after which ``_finish`` leaves a tensor that nothing else refers to."""
+"""Operators after which ``finish`` leaves a tensor that nothing else refers to."""
 
+KERNEL = f"torch.ops.{LINEAR.replace('::', '.')}"
 INT4_GROUPS = (32, 64, 128, 256)
 
 
@@ -63,9 +53,10 @@ class Lowering:
     def __init__(self, program: Program, record: Record) -> None:
         self.program = program
         self.nodes = {node.name: node for node in program.graph.nodes}
-        self.tensors = {constant.name: constant.value for constant in program.constants.values()}
-        self.layers = {self.nodes[each.node]: self._layer(each) for each in record.layers if each.node in self.nodes}
-        self.quantized = {self.nodes[each.node]: each for each in record.values if each.node in self.nodes}
+        self.packing = Packing(program)
+        placed = [layer for layer in record.layers if layer.node in self.nodes]
+        self.layers = {self.nodes[layer.node]: self._layer(layer) for layer in placed}
+        self.quantized = {self.nodes[value.node]: value for value in record.values if value.node in self.nodes}
         left = {self.nodes[node]: name for node, name in record.float_layers.items() if node in self.nodes}
         self.callers = left | dict(map(self._caller, self.layers.values()))
         self.forms: dict[Value, Form] = {}
@@ -77,15 +68,11 @@ class Lowering:
     def _caller(self, layer: Layer) -> tuple[fx.Node, str]:
         """The node that is the layer's own operator in the reference, below casts and scales of its result."""
         node = layer.node
-        if layer.record.kind == "embedding" and node.target in (
-            aten.mul.Tensor,
-            aten._to_copy.default,
-            aten.flatten.using_ints,
-        ):
+        if layer.record.kind == "embedding" and node.target in EMBEDDING_TAILS:
             values = layer.record.weights[0].values
-            held = next(each for each, constant in self.program.constants.items() if constant.name == values)
-            return next(each for each in _above(node) if held in each.all_input_nodes), layer.record.name
-        return self._original(layer), layer.record.name
+            table = next(held for held, constant in self.program.constants.items() if constant.name == values)
+            return next(above for above in _above(node) if table in above.all_input_nodes), layer.record.name
+        return original(layer), layer.record.name
 
     def form(self, value: Value) -> Form:
         if value not in self.forms:
@@ -105,7 +92,7 @@ class Lowering:
                 ((node, "int8"),),
                 lambda source, name: source.line(f"{name} = {source.name(node, 'int8')}.dequantize()"),
             )
-        reads: tuple[Value, ...] = tuple((each, "float") for each in node.all_input_nodes if each.op != "get_attr")
+        reads: tuple[Value, ...] = tuple((read, "float") for read in node.all_input_nodes if read.op != "get_attr")
         owned = self._owned_argument(node)
         if owned is not None:
             return Form(reads, lambda source, name: source.call_in_place(node, name, owned), operator_of(node))
@@ -116,14 +103,14 @@ class Lowering:
         result."""
         if node.target not in IN_PLACE or node in self.callers:
             return None
-        whole = node.meta["val"]
-        for each in node.args[:2]:
-            layer = self.layers.get(each) if isinstance(each, fx.Node) else None
-            if layer is None or not self.is_lowered(layer) or len(each.users) != 1:  # type: ignore[union-attr]
+        result = node.meta["val"]
+        for operand in node.args[:2]:
+            if not isinstance(operand, fx.Node) or operand not in self.layers or len(operand.users) != 1:
                 continue
-            value = each.meta["val"]  # type: ignore[union-attr]
-            if value.dtype is whole.dtype and _shape(value) == _shape(whole):
-                return each  # type: ignore[return-value]
+            value = operand.meta["val"]
+            same = value.dtype is result.dtype and _shape(value) == _shape(result)
+            if same and self.is_lowered(self.layers[operand]):
+                return operand
         return None
 
     def is_lowered(self, layer: Layer) -> bool:
@@ -144,8 +131,7 @@ class Lowering:
         source_node = self.nodes[value.source]
 
         def write(source: Source, name: str) -> None:
-            x = source.name(source_node)
-            x = x if dtype_of(source_node) is torch.float32 else f"{x}.to(torch.float32)"
+            x = in_float32(source.name(source_node), source_node)
             if rank(source_node) == 4:
                 x = f"{x}.contiguous(memory_format=torch.channels_last)"
             source.line(f"{name} = torch.quantize_per_tensor({x}, {value.scale!r}, {value.zero_point}, torch.quint8)")
@@ -161,7 +147,7 @@ class Lowering:
         source = self.nodes[value.source]
         if len(source.users) != 1:
             return None
-        inner, relu = (source.args[0], True) if self._is_relu(source, value) else (source, False)
+        inner, relu = (source.all_input_nodes[0], True) if self._is_relu(source, value) else (source, False)
         if inner is not source and len(inner.users) > 1:
             return None
         return self._fused(inner, relu, value) or (self._kept(source, value) if inner is source else None)
@@ -172,10 +158,8 @@ class Lowering:
             return True
         if node.target not in CLAMPS or value.zero_point != value.qmin:
             return False
-        low, high = (
-            argument(node, 1, "min_val", argument(node, 1, "min", -1.0)),
-            argument(node, 2, "max_val", argument(node, 2, "max")),
-        )
+        low = argument(node, "min", "min_val")
+        high = None if node.target is aten.clamp_min.default else argument(node, "max", "max_val")
         top = (value.qmax - value.zero_point) * value.scale
         return low == 0 and (high is None or top <= float(high) * 1.01)
 
@@ -184,131 +168,70 @@ class Lowering:
         if layer is not None and layer.record.quantized_input is not None:
             writer = {"linear": self._chained_linear, "convolution": self._chained_convolution}.get(layer.record.kind)
             return writer(layer, relu, value) if writer else None
-        if node.target in (aten.add.Tensor, aten.add_.Tensor) and node.kwargs.get("alpha", 1) == 1:
+        if node.target in ADDS and argument(node, "alpha") == 1:
             return self._added(node, relu, value)
         if node.target is aten.cat.default and not relu:
             return self._joined(node, value)
         return None
 
     def _added(self, node: fx.Node, relu: bool, value: QuantizedValue) -> Form | None:
-        left, right = node.args[:2]
+        left, right = arguments(node, "self", "other")
         if left not in self.quantized or right not in self.quantized:
             return None
         operator = "add_relu" if relu else "add"
 
         def write(source: Source, name: str) -> None:
-            both = f"{source.name(left, 'int8')}, {source.name(right, 'int8')}"  # type: ignore[arg-type]
+            both = f"{source.name(left, 'int8')}, {source.name(right, 'int8')}"
             source.line(f"{name} = torch.ops.quantized.{operator}({both}, {value.scale!r}, {value.zero_point})")
 
-        return Form(((left, "int8"), (right, "int8")), write)  # type: ignore[arg-type]
+        return Form(((left, "int8"), (right, "int8")), write)
 
     def _joined(self, node: fx.Node, value: QuantizedValue) -> Form | None:
-        parts = node.args[0]
-        if any(each not in self.quantized for each in parts):  # type: ignore[union-attr]
+        tensors, axis = arguments(node, "tensors", "dim")
+        if any(tensor not in self.quantized for tensor in tensors):
             return None
-        axis = argument(node, 1, "dim", 0)
 
         def write(source: Source, name: str) -> None:
-            names = ", ".join(source.name(each, "int8") for each in parts)  # type: ignore[union-attr,arg-type]
+            names = ", ".join(source.name(tensor, "int8") for tensor in tensors)
             source.line(f"{name} = torch.ops.quantized.cat([{names}], {axis}, {value.scale!r}, {value.zero_point})")
 
-        return Form(tuple((each, "int8") for each in parts), write)  # type: ignore[union-attr,misc]
+        return Form(tuple((tensor, "int8") for tensor in tensors), write)
 
     def _kept(self, node: fx.Node, value: QuantizedValue) -> Form | None:
-        if node.target not in KEEPS_VALUES or not node.args:
-            return None
-        x = node.args[0]
-        before = self.quantized.get(x)
+        x = node.args[0] if node.target in KEEPS_VALUES and node.args else None
+        before = self.quantized.get(x) if isinstance(x, fx.Node) else None
         if before is None or (before.scale, before.zero_point) != (value.scale, value.zero_point):
             return None
-        rest = tuple((each, "float") for each in node.all_input_nodes if each is not x)
-        return Form(((x, "int8"), *rest), lambda source, name: source.call(node, name, {x: source.name(x, "int8")}))  # type: ignore[arg-type,dict-item]
+        x = node.all_input_nodes[0]
+        rest = _reads(*node.all_input_nodes[1:])
+        return Form(((x, "int8"), *rest), lambda source, name: source.call(node, name, {x: source.name(x, "int8")}))
 
     # --- Layers along a chain ---
 
     def _chained_linear(self, layer: Layer, relu: bool, value: QuantizedValue) -> Form | None:
         record = layer.record
-        if (
-            record.left
-            or record.alpha != 1
-            or record.beta != 1
-            or not self._constant_bias(layer)
-            or rank(layer.input) < 2
-        ):
+        plain = not record.left and record.alpha == 1 and record.beta == 1
+        if not plain or rank(layer.input) < 2 or not self.packing.has_constant_bias(layer):
             return None
-        return self._chained(layer, f"linear{'_relu' if relu else ''}", value, self._with_bias)
+        return self._chained(layer, f"linear{'_relu' if relu else ''}", value, self.packing.linear_with_bias)
 
     def _chained_convolution(self, layer: Layer, relu: bool, value: QuantizedValue) -> Form | None:
-        geometry = self._geometry(layer)
-        if geometry is None or not self._constant_bias(layer):
+        pack = self.packing.convolution(layer)
+        if pack is None:
             return None
-        name = f"conv{rank(layer.input) - 2}d{'_relu' if relu else ''}"
+        return self._chained(layer, f"conv{rank(layer.input) - 2}d{'_relu' if relu else ''}", value, pack)
 
-        def pack(weight: WeightRecord, layer: Layer) -> Any:
-            values, scale = self.stored(weight)
-            return kernels.pack_convolution(values, scale, self._bias(layer), *geometry)
-
-        return self._chained(layer, name, value, pack)
-
-    def _chained(self, layer: Layer, operator: str, value: QuantizedValue, pack: Callable[..., Any]) -> Form:
+    def _chained(self, layer: Layer, operator: str, value: QuantizedValue, pack: Pack) -> Form:
         read = self.nodes[layer.record.quantized_input or ""]
 
         def write(source: Source, name: str) -> None:
-            packed = self._packed(source, layer, operator, pack)
+            packed = self.packing.attribute(source, layer, operator, pack)
             x = source.name(read, "int8")
             source.line(f"{name} = torch.ops.quantized.{operator}({x}, {packed}, {value.scale!r}, {value.zero_point})")
 
         return Form(((read, "int8"),), write, f"quantized::{operator}", layer.record.name)
 
-    def _packed(self, source: Source, layer: Layer, label: str, pack: Callable[..., Any]) -> str:
-        weight = layer.record.weights[0]
-        key = (weight.values, layer.record.bias, label)
-        return source.attribute(key, lambda: pack(weight, layer), f"{layer.record.name}_packed")
-
-    def _with_bias(self, weight: WeightRecord, layer: Layer) -> Any:
-        return kernels.pack_linear(*self.stored(weight), self._bias(layer))
-
-    def _without_bias(self, weight: WeightRecord, _: Layer) -> Any:
-        return kernels.pack_linear(*self.stored(weight))
-
-    def _constant_bias(self, layer: Layer) -> bool:
-        return layer.bias is None or (rank(layer.bias) == 1 and self.program.constant(layer.bias) is not None)
-
-    def _bias(self, layer: Layer) -> torch.Tensor | None:
-        value = self.program.constant(layer.bias)
-        return value.to(torch.float32).contiguous() if value is not None else None
-
-    def _geometry(self, layer: Layer) -> tuple[list[int], list[int], list[int], int] | None:
-        """(strides, paddings, dilations, groups); None for a padding that is not the same on both sides."""
-        node = self._original(layer)
-        spatial = rank(layer.input) - 2
-        kernel = self.tensors[layer.record.weights[0].values].shape[2:]
-        strides = _each(argument(node, 3, "stride", 1), spatial)
-        dilations = _each(argument(node, 5, "dilation", 1), spatial)
-        groups = argument(node, 6, "groups", 1)
-        padding = argument(node, 4, "padding", 0)
-        if padding == "valid":
-            padding = 0
-        if padding == "same":
-            spans = [dilation * (size - 1) for dilation, size in zip(dilations, kernel, strict=True)]
-            if any(span % 2 for span in spans):
-                return None
-            padding = [span // 2 for span in spans]
-        return strides, _each(padding, spatial), dilations, groups
-
-    def _original(self, layer: Layer) -> fx.Node:
-        """The call itself, below a cast of its result."""
-        node = layer.node
-        return node.args[0] if node.target is aten._to_copy.default else node  # type: ignore[return-value]
-
     # --- Layers with a float result ---
-
-    def stored(self, weight: WeightRecord) -> tuple[torch.Tensor, torch.Tensor]:
-        """(values, scale) as the reference holds them, int4 unpacked."""
-        values = self.tensors[weight.values]
-        if weight.packed:
-            values = (torch.cat([values & 15, values >> 4], dim=-1).to(torch.int8)) - 8
-        return values, self.tensors[weight.scale]
 
     def linear(self, layer: Layer) -> Form | None:
         record, weight = layer.record, layer.record.weights[0]
@@ -326,22 +249,16 @@ class Lowering:
 
         def write(source: Source, name: str) -> None:
             rows, scale = normalized(source, layer, scheme)
-            packed = self._packed(source, layer, "per_token", self._without_bias)
-            kernel = (
-                f"torch.ops.{LINEAR.replace('::', '.')}({rows}, {1 / scheme.steps!r}, {scheme.zero_point}, {packed})"
-            )
+            packed = self.packing.attribute(source, layer, "per_token", self.packing.linear)
+            kernel = f"{KERNEL}({rows}, {1 / scheme.steps!r}, {scheme.zero_point}, {packed})"
             if scheme.range == "affine":
-                sums = source.attribute((layer.record.weights[0].values, "sums"), lambda: self._sums(layer), "sums")
+                weight = layer.record.weights[0]
+                sums = source.attribute((weight.values, "sums"), lambda: self.packing.row_sums(weight), "sums")
                 kernel = f"{kernel}.mul_({scale}).addcmul_({rows}_low, {sums})"
             squeeze = ".squeeze(0)" if rank(layer.input) == 1 else ""
             finish(source, layer, name, f"{kernel}{squeeze}", f"{scale}{squeeze}" if scheme.range != "affine" else None)
 
         return Form(_reads(layer.input, layer.bias), write, LINEAR, layer.record.name)
-
-    def _sums(self, layer: Layer) -> torch.Tensor:
-        """What one unit more on every input adds to each output: float32 [out_features]."""
-        values, scale = self.stored(layer.record.weights[0])
-        return values.sum(1, dtype=torch.float32) * scale.expand(values.shape[0], 1).flatten()
 
     def _static_linear(self, layer: Layer) -> Form:
         node = self.nodes[layer.record.quantized_input or ""]
@@ -351,10 +268,9 @@ class Lowering:
 
         def write(source: Source, name: str) -> None:
             x = prepared(layer, source.name(read))
-            packed = self._packed(source, layer, "static", self._without_bias)
-            kernel = f"torch.ops.{LINEAR.replace('::', '.')}({x}, {value.scale!r}, {value.zero_point}, {packed})"
-            if rank(layer.input) == 1:
-                kernel = f"{kernel}.squeeze(0)"
+            packed = self.packing.attribute(source, layer, "static", self.packing.linear)
+            squeeze = ".squeeze(0)" if rank(layer.input) == 1 else ""
+            kernel = f"{KERNEL}({x}, {value.scale!r}, {value.zero_point}, {packed}){squeeze}"
             finish(source, layer, name, kernel, None)
 
         return Form(reads, write, LINEAR, layer.record.name)
@@ -363,7 +279,7 @@ class Lowering:
         """Kernels that read integer weights and bfloat16 rows; their rounding (about 59 dB) is far below the weights'
         own (about 42 dB for int8). The reference's arithmetic where there is none."""
         weight = layer.record.weights[0]
-        values, scale = self.stored(weight)
+        values, scale = self.packing.stored(weight)
         if rank(layer.input) < 1 or values.shape[1] % 32 or values.shape[0] % 32:
             return None
         if weight.dtype == "int8" and weight.granularity != "per_group":
@@ -376,7 +292,7 @@ class Lowering:
         return None
 
     def _mixed(self, layer: Layer, call: str, values: Any, scale: torch.Tensor) -> Form:
-        size = self.tensors[layer.record.weights[0].values].shape[0]
+        size = self.packing.tensors[layer.record.weights[0].values].shape[0]
 
         def write(source: Source, name: str) -> None:
             label = layer.record.name
@@ -396,53 +312,39 @@ class Lowering:
     def batched(self, layer: Layer) -> Form | None:
         if layer.record.per_token is None:
             return None
-        scheme = layer.record.per_token
-        experts = self.tensors[layer.record.weights[0].values].shape[0]
+        scheme, weight = layer.record.per_token, layer.record.weights[0]
+        count = self.packing.tensors[weight.values].shape[0]
 
         def write(source: Source, name: str) -> None:
             rows, scale = normalized(source, layer, scheme)
-            key = (layer.record.weights[0].values, "experts")
-            packed = source.attribute(
-                key, lambda: kernels.pack_experts(*self.stored(layer.record.weights[0])), layer.record.name
+            key = (weight.values, "experts")
+            packed = source.attribute(key, lambda: self.packing.experts(weight, layer), layer.record.name)
+            calls = (
+                f"{KERNEL}({rows}[{i}], {1 / scheme.steps!r}, {scheme.zero_point}, {packed}[{i}])" for i in range(count)
             )
-            call = f"torch.ops.{LINEAR.replace('::', '.')}"
-            each = ", ".join(
-                f"{call}({rows}[{i}], {1 / scheme.steps!r}, {scheme.zero_point}, {packed}[{i}])" for i in range(experts)
-            )
-            finish(source, layer, name, f"torch.stack([{each}])", scale)
+            finish(source, layer, name, f"torch.stack([{', '.join(calls)}])", scale)
 
-        return Form(_reads(layer.input, layer.bias), write, LINEAR, layer.record.name, experts)
+        return Form(_reads(layer.input, layer.bias), write, LINEAR, layer.record.name, count)
 
     def recurrent(self, layer: Layer) -> Form | None:
         """``aten::quantized_lstm`` and ``quantized_gru``, which quantize each step's input over the whole batch."""
         node = layer.node
         if layer.record.compute == "float":
             return None
-        x, states, weights, has_biases, layers, _, _, both_ways, batch_first = node.args[:9]
-        cells = self._cells(layer, weights, has_biases)  # type: ignore[arg-type]
-        reads = (x, *(states if isinstance(states, list | tuple) else (states,)))
-        lstm = node.target is aten.lstm.input
+        x, states, weights, has_biases = arguments(node, "input", "hx", "params", "has_biases")
+        layers, both_ways, batch_first = arguments(node, "num_layers", "bidirectional", "batch_first")
+        cells = self.packing.cells(layer, weights, has_biases)
+        lstm = isinstance(states, list | tuple)
+        operator = "quantized_lstm" if lstm else "quantized_gru"
 
         def write(source: Source, name: str) -> None:
             held = source.attribute((layer.record.name, "cells"), lambda: cells, layer.record.name)
-            given = f"[{', '.join(source.name(each) for each in states)}]" if lstm else source.name(states)  # type: ignore[union-attr,arg-type]
+            given = f"[{', '.join(map(source.name, states))}]" if lstm else source.name(states)
             flags = f"{has_biases}, {layers}, 0.0, False, {both_ways}, {batch_first}"
             extra = ", dtype=torch.qint8, use_dynamic=True" if lstm else ""
-            operator = "quantized_lstm" if lstm else "quantized_gru"
-            source.line(f"{name} = torch.ops.aten.{operator}({source.name(x)}, {given}, {held}, {flags}{extra})")  # type: ignore[arg-type]
+            source.line(f"{name} = torch.ops.aten.{operator}({source.name(x)}, {given}, {held}, {flags}{extra})")
 
-        operator = f"aten::quantized_{'lstm' if lstm else 'gru'}"
-        return Form(tuple((each, "float") for each in reads), write, operator, layer.record.name)
-
-    def _cells(self, layer: Layer, weights: list[fx.Node], has_biases: bool) -> list[Any]:
-        by_operand = {each.operand: self.stored(each) for each in layer.record.weights}
-        count = 4 if has_biases else 2
-        cells = []
-        for start in range(0, len(weights), count):
-            inner, hidden, *biases = weights[start : start + count]
-            bias = tuple(self.program.constants[each].value for each in biases) or None
-            cells.append(kernels.pack_cell(by_operand[inner.name], by_operand[hidden.name], bias))  # type: ignore[arg-type]
-        return cells
+        return Form(_reads(x, *(states if lstm else (states,))), write, f"aten::{operator}", layer.record.name)
 
 
 FLOAT_FORMS: Mapping[str, Callable[[Lowering, Layer], Form | None]] = {
@@ -460,22 +362,17 @@ def _shape(value: torch.Tensor) -> tuple[str, ...]:
 def operator_of(node: fx.Node) -> str:
     """The name the profiler shows for this call; "" for what is no operator."""
     target = node.target
-    return f"{target.namespace}::{target._opname}" if isinstance(target, torch._ops.OpOverload) else ""
+    return f"{target.namespace}::{base_name(target)}" if is_operator(target) else ""
 
 
 def _above(node: fx.Node) -> Iterator[fx.Node]:
     """The node and those it is computed from, nearest first."""
     waiting = [node]
     while waiting:
-        each = waiting.pop(0)
-        yield each
-        waiting.extend(each.all_input_nodes)
+        nearest = waiting.pop(0)
+        yield nearest
+        waiting.extend(nearest.all_input_nodes)
 
 
 def _reads(*nodes: fx.Node | None) -> tuple[Value, ...]:
-    return tuple((each, "float") for each in nodes if each is not None)
-
-
-def _each(value: Any, count: int) -> list[int]:
-    values = list(value) if isinstance(value, list | tuple) else [value]
-    return values * count if len(values) == 1 else values
+    return tuple((node, "float") for node in nodes if node is not None)

@@ -18,7 +18,6 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
 from fewbit.runtime.calling import TENSOR, Signature, signature_of
 from fewbit.runtime.kernels import REDUCED_LEVELS, has_vnni
@@ -26,6 +25,7 @@ from fewbit.runtime.program import program_of
 from fewbit.runtime.record import FILE, LayerRecord, QuantizedValue, Record
 from fewbit.runtime.script import script
 from fewbit.runtime.source import NotExpressible
+from fewbit.runtime.torch_internals import pytree
 
 SEVEN_BITS = 2 * REDUCED_LEVELS + 1  # the largest step of an activation that never saturates
 
@@ -87,8 +87,8 @@ def for_this_machine(record: Record) -> Record:
 def reduced(record: Record) -> Record:
     """The same ranges in half the steps: rows divided by their largest magnitude take any number of levels."""
     return record.model_copy(update={
-        "layers": tuple(_reduced_rows(each) for each in record.layers),
-        "values": tuple(_reduced_value(each) for each in record.values),
+        "layers": tuple(_reduced_rows(layer) for layer in record.layers),
+        "values": tuple(_reduced_value(value) for value in record.values),
     })  # fmt: skip
 
 
@@ -138,14 +138,14 @@ def _read(path: Path) -> tuple[Record, ExportedProgram]:
 
 def _called_like(exported: ExportedProgram, module: torch.jit.ScriptModule) -> Callable[..., Any]:
     """The module takes flat tensors; its callers give what the float model's ``forward`` takes."""
-    called = signature_of(exported)
-    in_spec = called.structure
+    signature = signature_of(exported)
+    in_spec = signature.structure
 
     def forward(*arguments: Any, **keywords: Any) -> Any:
         named = {name: keywords[name] for name in in_spec.child(1).context if name in keywords}
         leaves, spec = pytree.tree_flatten((arguments, named | keywords))
         if spec != in_spec:
             raise TypeError(f"the model was exported with the arguments {in_spec}, and called with {spec}")
-        return module(*(leaf for leaf, kind in zip(leaves, called.leaves, strict=True) if kind is TENSOR))
+        return module(*(leaf for leaf, kind in zip(leaves, signature.leaves, strict=True) if kind is TENSOR))
 
     return forward

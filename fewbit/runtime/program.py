@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from fewbit.runtime.regions import inline_regions
 from fewbit.runtime.sharing import Sharing
+from fewbit.runtime.torch_internals import aliases_first, is_operator, parameters, writes
 
 MUTATIONS = frozenset((OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION, OutputKind.USER_INPUT_MUTATION))
 HEAVIEST_FOLD = 1 << 31  # bytes: a weight computed from constants may not grow beyond this
@@ -84,7 +86,7 @@ class Program:
         """The constants that ``node`` is computed from, in order of use."""
         if node in self.constants:
             return [self.constants[node]]
-        return [source for argument in node.all_input_nodes for source in self.sources(argument)]
+        return [source for operand in node.all_input_nodes for source in self.sources(operand)]
 
     def _folded(self, node: Any) -> Any:
         """A tensor, or the several results of a call such as ``split``."""
@@ -100,12 +102,12 @@ class Program:
         foldable = node.op == "call_function" and (is_pure(node.target) or node.target is operator.getitem)
         if not foldable or not node.all_input_nodes:
             return None
-        values = {argument: self._folded(argument) for argument in node.all_input_nodes}
+        values = {operand: self._folded(operand) for operand in node.all_input_nodes}
         if any(value is None for value in values.values()) or _bytes_of(node) > HEAVIEST_FOLD:
             return None
-        arguments, keywords = fx.node.map_arg((node.args, dict(node.kwargs)), lambda each: values[each])
+        arguments, keywords = fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
         with torch.no_grad():
-            return node.target(*arguments, **keywords)  # type: ignore[operator]
+            return call(node.target, arguments, keywords)
 
 
 def program_of(exported: ExportedProgram) -> Program:
@@ -145,10 +147,7 @@ def _written(exported: ExportedProgram) -> set[str]:
 
 def viewed(node: Any) -> Any:
     """What holds the memory of ``node``, below the views and the calls that write in place."""
-    while isinstance(node, fx.Node) and isinstance(node.target, torch._ops.OpOverload) and node.args:
-        first = node.target._schema.arguments[0] if node.target._schema.arguments else None
-        if first is None or first.alias_info is None:
-            return node
+    while isinstance(node, fx.Node) and is_operator(node.target) and node.args and aliases_first(node.target):
         node = node.args[0]
     return node
 
@@ -156,16 +155,16 @@ def viewed(node: Any) -> Any:
 def is_pure(target: Any) -> bool:
     """Whether calling this ATen overload twice gives the same result and changes nothing."""
     return (
-        isinstance(target, torch._ops.OpOverload)
+        is_operator(target)
         and target.namespace == "aten"
         and torch.Tag.nondeterministic_seeded not in target.tags
-        and not target._schema.is_mutable
+        and not writes(target)
     )
 
 
 def mutates(node: fx.Node) -> bool:
     """Whether this call writes into one of its arguments."""
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    return is_operator(node.target) and writes(node.target)
 
 
 def rank(node: fx.Node) -> int:
@@ -180,9 +179,26 @@ def dtype_of(node: fx.Node) -> torch.dtype:
     return value.dtype if isinstance(value, Tensor) else torch.float32
 
 
-def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
-    """One argument of a call, given by place or by name."""
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+def call(target: Any, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+    """What the target of a ``call_function`` node gives."""
+    return target(*arguments, **keywords)
+
+
+def argument(node: fx.Node, name: str, *others: str) -> Any:
+    """The argument that the operator's schema calls ``name``, or by the first of ``others`` that it knows: as the call
+    gives it, else its default. Overloads differ in names and places: ``clamp`` has a ``min``, ``hardtanh`` a
+    ``min_val``. Raises ``LookupError`` for an operator that has none of them."""
+    schema = parameters(node.target) if is_operator(node.target) else {}
+    for known in (name, *others):
+        if known in schema:
+            position = schema[known].position
+            return node.args[position] if len(node.args) > position else node.kwargs.get(known, schema[known].default)
+    raise LookupError(f"{node.target} has no argument {name!r}")
+
+
+def arguments(node: fx.Node, *names: str) -> tuple[Any, ...]:
+    """Several at once: ``x, weight, bias = arguments(node, "input", "weight", "bias")``."""
+    return tuple(argument(node, name) for name in names)
 
 
 def _value_of(exported: ExportedProgram, target: str | None) -> Any:
@@ -195,7 +211,7 @@ def _value_of(exported: ExportedProgram, target: str | None) -> Any:
 def _bytes_of(node: fx.Node) -> int:
     value = node.meta.get("val")
     if isinstance(value, list | tuple):
-        return sum(_bytes_of_value(each) for each in value)
+        return sum(_bytes_of_value(result) for result in value)
     return _bytes_of_value(value)
 
 

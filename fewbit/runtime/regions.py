@@ -12,29 +12,19 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx
-from torch._dispatch.python import enable_python_dispatcher
+
+from fewbit.runtime.operators import AUTOCAST, GRAD, LOWERED_BY_AUTOCAST, METADATA_CHECK, PROMOTED_BY_AUTOCAST
+from fewbit.runtime.torch_internals import base_name, enable_python_dispatcher, is_operator, pytree
 
 aten = torch.ops.aten
-GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
-AUTOCAST = torch.ops.higher_order.wrap_with_autocast
-
-CHECK = aten._assert_tensor_metadata.default  # what the exporter writes before a cast
-
 REGION = "fewbit_region"  # in the metadata of a node that lay in one: which
-
-LOWER = frozenset((
-    "conv1d", "conv2d", "conv3d", "bmm", "mm", "linalg_vecdot", "baddbmm", "addmm", "addbmm", "linear", "matmul",
-    "conv_tbc", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "prelu", "scaled_dot_product_attention",
-    "einsum",
-))  # fmt: skip
-PROMOTED = frozenset(("stack", "cat", "index_copy"))
 
 
 def inline_regions(module: fx.GraphModule) -> None:
     """Put the body of every grad-mode and autocast region in the region's place."""
-    regions = [each for each in module.graph.nodes if each.target in (GRAD, AUTOCAST)]
+    regions = [node for node in module.graph.nodes if node.target in (GRAD, AUTOCAST)]
     for node in regions:
-        region = next(each for each in node.args if isinstance(each, fx.Node) and each.op == "get_attr")
+        region = next(body for body in node.all_input_nodes if body.op == "get_attr")
         body = getattr(module, str(region.target))
         inline_regions(body)
         operands = node.args[node.args.index(region) + 1 :]
@@ -52,14 +42,14 @@ def inline_regions(module: fx.GraphModule) -> None:
 
 def _inline(module: fx.GraphModule, call: fx.Node, body: fx.GraphModule, operands: Sequence[Any], casts: Any) -> None:
     graph = module.graph
-    holes = [node for node in body.graph.nodes if node.op == "placeholder"]
-    copies: dict[fx.Node, Any] = dict(zip(holes, operands, strict=True))
+    placeholders = [node for node in body.graph.nodes if node.op == "placeholder"]
+    copies: dict[fx.Node, Any] = dict(zip(placeholders, operands, strict=True))
     with graph.inserting_before(call):
         for node in body.graph.nodes:
             if node.op == "get_attr":
                 copies[node] = _adopted(module, body, node)
             elif node.op == "call_function":
-                copies[node] = graph.node_copy(node, lambda each: copies[each])
+                copies[node] = graph.node_copy(node, copies.__getitem__)
                 copies[node].meta.setdefault(REGION, str(call.target))
                 if casts is not None:
                     casts.apply(copies[node])
@@ -94,7 +84,9 @@ class _Casts:
         dtypes: dict[fx.Node, Any] = {}
         for node in body.graph.nodes:
             value = node.meta.get("val")
-            if node.op == "get_attr" or (node.op == "call_function" and node.target is not CHECK and value is None):
+            if node.op == "get_attr" or (
+                node.op == "call_function" and node.target is not METADATA_CHECK and value is None
+            ):
                 return False
             if not isinstance(value, Tensor):
                 continue  # a check, a size, or several results whose readers are looked at
@@ -104,21 +96,23 @@ class _Casts:
         return True
 
     def _predicted(self, node: fx.Node, dtypes: Mapping[fx.Node, Any]) -> torch.dtype:
-        given = fx.node.map_arg((node.args, dict(node.kwargs)), lambda each: each.meta["val"])
+        given: Any = fx.node.map_arg((node.args, dict(node.kwargs)), lambda operand: operand.meta["val"])
         wanted = self._wanted(node)
         if wanted is not None:
-            given = torch.utils._pytree.tree_map(lambda each: each.to(wanted) if _is_float(each) else each, given)
+            given = pytree.tree_map(lambda value: value.to(wanted) if _is_float(value) else value, given)
         mode = next(iter(dtypes)).meta["val"].fake_mode
         with mode, enable_python_dispatcher(), torch.no_grad():
-            result: Tensor = node.target(*given[0], **given[1])  # type: ignore[operator]
+            target: Any = node.target
+            result: Tensor = target(*given[0], **given[1])
         return result.dtype
 
     def _wanted(self, node: fx.Node) -> torch.dtype | None:
-        name = getattr(node.target, "_opname", "")
-        if name in LOWER:
+        name = base_name(node.target) if is_operator(node.target) else ""
+        if name in LOWERED_BY_AUTOCAST:
             return self.dtype
-        floats = {each.meta["val"].dtype for each in node.all_input_nodes if _is_float(each.meta.get("val"))}
-        if name in PROMOTED and torch.float32 in floats:
+        values = (operand.meta.get("val") for operand in node.all_input_nodes)
+        floats = {value.dtype for value in values if _is_float(value)}
+        if name in PROMOTED_BY_AUTOCAST and torch.float32 in floats:
             return torch.float32
         return None
 
@@ -126,14 +120,14 @@ class _Casts:
         wanted = self._wanted(node)
         if wanted is None:
             return
-        for each in node.all_input_nodes:
-            value = each.meta.get("val")
+        for operand in node.all_input_nodes:
+            value = operand.meta.get("val")
             if _is_float(value) and value.dtype is not wanted:
                 with self.graph.inserting_before(node):
-                    cast = self.graph.call_function(aten._to_copy.default, (each,), {"dtype": wanted})
+                    cast = self.graph.call_function(aten._to_copy.default, (operand,), {"dtype": wanted})
                 with value.fake_mode, enable_python_dispatcher(), torch.no_grad():
                     cast.meta = {**node.meta, "val": value.to(wanted)}
-                node.replace_input_with(each, cast)
+                node.replace_input_with(operand, cast)
 
 
 def _is_float(value: Any) -> TypeGuard[Any]:

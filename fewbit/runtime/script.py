@@ -9,9 +9,10 @@ import torch
 from torch import fx
 
 from fewbit.runtime.lowering import Lowering, Value
+from fewbit.runtime.operators import CHECKS
 from fewbit.runtime.program import Program, mutates
 from fewbit.runtime.record import Record
-from fewbit.runtime.source import CHECKS, Source, user_outputs
+from fewbit.runtime.source import Source, user_outputs
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,14 @@ def script(program: Program, record: Record) -> Script:
 def of_layers(calls: Iterable[Call]) -> tuple[Call, ...]:
     """Those to operators that at least one layer runs on."""
     calls = tuple(calls)
-    operators = {each.operator for each in calls if each.layer is not None}
-    return tuple(each for each in calls if each.operator in operators)
+    operators = {call.operator for call in calls if call.layer is not None}
+    return tuple(call for call in calls if call.operator in operators)
 
 
 def _needed(program: Program, lowering: Lowering) -> set[Value]:
     """Every value that the outputs, and calls that change something, depend on."""
     results = [*user_outputs(program), *(result for _, result in program.kept)]
-    needed: set[Value] = {(each, "float") for each in results if isinstance(each, fx.Node)}
+    needed: set[Value] = {(node, "float") for node in results if isinstance(node, fx.Node)}
     for node in reversed(program.graph.nodes):
         if node.op != "call_function" or node.target in CHECKS:
             continue

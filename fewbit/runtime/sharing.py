@@ -32,7 +32,7 @@ class Sharing:
         owner, _, leaf = name.rpartition(".")
         if len(self._held.get(owner, {})) < 2:
             return ()
-        others = (each.rpartition(".") for each in self.names(name))
+        others = (other.rpartition(".") for other in self.names(name))
         return tuple(
             path for path, _, other in others if other == leaf and self._held.get(path) == self._held.get(owner)
         )

@@ -10,33 +10,27 @@ import keyword
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx
-from torch.jit._recursive import wrap_cpp_module
-from torch.utils import _pytree as pytree
+from torch import fx
 
+from fewbit.runtime.operators import BINARY, CALLS, ITEMS, SHAPE_VIEWS, SIZES
 from fewbit.runtime.program import Program
+from fewbit.runtime.torch_internals import (
+    OpOverload,
+    base_name,
+    compile_forward,
+    is_operator,
+    new_module,
+    parameters,
+    pytree,
+    set_constant,
+)
 
 aten = torch.ops.aten
 
-BINARY = {
-    operator.add: "+", operator.sub: "-", operator.mul: "*", operator.floordiv: "//", operator.truediv: "/",
-    operator.mod: "%", operator.pow: "**", operator.eq: "==", operator.ne: "!=", operator.lt: "<", operator.le: "<=",
-    operator.gt: ">", operator.ge: ">=", operator.and_: "and", operator.or_: "or",
-}  # fmt: skip
-CALLS: dict[Any, str] = {
-    math.floor: "math.floor", math.ceil: "math.ceil", math.trunc: "int", operator.neg: "-",
-    torch.sym_max: "max", torch.sym_min: "min", torch.sym_float: "float", torch.sym_int: "int", torch.sym_not: "not ",
-}  # fmt: skip
-SIZES = {aten.sym_size.int: "size", aten.sym_stride.int: "stride"}
-CHECKS = frozenset((
-    aten._assert_scalar.default, aten._assert_async.msg, aten._assert_tensor_metadata.default,
-    aten.sym_constrain_range.default, aten.sym_constrain_range_for_size.default,
-))  # fmt: skip
-VIEWS = frozenset((aten.view.default, aten._unsafe_view.default))
 EMPTY_LISTS = {"int[]": "List[int]", "SymInt[]": "List[int]", "Tensor[]": "List[Tensor]", "float[]": "List[float]"}
 
 
@@ -52,7 +46,7 @@ class Source:
     def __init__(self, program: Program, copies_to_view: bool = False) -> None:
         self.program = program
         self.copies_to_view = copies_to_view
-        self.module: Any = torch._C.ScriptModule("__torch__.fewbit.Int8Model", torch._C.CompilationUnit(), False)  # type: ignore[call-arg]
+        self.module: Any = new_module("Int8Model")
         self.lines: list[str] = []
         self.attributes: dict[Any, str] = {}
         self.shared: dict[Any, str] = {}
@@ -83,9 +77,7 @@ class Source:
         """``self.<name>`` of a constant, registered under ``key`` the first time."""
         if key not in self.attributes:
             name = f"c{len(self.attributes)}_" + re.sub(r"[^A-Za-z0-9]", "_", label)
-            held = value()
-            kind = torch._C.TensorType.get() if isinstance(held, Tensor) else torch._C._jit_try_infer_type(held).type()
-            self.module._register_attribute(name, kind, held)
+            set_constant(self.module, name, value())
             self.attributes[key] = name
         return f"self.{self.attributes[key]}"
 
@@ -106,10 +98,10 @@ class Source:
             return
         others = rest if owned is first else [first, *rest[1:]]
         expression = _Expression(self, {})
-        given = [expression.value(each) for each in others]
+        given = [expression.value(value) for value in others]
         given += [f"{key}={expression.value(value)}" for key, value in node.kwargs.items()]
-        operator = node.target._opname  # type: ignore[union-attr]
-        self.line(f"{name} = torch.ops.aten.{operator}_({', '.join([self.name(owned), *given])})")
+        assert is_operator(node.target)
+        self.line(f"{name} = torch.ops.aten.{base_name(node.target)}_({', '.join([self.name(owned), *given])})")
 
     def keep(self) -> None:
         """What the next call finds in buffers, and the caller in the arguments that forward writes to."""
@@ -125,18 +117,15 @@ class Source:
         arguments = "".join(f", {_name(node)}: Tensor" for node in self.program.inputs)
         body = [*self.lines, f"return {self._outputs()}"]
         source = f"def forward(self{arguments}):\n" + "\n".join(f"    {line}" for line in body) + "\n"
-        concrete = torch._C.ConcreteModuleType.from_jit_type(self.module._type())
         try:
-            self.module._define(concrete, source, torch._jit_internal.createResolutionCallbackFromFrame(0))
+            return compile_forward(self.module, source)
         except RuntimeError as error:
             raise NotExpressible(f"TorchScript cannot express this program: {error}") from error
-        compiled: torch.jit.ScriptModule = wrap_cpp_module(self.module)  # type: ignore[no-untyped-call]
-        return compiled
 
     def _outputs(self) -> str:
         kept = user_outputs(self.program)
         spec = self.program.exported.call_spec.out_spec
-        return _structure(pytree.tree_unflatten([_Expression(self, {}).value(each) for each in kept], spec))
+        return _structure(pytree.tree_unflatten([_Expression(self, {}).value(result) for result in kept], spec))
 
 
 def user_outputs(program: Program) -> list[Any]:
@@ -160,26 +149,27 @@ class _Expression:
         if target in BINARY:
             return f"({self.value(arguments[0])} {BINARY[target]} {self.value(arguments[1])})"
         if target in CALLS:
-            return f"{CALLS[target]}({', '.join(self.value(each) for each in arguments)})"
+            return f"{CALLS[target]}({', '.join(map(self.value, arguments))})"
         if target in SIZES:
             return f"{self.value(arguments[0])}.{SIZES[target]}({self.value(arguments[1])})"
         if target is aten.dropout.default and not arguments[2]:
             return self.value(arguments[0])
-        if target in (aten.item.default, aten._local_scalar_dense.default):
+        if target in ITEMS:
             return f"{_number_type(node)}({self.value(arguments[0])})"
-        if isinstance(target, torch._ops.OpOverload):
+        if is_operator(target):
             return self._operator(node, target)
         raise NotExpressible(f"TorchScript has no form for {target} (node {node.name!r})")
 
-    def _operator(self, node: fx.Node, target: torch._ops.OpOverload) -> str:
-        given = dict(zip((each.name for each in target._schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+    def _operator(self, node: fx.Node, target: OpOverload) -> str:
+        schema = parameters(target)
+        given = dict(zip(schema, node.args, strict=False)) | dict(node.kwargs)
         written = []
-        for argument in target._schema.arguments:
-            if argument.name in given:
-                value = self.value(given[argument.name], str(argument.type))
-                written.append(f"{argument.name}={value}" if argument.kwarg_only else value)
-        name = "reshape" if target in VIEWS and self.source.copies_to_view else target._opname
-        return f"torch.ops.{target.namespace}.{name}({', '.join(written)})"
+        for name, parameter in schema.items():
+            if name in given:
+                value = self.value(given[name], parameter.type)
+                written.append(f"{name}={value}" if parameter.keyword_only else value)
+        called = "reshape" if target in SHAPE_VIEWS and self.source.copies_to_view else base_name(target)
+        return f"torch.ops.{target.namespace}.{called}({', '.join(written)})"
 
     def value(self, value: Any, type_: str = "") -> str:
         if isinstance(value, fx.Node):
@@ -192,9 +182,9 @@ class _Expression:
             return f"float({str(value)!r})"
         return str(value) if isinstance(value, torch.dtype | torch.layout | torch.memory_format) else repr(value)
 
-    def _list(self, values: Iterable[Any], type_: str) -> str:
-        items = f"[{', '.join(self.value(each) for each in values)}]"
-        if "Optional[Tensor]" in type_ or any(each is None for each in values):
+    def _list(self, values: list[Any] | tuple[Any, ...], type_: str) -> str:
+        items = f"[{', '.join(map(self.value, values))}]"
+        if "Optional[Tensor]" in type_ or None in values:
             return f"torch.jit.annotate(List[Optional[Tensor]], {items})"
         if items == "[]":
             return f"torch.jit.annotate({EMPTY_LISTS.get(type_, 'List[int]')}, [])"
@@ -206,8 +196,8 @@ def _structure(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key!r}: {_structure(each)}" for key, each in value.items()) + "}"
-    items = ", ".join(_structure(each) for each in value)
+        return "{" + ", ".join(f"{key!r}: {_structure(inner)}" for key, inner in value.items()) + "}"
+    items = ", ".join(map(_structure, value))
     return f"[{items}]" if isinstance(value, list) else f"({items},)"
 
 
@@ -218,7 +208,7 @@ def _name(node: fx.Node) -> str:
     """Names come from the upload and go into source text: whatever is no plain identifier is written in hex."""
     if node.op == "placeholder" and _PLAIN.fullmatch(node.name) and not keyword.iskeyword(node.name):
         return node.name
-    return "v_" + re.sub(r"[^A-Za-z0-9_]", lambda each: f"x{ord(each[0]):x}", node.name)
+    return "v_" + re.sub(r"[^A-Za-z0-9_]", lambda character: f"x{ord(character[0]):x}", node.name)
 
 
 def _number_type(node: fx.Node) -> str:

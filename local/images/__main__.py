@@ -84,7 +84,7 @@ def check_composed(engine: Engine, folder: Path) -> None:
         show("A model through it", checks.check_job(service, trained, test, folder))
         show("The wheel", checks.check_wheel(service, trained, test, folder / "wheel"))
         show("A restart in the middle of a job", checks.check_restart(service, folder))
-        show("What does not start says why", checks.check_refusals(service))
+        show("What does not start says why", checks.check_refusals(service, folder / "nothing"))
         show("The logs", checks.check_logs(service))
 
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import httpx2
 
-from fewbit.client.client import Client
+from fewbit.client import Client
 from local.images.engine import LABEL, Engine, EngineError, said
 from local.stack import free_port
 

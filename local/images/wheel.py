@@ -14,7 +14,7 @@ from local.stack import ROOT
 SOURCES = ("pyproject.toml", "README.md", "fewbit")
 SCRIPT = """
 import importlib.util, sys
-from fewbit.client.client import Client
+from fewbit.client import Client
 
 if importlib.util.find_spec("torch"):
     sys.exit("torch came with the wheel")

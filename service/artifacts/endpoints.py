@@ -13,7 +13,7 @@ from service.artifacts.ranges import requested_range
 from service.context import context_of
 from service.http.openapi_operations import DOWNLOAD, ArtifactList, documents
 from service.http.problems import NotFound
-from service.jobs.endpoints import known_job, not_modified
+from service.jobs.endpoints import find_job, not_modified
 from store.records import ArtifactRecord, JobRecord
 
 router = APIRouter(tags=["artifacts"])
@@ -23,8 +23,8 @@ FILE_HEADERS = ("ETag", "Repr-Digest", "Accept-Ranges", "Content-Disposition")
 @router.get("/jobs/{job_id:id}/artifacts", **documents("list_artifacts", {200: ArtifactList}, ("not-found",)))
 async def list_artifacts(request: Request, job_id: str) -> Response:
     """The files of a job; none until it has succeeded."""
-    job = await known_job(context_of(request), job_id)
-    listed = [described(job, each).model_dump(mode="json") for each in job.artifacts]
+    job = await find_job(context_of(request), job_id)
+    listed = [described(job, artifact).model_dump(mode="json") for artifact in job.artifacts]
     return JSONResponse({"artifacts": listed})
 
 
@@ -42,7 +42,7 @@ async def list_artifacts(request: Request, job_id: str) -> Response:
 async def download_artifact(request: Request, job_id: str, name: str) -> Response:
     """One file. Its ETag and `Repr-Digest` are its SHA-256, so an interrupted download can go on where it stopped."""
     context = context_of(request)
-    artifact = named(await known_job(context, job_id), name)
+    artifact = find_artifact(await find_job(context, job_id), name)
     headers = file_headers(artifact)
     if not_modified(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
@@ -57,12 +57,12 @@ async def download_artifact(request: Request, job_id: str, name: str) -> Respons
     return StreamingResponse(context.blobs.stream(artifact.sha256, start, end), status, headers, artifact.media_type)
 
 
-def named(job: JobRecord, name: str) -> ArtifactRecord:
+def find_artifact(job: JobRecord, name: str) -> ArtifactRecord:
     """Raises ``NotFound``, naming what there is."""
     for artifact in job.artifacts:
         if artifact.name == name:
             return artifact
-    there_are = ", ".join(each.name for each in job.artifacts) or "none"
+    there_are = ", ".join(artifact.name for artifact in job.artifacts) or "none"
     raise NotFound(f"{job.id} has no artifact {name!r}. Its artifacts: {there_are}.")
 
 

@@ -48,13 +48,13 @@ async def get_audit(
     """Who did what: every request of your tenant that would change something or take a result away, refusals, and what
     was done to its keys. For keys of scope `admin`."""
     context = context_of(request)
-    entries = await page(context.redis, context.tenant, limit + 1, checked(cursor))
-    shown = [AuditLine.model_validate({"id": each.id, **each.fields}) for each in entries[:limit]]
+    entries = await page(context.redis, context.tenant, limit + 1, check_cursor(cursor))
+    shown = [AuditLine.model_validate({"id": entry.id, **entry.fields}) for entry in entries[:limit]]
     following = shown[-1].id if len(entries) > limit else None
     return JSONResponse(AuditPage(entries=tuple(shown), next=following).model_dump(mode="json"))
 
 
-def checked(cursor: str | None) -> str | None:
+def check_cursor(cursor: str | None) -> str | None:
     """Raises ``InvalidRequest``."""
     nothing_before = cursor is not None and set(cursor) == {"0", "-"}
     if cursor is None or (is_stream_entry_id(cursor) and "-" in cursor and not nothing_before):

@@ -1,5 +1,5 @@
-"""Which of many equal refusals are written down. Anyone can ask to be refused, as often as they like, so that an entry
-for each would push everything else out of the log."""
+"""Chooses which of many equal refusals are written down. Anyone can cause as many as they like, and an entry for each
+would push everything else out of the log."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ MOST = 10_000
 
 
 class Tally:
-    """The first of an hour, the tenth, the hundredth and so on: a million leave seven entries, which tell of all."""
+    """Writes down the first of an hour, the tenth, the hundredth and so on: a million refusals leave seven entries."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, ...], tuple[float, int]] = {}
 
     def worth_telling(self, *what: str) -> int | None:
-        """How many there have been within the hour, if that is to be written down now."""
+        """How many there were within the hour, if this one is to be written down."""
         now = time.monotonic()
         since, before = self._counts.get(what, (now, 0))
         if now - since >= HOUR_S:

@@ -1,5 +1,5 @@
-"""Writes the audit log: every request that would change something or take it away, whatever came of it, and those that
-were refused for want of a key, a scope or patience. Before the answer goes out: none does that nobody wrote down."""
+"""Writes the audit log: every request that changes something or downloads a result, however it ended, and those refused
+for want of a key, a scope or a free allowance. The entry is written before the answer is sent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.types import Message, Scope, Send
 
 from service.context import ServiceContext
 from store.records import now_iso
-from store.tenancy.audit import appended
+from store.tenancy.audit import stream_entry
 
 log = structlog.get_logger("fewbit.audit")
 TAKEN_AWAY = ("download_artifact", "get_report", "get_audit")
@@ -29,7 +29,7 @@ class Named(Protocol):
 
 
 class Trail:
-    """One request's part of the log."""
+    """The entries of one request."""
 
     def __init__(self, context: ServiceContext, scope: Scope, caller: Named) -> None:
         self._context = context
@@ -37,7 +37,7 @@ class Trail:
         self._caller = caller
 
     def watch(self, send: Send) -> Send:
-        """``send``, which writes the log first."""
+        """``send``, but the entry is written first."""
 
         async def written(message: Message) -> None:
             if message["type"] == "http.response.start" and self._matters(message["status"]):
@@ -47,7 +47,7 @@ class Trail:
         return written
 
     async def refused(self, status: int, times: int) -> None:
-        """Before it came to any endpoint; ``times`` within the hour (``Tally``)."""
+        """For a request that reached no endpoint; ``times`` within the hour (``Tally``)."""
         await self._write(status, self._scope["path"], times)
 
     @property
@@ -64,7 +64,7 @@ class Trail:
             "at": now_iso(),
             "key": self._caller.key,
             "action": self._action,
-            "object": "".join(each if each.isprintable() else "?" for each in what[:LONGEST_OBJECT]),
+            "object": "".join(character if character.isprintable() else "?" for character in what[:LONGEST_OBJECT]),
             "outcome": str(status),
             "request_id": self._scope["request_id"],
             "client": client[0] if client else "",
@@ -72,8 +72,8 @@ class Trail:
         }
         log.info("audit", tenant=self._caller.tenant, **entry)
         try:
-            await self._context.redis.xadd(**appended(self._caller.tenant, entry))
-        except (RedisError, OSError) as error:  # the line above is there; the answer must not depend on this one
+            await self._context.redis.xadd(**stream_entry(self._caller.tenant, entry))
+        except (RedisError, OSError) as error:  # the log line above exists; the answer must not depend on this entry
             log.warning("audit entry not stored", request_id=entry["request_id"], error=type(error).__name__)
 
 

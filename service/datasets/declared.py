@@ -1,4 +1,4 @@
-"""What the two readers say: an array as its header declares it, and why a file cannot be used."""
+"""What both readers of dataset files return: arrays as their headers declare them, and why a file cannot be used."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Unreadable(Exception):
     """The file cannot be used. ``errors``: every reason that was found."""
 
     def __init__(self, errors: Sequence[FieldError]) -> None:
-        super().__init__("; ".join(each.message for each in errors))
+        super().__init__("; ".join(error.message for error in errors))
         self.errors = tuple(errors)
 
 
@@ -52,7 +52,7 @@ def check_names(names: Iterable[str]) -> None:
 
 def is_shape(shape: Sequence[object]) -> bool:
     """Whether NumPy could hold it. A larger number has no decimal digits to be shown, either."""
-    return len(shape) <= MAX_AXES and all(type(each) is int and 0 <= each <= MAX_SIZE for each in shape)
+    return len(shape) <= MAX_AXES and all(type(size) is int and 0 <= size <= MAX_SIZE for size in shape)
 
 
 def at(name: str, code: str, message: str) -> FieldError:

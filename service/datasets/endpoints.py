@@ -12,11 +12,11 @@ from fewbit.contract.resources import Dataset
 from service.context import context_of
 from service.datasets.declared import Unreadable
 from service.datasets.reading import Contents, read
-from service.http.answers import LONGEST_PAGE, json_answer
+from service.http.answers import LONGEST_PAGE, json_response
 from service.http.idempotency import once
 from service.http.openapi_operations import DatasetPage, documents
 from service.http.problems import InvalidDataset
-from service.uploads.receive import Upload, at_hand, received
+from service.uploads.receive import Upload, receive, upload_as_file
 from service.uploads.resource import delete_upload, one_upload, page_of_uploads, upload_documentation
 
 router = APIRouter(tags=["datasets"])
@@ -30,7 +30,7 @@ router = APIRouter(tags=["datasets"])
         **upload_documentation("invalid-dataset"),
     ),
 )
-async def upload_dataset(request: Request, name: str | None = None) -> Response:  # noqa: ARG001  # read by received()
+async def upload_dataset(request: Request, name: str | None = None) -> Response:  # noqa: ARG001  # read by receive()
     """Upload a `.npz` or `.safetensors` of named arrays whose first axis counts samples. An array named like an
     argument of the model's `forward` is that input; `labels` is the label. Nothing in the file is ever unpickled."""
     context = context_of(request)
@@ -41,9 +41,9 @@ async def upload_dataset(request: Request, name: str | None = None) -> Response:
             upload.blob, upload.name, found.format, found.samples, found.arrays
         )
         location = {"Location": f"/datasets/{dataset.dataset.id}"}
-        return json_answer(dataset.json(), 201 if created else 200, location)
+        return json_response(dataset.json(), 201 if created else 200, location)
 
-    async with received(request, context.settings.max_dataset_bytes, look_at_dataset) as upload:
+    async with receive(request, context.settings.max_dataset_bytes, check_dataset_head) as upload:
         return await once(request, upload.blob.sha256, answer)
 
 
@@ -73,13 +73,13 @@ async def contents_of(request: Request, upload: Upload) -> Contents:
     """What is in the file, read in a thread. Raises ``InvalidDataset``."""
     limit = context_of(request).settings.max_unpacked_dataset_bytes
     try:
-        async with at_hand(request, upload) as path:
+        async with upload_as_file(request, upload) as path:
             return await to_thread.run_sync(read, path, limit)
     except Unreadable as error:
         raise InvalidDataset(error.errors) from error
 
 
-def look_at_dataset(head: bytes) -> None:
+def check_dataset_head(head: bytes) -> None:
     """Raises ``InvalidDataset`` for an empty file; everything else takes the whole of it."""
     if not head:
         raise InvalidDataset([FieldError(pointer="", code="empty", message="The upload is empty.")])

@@ -48,13 +48,13 @@ class Npz:
             raise Unreadable(
                 [at("", "too-many-arrays", f"The file holds {len(members)} arrays; at most {MAX_ARRAYS}.")]
             )
-        names = [each.filename for each in members]
+        names = [member.filename for member in members]
         check_names(map(_name, names))
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
-            raise Unreadable([at(_name(each), "duplicate", f"{each} is in the archive twice.") for each in doubled])
+            raise Unreadable([at(_name(name), "duplicate", f"{name} is in the archive twice.") for name in doubled])
         _check_overlaps(members)
-        return [self._declared(each) for each in members]
+        return [self._declared(member) for member in members]
 
     @contextmanager
     def open(self, array: Declared) -> Iterator[IO[bytes]]:
@@ -98,7 +98,7 @@ def _check_directory(file: IO[bytes]) -> None:
 
 def _check_overlaps(members: list[zipfile.ZipInfo]) -> None:
     """Members that share bytes would let a small file stand for a large one. Raises ``Unreadable``."""
-    for before, after in pairwise(sorted(members, key=lambda each: each.header_offset)):
+    for before, after in pairwise(sorted(members, key=lambda member: member.header_offset)):
         if before.header_offset + LOCAL_SIZE + len(before.filename) + before.compress_size > after.header_offset:
             detail = f"{after.filename} and {before.filename} share bytes."
             raise Unreadable([at(_name(after.filename), "unreadable", detail)])

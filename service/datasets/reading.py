@@ -64,20 +64,20 @@ def read(path: Path, max_unpacked: int) -> Contents:
             faults = [fault for array in arrays for fault in _faults_of_data(source, array)]
     if faults:
         raise Unreadable(faults)
-    signatures = (ArraySignature(name=each.name, dtype=str(each.dtype), shape=each.shape) for each in arrays)
-    return Contents(source.format, arrays[0].shape[0], tuple(sorted(signatures, key=lambda each: each.name)))
+    signatures = (ArraySignature(name=array.name, dtype=str(array.dtype), shape=array.shape) for array in arrays)
+    return Contents(source.format, arrays[0].shape[0], tuple(sorted(signatures, key=lambda signature: signature.name)))
 
 
 def _faults_of_headers(arrays: Sequence[Declared], max_unpacked: int) -> Iterator[FieldError]:
     if not arrays:
         yield at("", "empty", "The file holds no arrays.")
-    if sum(each.nbytes for each in arrays) > max_unpacked:
+    if sum(array.nbytes for array in arrays) > max_unpacked:
         yield at("", "too-large", f"The arrays unpack to more than {max_unpacked} bytes.")
     for array in arrays:
         if fault := array.fault or _fault_of_header(array):
             yield fault
-    yield from _faults_of_lengths([each for each in arrays if each.shape])
-    if arrays and all(each.name == "labels" for each in arrays):
+    yield from _faults_of_lengths([array for array in arrays if array.shape])
+    if arrays and all(array.name == "labels" for array in arrays):
         yield at("", "no-inputs", "The file holds labels only. Add the model's inputs as named arrays.")
 
 
@@ -98,9 +98,9 @@ def _fault_of_header(array: Declared) -> FieldError | None:
 
 def _faults_of_lengths(arrays: Sequence[Declared]) -> Iterator[FieldError]:
     """The length most arrays have is taken for the right one."""
-    lengths = [each.shape[0] for each in arrays]
+    lengths = [array.shape[0] for array in arrays]
     usual = max(lengths, key=lengths.count, default=0)
-    agreeing = next((each.name for each in arrays if each.shape[0] == usual), "")
+    agreeing = next((array.name for array in arrays if array.shape[0] == usual), "")
     for array in arrays:
         if array.shape[0] != usual:
             message = f"{array.name} has {array.shape[0]} samples, but {agreeing} has {usual}. All must have as many."
@@ -154,6 +154,6 @@ def _first_not_finite(values: Array) -> tuple[int, float] | None:
 
 def _not_finite(array: Declared, index: int, value: float) -> FieldError:
     order: Literal["F", "C"] = "F" if array.columns_first else "C"
-    place = [int(each) for each in np.unravel_index(index, array.shape, order=order)]
+    place = [int(position) for position in np.unravel_index(index, array.shape, order=order)]
     message = f"{array.name} holds {value} in sample {place[0]}, at {place}. Only finite numbers are taken."
     return at(array.name, "not-finite", message)

@@ -1,4 +1,4 @@
-"""The few kinds of good answers: JSON as stored, pages of a list, nothing."""
+"""The few kinds of successful answers: stored JSON, a page of a list, no content."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Record(Protocol):
     def json(self) -> bytes: ...
 
 
-def json_answer(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def json_response(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return Response(body, status, headers, JSON)
 
 
-def nothing() -> Response:
+def no_content() -> Response:
     return Response(status_code=204)
 
 
-def page_answer(request: Request, name: str, records: Sequence[Record], limit: int, last_id: str | None) -> Response:
+def page_response(request: Request, name: str, records: Sequence[Record], limit: int, last_id: str | None) -> Response:
     """``{"<name>": [...], "next": cursor}``. The caller asked the store for ``limit + 1`` records: one too many says
     that there is a next page. ``last_id`` is the last one's on this page."""
     cursor = encode_cursor(last_id) if last_id and len(records) > limit else None
@@ -42,7 +42,7 @@ def page_answer(request: Request, name: str, records: Sequence[Record], limit: i
         headers["Link"] = f'<{following.path}?{following.query}>; rel="next"'
     listed = b",".join(record.json() for record in records[:limit])
     following_json = f'"{cursor}"'.encode() if cursor else b"null"
-    return json_answer(b'{"%b":[%b],"next":%b}' % (name.encode(), listed, following_json), headers=headers)
+    return json_response(b'{"%b":[%b],"next":%b}' % (name.encode(), listed, following_json), headers=headers)
 
 
 def media_type(content_type: str) -> str:
@@ -55,7 +55,7 @@ def encode_cursor(last_id: str) -> str:
 
 
 def decode_cursor(cursor: str | None, kind: Kind) -> str | None:
-    """The id a cursor stands for. Raises ``InvalidRequest`` for what was not a cursor of this list."""
+    """The id in a cursor. Raises ``InvalidRequest`` for text that is no cursor of this kind of list."""
     if cursor is None:
         return None
     try:
@@ -75,20 +75,20 @@ def chosen_type(request: Request, available: Sequence[str]) -> str:
     weighed = [(weight, name) for name in available if (weight := _weight(name, accept)) > 0]
     if not weighed:
         raise NotAcceptable(*available)
-    return max(weighed, key=lambda each: each[0])[1]  # max keeps the first of equals
+    return max(weighed, key=lambda choice: choice[0])[1]  # max keeps the first of equals
 
 
 def _weight(name: str, accept: str) -> float:
     """How much ``Accept`` wants a media type; its most specific range decides."""
     kind = name.partition("/")[0]
     ranges = dict(_ranges(accept.split(",")))
-    return next((ranges[each] for each in (name, f"{kind}/*", "*/*") if each in ranges), 0.0)
+    return next((ranges[range_name] for range_name in (name, f"{kind}/*", "*/*") if range_name in ranges), 0.0)
 
 
 def _ranges(parts: Iterable[str]) -> Iterable[tuple[str, float]]:
     for part in parts:
-        name, *parameters = (each.strip().lower() for each in part.split(";"))
-        quality = next((each[2:] for each in parameters if each.startswith("q=")), "1")
+        name, *parameters = (parameter.strip().lower() for parameter in part.split(";"))
+        quality = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
         try:
             yield name, float(quality)
         except ValueError:

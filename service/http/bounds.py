@@ -1,4 +1,4 @@
-"""What a request may be, before anyone looks at who sends it: its target, its Host, and the pace of its body.
+"""Bounds of a request that hold before authentication: its target, its Host, and the pace of its body.
 
 Number and size of headers, how long they may take, and readers that do not read are the protocol's part
 (``service.http.protocol``).
@@ -26,7 +26,7 @@ class Bounds:
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str] = (), idle_s: float = IDLE_S) -> None:
         self.app = app
-        self.hosts = frozenset(each.lower() for each in hosts)
+        self.hosts = frozenset(host.lower() for host in hosts)
         self.idle_s = idle_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,12 +1,13 @@
-"""How many connections a gateway has, and who goes when there are too many: whoever has been waiting the longest, but
-nobody who is being served and has shown a key. So a thousand connections that say nothing keep no one out."""
+"""How many connections a gateway has, and which of them it closes for a new one when there are too many: the one that
+has waited longest, but none that has shown a key and is being served. So a thousand silent connections keep no one
+out."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 
-class Visitor(Protocol):
+class Connection(Protocol):
     """One connection."""
 
     @property
@@ -16,33 +17,33 @@ class Visitor(Protocol):
     def cut(self) -> None: ...
 
 
-class Room:
-    """For ``most`` connections, in the order in which they last began to wait."""
+class ConnectionLimit:
+    """Holds ``most`` connections, in the order in which they last began to wait."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._line: dict[Visitor, None] = {}
+        self._line: dict[Connection, None] = {}
 
-    def enter(self, visitor: Visitor) -> bool:
-        """Whether there is a place, perhaps that of another."""
+    def admit(self, connection: Connection) -> bool:
+        """Whether it may stay. Another connection may be closed for it."""
         has_place = len(self._line) < self._most or self._make_place()
         if has_place:
-            self._line[visitor] = None
+            self._line[connection] = None
         return has_place
 
-    def wait_again(self, visitor: Visitor) -> None:
-        if visitor in self._line:
-            del self._line[visitor]
-            self._line[visitor] = None
+    def move_to_back(self, connection: Connection) -> None:
+        if connection in self._line:
+            del self._line[connection]
+            self._line[connection] = None
 
-    def leave(self, visitor: Visitor) -> None:
-        self._line.pop(visitor, None)
+    def release(self, connection: Connection) -> None:
+        self._line.pop(connection, None)
 
     def _make_place(self) -> bool:
-        for visitor in list(self._line):
-            if not visitor.is_served:
-                self.leave(visitor)
-                visitor.cut()
+        for connection in list(self._line):
+            if not connection.is_served:
+                self.release(connection)
+                connection.cut()
                 return True
-            self.wait_again(visitor)  # so that those who are served are not asked again by the next
+            self.move_to_back(connection)  # so that those who are served are not asked again by the next
         return False

@@ -1,4 +1,4 @@
-"""What every answer has: a request id, a body only if one was asked for, and the one shape of errors."""
+"""What all answers have in common: a request id, a body only if the method asks for one, and one shape of errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from service.http.problems import (
     ServiceUnavailable,
     UploadInterrupted,
 )
-from service.http.security_headers import secure
+from service.http.security_headers import add_security_headers
 from store.outage import is_outage
 
 log = structlog.get_logger("fewbit.gateway")
@@ -61,14 +61,14 @@ class Envelope:
         async def labelled(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"].append((b"x-request-id", request_id))
-                secure(message)
+                add_security_headers(message)
             await send(message)
 
-        await answered(self.app, inner, receive, labelled)
+        await answer_errors(self.app, inner, receive, labelled)
 
 
-async def answered(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Run ``app``; what it raises becomes the answer, so that whoever watches ``send`` sees it too."""
+async def answer_errors(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Run ``app``. What it raises is sent as a problem, so that wrappers of ``send`` see it too."""
     started = False
 
     async def noted(message: Message) -> None:
@@ -100,7 +100,7 @@ async def refuse(request: Request, error: Exception) -> Response:
 
 
 def refusal_of(error: Exception, scope: Scope) -> Refusal:
-    """The problem an exception stands for. What nobody foresaw is logged, and nothing of it is told."""
+    """The problem an exception stands for. One that nobody foresaw is logged, and the answer says nothing of it."""
     match error:
         case Refusal():
             return error

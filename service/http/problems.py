@@ -237,7 +237,7 @@ class InvalidRequest(Refusal):
 
     def __init__(self, errors: Sequence[FieldError]) -> None:
         count = "One field is" if len(errors) == 1 else f"{len(errors)} fields are"
-        super().__init__(f"{count} at fault: {'; '.join(each.message for each in errors[:3])}", errors)
+        super().__init__(f"{count} at fault: {'; '.join(error.message for error in errors[:3])}", errors)
 
 
 class InvalidDataset(InvalidRequest):

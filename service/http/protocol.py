@@ -1,6 +1,6 @@
 """HTTP/1.1 as uvicorn speaks it, with bounds it does not have: number and size of headers, the time they may take, the
-number of connections. Each ends in a problem of the catalogue, and the connection with it. Who does not read what was
-asked for is cut off; so is who goes on sending a body that was refused.
+number of connections. A request beyond one of them is answered with a problem, and the connection is closed. Clients
+that do not read their answer, or go on sending a body that was refused, are cut off.
 
 llhttp, beneath, refuses what is ambiguous (Content-Length beside Transfer-Encoding, two Content-Lengths, obsolete line
 folding): its refusals become problems here too.
@@ -16,7 +16,7 @@ from typing import cast
 import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.http.connection_limit import Room
+from service.http.connection_limit import ConnectionLimit
 from service.http.problems import HeadersTooLarge, MalformedRequest, Refusal, ServiceUnavailable, TooSlow, UriTooLong
 from service.http.security_headers import HEADERS
 from service.http.slow_readers import Outflow
@@ -27,13 +27,15 @@ MOST_HEADERS, MOST_HEADER_BYTES, LONGEST_TARGET = 100, 32 * 1024, 8 * 1024
 
 def guarded(most_connections: int, idle_s: float) -> type[GuardedProtocol]:
     """The protocol of one process. Headers have half of ``idle_s`` in all, readers four times as much (``Outflow``)."""
-    return type("GuardedProtocol", (GuardedProtocol,), {"room": Room(most_connections), "idle_s": idle_s})
+    return type(
+        "GuardedProtocol", (GuardedProtocol,), {"connection_limit": ConnectionLimit(most_connections), "idle_s": idle_s}
+    )
 
 
 class GuardedProtocol(HttpToolsProtocol):
     """One connection."""
 
-    room: Room
+    connection_limit: ConnectionLimit
     idle_s: float
 
     _header_bytes = 0
@@ -47,13 +49,13 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_made(cast(asyncio.Transport, self._outflow))
         self._start_clock()
         self._looks = self.loop.call_later(self.idle_s, self._look)
-        if not self.room.enter(self):
+        if not self.connection_limit.admit(self):
             self._refuse(ServiceUnavailable("As many connections are open as this gateway takes."))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_clock()
         self._looks.cancel()
-        self.room.leave(self)
+        self.connection_limit.release(self)
         super().connection_lost(exc)
 
     @property
@@ -78,7 +80,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head, self._header_bytes, self._counted = True, 0, 0
-        self.room.wait_again(self)
+        self.connection_limit.move_to_back(self)
         self._start_clock()
 
     def on_url(self, url: bytes) -> None:
@@ -111,7 +113,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self.room.wait_again(self)
+        self.connection_limit.move_to_back(self)
         if self._in_body:  # of a request that was refused: the rest may come, but not for ever
             self._start_clock()
 

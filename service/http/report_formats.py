@@ -1,4 +1,4 @@
-"""The three faces of a report or a comparison: which one a request wants, and how each is sent."""
+"""The three formats of a report or a comparison: which one a request wants, and how it is sent."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Format = Annotated[
 _FORMATS = {"json": JSON, "markdown": MARKDOWN, "html": HTML}
 
 
-def chosen_face(request: Request, asked: str | None) -> str:
+def chosen_format(request: Request, asked: str | None) -> str:
     """A media type. ``?format=`` wins over ``Accept``. Raises ``NotAcceptable``."""
     return _FORMATS[asked] if asked else chosen_type(request, (JSON, MARKDOWN, HTML))
 
 
-def face_answer(kind: str, body: str | bytes) -> Response:
+def format_response(kind: str, body: str | bytes) -> Response:
     """Pages carry uploaders' words: they are escaped, and the policy is the second lock. Nothing may frame them."""
     headers = {"Vary": "Accept", "X-Content-Type-Options": "nosniff"}
     if kind == HTML:
@@ -35,7 +35,7 @@ def base_of(request: Request) -> str:
     return str(request.base_url).rstrip("/")
 
 
-def faces_of(schema: str) -> dict[str, Any]:
+def content_by_format(schema: str) -> dict[str, Any]:
     """``content`` of a documented answer that comes in all three."""
     return {
         JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}},

@@ -1,5 +1,5 @@
-"""Headers every answer has unless its endpoint knows better (OWASP REST Security Cheat Sheet): nothing of an answer is
-to be run, framed, guessed at, or kept by anyone on the way."""
+"""Headers of every answer whose endpoint sets no others (OWASP REST Security Cheat Sheet): no part of an answer may be
+run, framed, sniffed or cached on the way."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ HEADERS = (
 _ENCODED = tuple((name.encode(), value.encode()) for name, value in HEADERS)
 
 
-def secure(message: Message) -> None:
-    """Add what an answer's start does not have. One with an ETag may be kept by its reader, and asked for again."""
+def add_security_headers(message: Message) -> None:
+    """Add the headers that an answer lacks. An answer with an ETag may be cached by its reader, and revalidated."""
     given = {name.lower() for name, _ in message["headers"]}
     if b"etag" in given and b"cache-control" not in given:
         message["headers"].append((b"cache-control", b"private, no-cache"))
         given.add(b"cache-control")
-    message["headers"] += [each for each in _ENCODED if each[0] not in given]
+    message["headers"] += [header for header in _ENCODED if header[0] not in given]

@@ -1,7 +1,7 @@
-"""What goes out of a connection, and whether the other side takes it.
+"""Measures whether the other side reads what is sent to it.
 
-A server that has written an answer may think that it is done, while a reader who takes a byte a second keeps connection
-and memory for days. How much the kernel has taken is what was written less what the transport still holds.
+A server that has written an answer looks done, while a client that reads a byte a second keeps the connection and its
+memory for days. How much the kernel has taken is what was written less what the transport still holds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ megabytes, so that one who reads a few kilobytes a second would not be told from
 
 
 class Outflow:
-    """Stands in for a transport, and counts."""
+    """A transport that counts what is written."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -45,7 +45,7 @@ class Outflow:
         return len(self._taken) > LOOKS and self._taken[-1] - self._taken[0] < slowest
 
     def cut(self) -> None:
-        """Without goodbye: what was not sent is dropped, by the kernel too."""
+        """Reset the connection: what was not sent is dropped, by the kernel too."""
         self._set(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._transport.abort()
 

@@ -1,4 +1,4 @@
-"""``/jobs``: posted, watched, canceled, deleted. What a job may be: ``validation``."""
+"""``/jobs``: post, watch, cancel and delete them. ``validation`` decides which jobs can work."""
 
 from __future__ import annotations
 
@@ -17,17 +17,25 @@ from fewbit.rendering.html.report_page import report_page
 from fewbit.rendering.markdown import report_markdown
 from service.context import ServiceContext, context_of
 from service.delivery import deliver
-from service.http.answers import JSON, LONGEST_PAGE, chosen_type, decode_cursor, json_answer, nothing, page_answer
+from service.http.answers import (
+    JSON,
+    LONGEST_PAGE,
+    chosen_type,
+    decode_cursor,
+    json_response,
+    no_content,
+    page_response,
+)
 from service.http.idempotency import once
 from service.http.ids import is_stream_entry_id
 from service.http.json_bodies import body_of, json_route
 from service.http.openapi_operations import EVENT_STREAM, EventPage, JobPage, Unfinished, documents
 from service.http.preferences import preferred_wait
 from service.http.problems import InvalidRequest, JobFinal, JobNotFinal, NoReport, NotFound, QuotaExceeded
-from service.http.report_formats import HTML, Format, base_of, chosen_face, face_answer, faces_of
+from service.http.report_formats import HTML, Format, base_of, chosen_format, content_by_format, format_response
 from service.jobs.events import SSE, event_page, event_stream
 from service.jobs.posted_spec import LONGEST_SPEC, PostedSpec
-from service.jobs.validation import unknown_upload, validated
+from service.jobs.validation import unknown_upload, validate
 from store.jobs.job_store import Missing, QueueFull
 from store.records import JobRecord, NewJob
 
@@ -56,16 +64,16 @@ async def create_job(request: Request, posted: PostedSpec) -> Response:
     context = context_of(request)
 
     async def store_and_deliver() -> Response:
-        new = await validated(posted.read(), context)
-        return accepted(await queued(context, new))
+        new = await validate(posted.read(), context)
+        return job_response(await queue_job(context, new))
 
     response = await once(request, sha256(body_of(request)).hexdigest(), store_and_deliver)
     seconds = preferred_wait(request)
     if response.status_code != 202 or not seconds:
         return response
     job_id = response.headers["Location"].rsplit("/", 1)[-1]
-    job = await ended(context, job_id, seconds)
-    return accepted(job) if job else response
+    job = await wait_for_end(context, job_id, seconds)
+    return job_response(job) if job else response
 
 
 @router.get("/jobs", **documents("list_jobs", {200: JobPage}, headers=("Link",)))
@@ -88,7 +96,7 @@ async def list_jobs(
         label=(name, value) if label else None,
         created_after=_timestamp(created_after),
     )
-    return page_answer(request, "jobs", jobs, limit, jobs[:limit][-1].id if jobs else None)
+    return page_response(request, "jobs", jobs, limit, jobs[:limit][-1].id if jobs else None)
 
 
 @router.get(
@@ -104,13 +112,13 @@ async def list_jobs(
 async def get_job(request: Request, job_id: str) -> Response:
     """One job. `Retry-After` says when to look again, until it has ended; `Prefer: wait=N` waits for the end."""
     context, seconds = context_of(request), preferred_wait(request)
-    job = await (ended(context, job_id, seconds) if seconds else context.jobs.get(job_id))
+    job = await (wait_for_end(context, job_id, seconds) if seconds else context.jobs.get(job_id))
     if job is None:
         raise unknown_job(job_id)
     headers = job_headers(job)
     if not_modified(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    return json_answer(job.json(), headers=headers)
+    return json_response(job.json(), headers=headers)
 
 
 @router.get(
@@ -120,24 +128,24 @@ async def get_job(request: Request, job_id: str) -> Response:
         {200: Report, 202: Unfinished},
         ("not-found", "not-acceptable", "job-failed", "job-canceled"),
         headers=("Retry-After", "Vary"),
-        content=faces_of("Report"),
+        content=content_by_format("Report"),
     ),
 )
 async def get_report(request: Request, job_id: str, format: Format = None) -> Response:
     """The report: 202 until the job has ended. A job that failed or was canceled has none: 409, with its `error`.
     As JSON, as Markdown for a pull request, or as one HTML page that needs no network."""
-    kind, base, context = chosen_face(request, format), base_of(request), context_of(request)
-    job = await known_job(context, job_id)
+    kind, base, context = chosen_format(request, format), base_of(request), context_of(request)
+    job = await find_job(context, job_id)
     if not job.final:
         body = b'{"status":"%b","progress":%b}' % (job.status.encode(), job.progress_json)
-        return json_answer(body, 202, retry_after(job))
+        return json_response(body, 202, retry_after(job))
     report = await context.jobs.report(job_id) if job.status == "succeeded" else None
     if report is None:
         raise NoReport(job_id, job.status, job.error_json)
-    return face_answer(kind, report if kind == JSON else await asyncio.to_thread(_drawn, report, kind, base))
+    return format_response(kind, report if kind == JSON else await asyncio.to_thread(_render, report, kind, base))
 
 
-def _drawn(stored: bytes, kind: str, base: str) -> str:
+def _render(stored: bytes, kind: str, base: str) -> str:
     report = Report.model_validate_json(stored)
     return report_page(report, base) if kind == HTML else report_markdown(report, base)
 
@@ -157,10 +165,10 @@ async def get_events(request: Request, job_id: str) -> Response:
     `Accept: application/json`, the events so far, at most 500 at a time."""
     kind = chosen_type(request, (SSE, JSON))
     context = context_of(request)
-    await known_job(context, job_id)
-    last_id = checked_event_id(request.headers.get("last-event-id"))
+    await find_job(context, job_id)
+    last_id = check_event_id(request.headers.get("last-event-id"))
     if kind == JSON:
-        return json_answer(await event_page(context.jobs, job_id, last_id))
+        return json_response(await event_page(context.jobs, job_id, last_id))
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     if request.scope["head"]:
         return Response(headers=headers, media_type=SSE)
@@ -179,7 +187,7 @@ async def cancel_job(request: Request, job_id: str) -> Response:
         raise unknown_job(job_id)
     if not outcome.moved:
         raise JobFinal(job_id, outcome.status)
-    return accepted(await known_job(context, job_id), location=False)
+    return job_response(await find_job(context, job_id), location=False)
 
 
 @router.delete(
@@ -190,13 +198,13 @@ async def delete_job(request: Request, job_id: str) -> Response:
     """Forget a job that has ended, with its report and artifacts."""
     outcome = await context_of(request).jobs.delete(job_id)
     if outcome.moved:
-        return nothing()
+        return no_content()
     if outcome.status == "none":
         raise unknown_job(job_id)
     raise JobNotFinal(job_id, outcome.status)
 
 
-async def queued(context: ServiceContext, new: NewJob) -> JobRecord:
+async def queue_job(context: ServiceContext, new: NewJob) -> JobRecord:
     """Store the job, then send its message. Raises ``InvalidRequest`` if an upload was deleted meanwhile."""
     try:
         job_id = await context.jobs.create(new)
@@ -205,16 +213,16 @@ async def queued(context: ServiceContext, new: NewJob) -> JobRecord:
     except Missing as missing:
         raise InvalidRequest([unknown_upload(new, missing.upload_id)]) from missing
     await deliver(lambda: context.queue.deliver_job(job_id, new.model.size))
-    return await known_job(context, job_id)
+    return await find_job(context, job_id)
 
 
-async def ended(context: ServiceContext, job_id: str, seconds: float) -> JobRecord | None:
+async def wait_for_end(context: ServiceContext, job_id: str, seconds: float) -> JobRecord | None:
     """The job once it has ended, or as it is when time is up or the gateway stops; ``None`` if there is none."""
-    job = await context.stopping.unless(context.watched_jobs.wait_final(job_id, seconds))
+    job = await context.stopping.until_shutdown(context.watched_jobs.wait_final(job_id, seconds))
     return job or await context.jobs.get(job_id)
 
 
-async def known_job(context: ServiceContext, job_id: str) -> JobRecord:
+async def find_job(context: ServiceContext, job_id: str) -> JobRecord:
     """Raises ``NotFound``."""
     job = await context.jobs.get(job_id)
     if job is None:
@@ -226,10 +234,10 @@ def unknown_job(job_id: str) -> NotFound:
     return NotFound(f"There is no job {job_id}.")
 
 
-def accepted(job: JobRecord, *, location: bool = True) -> Response:
+def job_response(job: JobRecord, *, location: bool = True) -> Response:
     """202 while the job goes on, 200 once it has ended."""
     where = {"Location": f"/jobs/{job.id}"} if location else {}
-    return json_answer(job.json(), 200 if job.final else 202, job_headers(job) | where)
+    return json_response(job.json(), 200 if job.final else 202, job_headers(job) | where)
 
 
 def job_headers(job: JobRecord) -> dict[str, str]:
@@ -246,11 +254,11 @@ def not_modified(request: Request, etag: str) -> bool:
     given = request.headers.get("if-none-match")
     if given is None:
         return False
-    tags = {each.strip().removeprefix("W/") for each in given.split(",")}
+    tags = {tag.strip().removeprefix("W/") for tag in given.split(",")}
     return "*" in tags or etag.removeprefix("W/") in tags
 
 
-def checked_event_id(given: str | None) -> str:
+def check_event_id(given: str | None) -> str:
     """``0`` is before the first. Raises ``InvalidRequest``."""
     if given is None or given == "":
         return "0"

@@ -19,7 +19,7 @@ async def event_stream(context: ServiceContext, job_id: str, last_id: str) -> As
     nobody between takes the line for dead. A gateway that stops ends the stream; the client goes on at another."""
     jobs = context.watched_jobs
     while True:
-        events = await context.stopping.unless(jobs.events(job_id, last_id, count=PAGE, block_ms=PING_MS))
+        events = await context.stopping.until_shutdown(jobs.events(job_id, last_id, count=PAGE, block_ms=PING_MS))
         if events is None:
             return
         for event in events:

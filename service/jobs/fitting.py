@@ -9,7 +9,7 @@ from fewbit.contract.problems import FieldError
 from fewbit.contract.resources import ArraySignature, Dataset, InputSignature
 
 LABELS = "labels"
-KEPT_AS = {"bfloat16": "float32"}  # NumPy knows no bfloat16: those inputs are kept as float32 and rounded by the engine
+KEPT_AS = {"bfloat16": "float32"}  # NumPy has no bfloat16: inputs are stored as float32, the engine rounds them
 
 
 def dataset_errors(
@@ -17,8 +17,8 @@ def dataset_errors(
 ) -> Iterator[FieldError]:
     """``field``: ``calibration`` or ``evaluation``; ``metrics``: what its labels are for; ``inputs`` is None where only
     the dataset tells them. Every message says what was found, what is needed, and the fix."""
-    arrays = {each.name: each for each in dataset.arrays}
-    labels = arrays.pop(LABELS, None) if LABELS not in {each.name for each in inputs or ()} else None
+    arrays = {array.name: array for array in dataset.arrays}
+    labels = arrays.pop(LABELS, None) if LABELS not in {given.name for given in inputs or ()} else None
     where = f"/{field}/dataset"
     if inputs is not None:
         yield from _input_errors(where, arrays, inputs)
@@ -45,7 +45,7 @@ def _pairs(arrays: dict[str, ArraySignature], inputs: Sequence[InputSignature]) 
     """By name; where there is just one of each, names do not matter."""
     if len(inputs) == len(arrays) == 1:
         return {inputs[0].name: next(iter(arrays.values()))}
-    return {each.name: arrays[each.name] for each in inputs if each.name in arrays}
+    return {given.name: arrays[given.name] for given in inputs if given.name in arrays}
 
 
 def _misfits(where: str, given: InputSignature, array: ArraySignature) -> Iterator[FieldError]:
@@ -91,18 +91,18 @@ def _bounds(wanted: int | str, given: InputSignature) -> str:
 def _label_errors(where: str, metrics: Sequence[str], labels: ArraySignature | None) -> Iterator[FieldError]:
     """What the labels alone tell: whether they fit the output is seen when the model runs."""
     if labels is None:
-        if named := [each for each in metrics if each != "accuracy"]:  # which is the default, and asks for nothing
+        if named := [metric for metric in metrics if metric != "accuracy"]:  # the default, which asks for nothing
             message = f"{', '.join(named)} is measured on labels, and the dataset holds none. Save it with labels=..."
             yield FieldError(pointer=where, code="missing-labels", message=message)
         return
-    whole = [each for each in metrics if family(each) != "regression"]
+    whole = [metric for metric in metrics if family(metric) != "regression"]
     if whole and not labels.dtype.startswith(("int", "uint", "bool")):
         message = (
             f"labels is {labels.dtype}; {', '.join(whole)} needs whole numbers. Save labels.astype(numpy.int64), or "
             'name metrics of numbers in evaluation.metrics, such as "mean_squared_error".'
         )
         yield FieldError(pointer=where, code="dtype-mismatch", message=message)
-    ranked = [each for each in metrics if family(each) == "retrieval"]
+    ranked = [metric for metric in metrics if family(metric) == "retrieval"]
     if ranked and len(labels.shape) != 2:
         message = (
             f"labels has shape {_shown(labels.shape)}; {', '.join(ranked)} needs the relevance of each candidate, "
@@ -124,9 +124,9 @@ def _missing(given: InputSignature, arrays: dict[str, ArraySignature]) -> str:
 
 
 def _unknown(name: str, inputs: Sequence[InputSignature]) -> str:
-    names = ", ".join(each.name for each in inputs)
+    names = ", ".join(given.name for given in inputs)
     return f"{name} is no input of the model. It takes {names}. Rename the array, or leave it out."
 
 
 def _shown(shape: Sequence[int | str]) -> str:
-    return f"[{', '.join(str(each) for each in shape)}]"
+    return f"[{', '.join(str(size) for size in shape)}]"

@@ -33,7 +33,8 @@ def _about_groups(spec: JobSpec) -> Iterator[Numbered]:
 def _alone(spec: JobSpec, rules: Sequence[Numbered]) -> Iterator[tuple[int, FieldError]]:
     """What no layer, of whatever name, could make good."""
     given: list[Weights | WeightsOverride] = [spec.weights, *(weights for _, weights, _ in rules)]
-    grouped, sized = any(each.granularity == "per_group" for each in given), any(each.group_size for each in given)
+    grouped = any(weights.granularity == "per_group" for weights in given)
+    sized = any(weights.group_size for weights in given)
     for index, weights, _ in rules:
         if weights.granularity == "per_group" and not sized:
             yield from _needed(spec, index, "the job gives none")
@@ -46,7 +47,7 @@ def _alone(spec: JobSpec, rules: Sequence[Numbered]) -> Iterator[tuple[int, Fiel
 def _at_layers(spec: JobSpec, rules: Sequence[Numbered], names: Sequence[str]) -> Iterator[tuple[int, FieldError]]:
     idle: dict[int, bool] = {}
     for name in names:
-        laid = [each for each in rules if each[2].matches(name)]
+        laid = [rule for rule in rules if rule[2].matches(name)]
         try:
             granularity = weights_under(spec.weights, (rule for _, _, rule in laid)).granularity
         except ValidationError:

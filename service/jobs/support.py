@@ -1,4 +1,4 @@
-"""What the contract has and this release does not do yet: refused by name, with what there is instead."""
+"""Parts of the contract that this release does not support yet: refused by name, with the alternatives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EAGER_METHODS = ("dynamic", "static")
 EAGER_FORMATS: tuple[str, ...] = ("transformers", "module")  # those that hold an nn.Module
 
 
-def resolved(spec: JobSpec) -> JobSpec:
+def resolve_defaults(spec: JobSpec) -> JobSpec:
     """The spec as it is stored: what was left out, and depends on the backend, filled in. Only TorchScript can hold
     what torch.ao makes, and its dynamic default is one scale for a whole weight."""
     if spec.backend != "eager":

@@ -1,4 +1,4 @@
-"""Can this job work? Everything that stands against it is found before it is queued, and told at once.
+"""Can this job work? Whatever speaks against it is found before it is queued, and all of it is told at once.
 
 spec  ->  features this release has  ->  datasets  ->  the inspected model  ->  layer patterns, dataset arrays
 """
@@ -23,7 +23,7 @@ from service.http.problems import InvalidRequest, ModelNotReady, UnusableModel
 from service.jobs.fitting import dataset_errors
 from service.jobs.groups import group_errors
 from service.jobs.posted_spec import ReadSpec
-from service.jobs.support import resolved, unsuited, unsupported
+from service.jobs.support import resolve_defaults, unsuited, unsupported
 from store.queue import line_of
 from store.records import BlobRef, DatasetRecord, ModelRecord, NewJob
 
@@ -46,21 +46,21 @@ class NamedDataset:
         return self.record.blob if self.record else None
 
 
-async def validated(read: ReadSpec, context: ServiceContext) -> NewJob:
+async def validate(read: ReadSpec, context: ServiceContext) -> NewJob:
     """The job as it will be stored. Raises ``InvalidRequest``, ``UnusableModel`` and ``ModelNotReady``."""
     errors = [*read.errors, *unsupported(read.spec)]
-    spec = resolved(read.spec)
-    calibration = await _named(context, "calibration", spec.calibration)
-    evaluation = await _named(context, "evaluation", spec.evaluation)
-    datasets = [each for each in (calibration, evaluation) if each is not None]
-    errors += [_unknown_dataset(each.field, each.use.dataset) for each in datasets if each.record is None]
+    spec = resolve_defaults(read.spec)
+    calibration = await _find_dataset(context, "calibration", spec.calibration)
+    evaluation = await _find_dataset(context, "evaluation", spec.evaluation)
+    datasets = [named for named in (calibration, evaluation) if named is not None]
+    errors += [_unknown_dataset(named.field, named.use.dataset) for named in datasets if named.record is None]
 
     if spec.webhook is not None and not (is_id(spec.webhook, "whk") and await context.webhooks.get(spec.webhook)):
         errors.append(_unknown_webhook(spec.webhook))
 
     model = await context.models.get(spec.model) if is_id(spec.model, "mdl") else None
     if model is not None and not errors:
-        model = await _inspected(context, model)
+        model = await _wait_for_inspection(context, model)
     if model is not None and model.status == "ready":
         errors += await to_thread.run_sync(_errors_against_model, spec, model, datasets)
     else:
@@ -81,20 +81,22 @@ async def validated(read: ReadSpec, context: ServiceContext) -> NewJob:
 
 
 def unknown_upload(new: NewJob, upload_id: str) -> FieldError:
-    """An upload of the job was deleted between the look and the leap."""
+    """For an upload that was deleted after validation and before the job was stored."""
     if upload_id == new.model.id:
         return _unknown_model(upload_id)
     field = "calibration" if new.calibration and new.calibration.id == upload_id else "evaluation"
     return _unknown_dataset(field, upload_id)
 
 
-async def _named(context: ServiceContext, field: str, use: Calibration | Evaluation | None) -> NamedDataset | None:
+async def _find_dataset(
+    context: ServiceContext, field: str, use: Calibration | Evaluation | None
+) -> NamedDataset | None:
     if use is None:
         return None
     return NamedDataset(field, use, await context.datasets.get(use.dataset) if is_id(use.dataset, "dst") else None)
 
 
-async def _inspected(context: ServiceContext, model: ModelRecord) -> ModelRecord | None:
+async def _wait_for_inspection(context: ServiceContext, model: ModelRecord) -> ModelRecord | None:
     """The model once it is judged, for which a pipeline that has just uploaded it should not have to poll. Raises
     ``ModelNotReady``."""
     deadline, pause = time.monotonic() + INSPECTION_WAIT_S, FIRST_PAUSE_S
@@ -113,11 +115,11 @@ def _errors_against_model(spec: JobSpec, model: ModelRecord, datasets: Sequence[
     layers = [layer.name for layer in model.layers]
     errors = [*_unmatched_patterns(spec, layers), *group_errors(spec, layers), *_example_errors(model, datasets)]
     errors += unsuited(spec, model.format)
-    for each in datasets:
-        if each.record is not None:
+    for named in datasets:
+        if named.record is not None:
             inputs = None if model.format in WITHOUT_EXAMPLES else model.inputs
-            names = [*filter(is_known, wanted(spec))] if each.field == "evaluation" else []
-            errors += dataset_errors(each.field, names, each.record.dataset, inputs)
+            names = [*filter(is_known, wanted(spec))] if named.field == "evaluation" else []
+            errors += dataset_errors(named.field, names, named.record.dataset, inputs)
     return errors
 
 

@@ -1,4 +1,4 @@
-"""Who asks, and may they? Everything needs a key but health, docs and the pages about problems and reasons (RFC 6750).
+"""Who is asking, and what may they do? Everything but health, docs, problems and reasons needs a key (RFC 6750).
 
 Keys come from two places: ``FEWBIT_API_KEYS``, which are administrators of the operator's own tenant, and the store
 (``python -m service.keys``). A stored key is looked up at most once in ``TRUSTED_S`` seconds by each gateway: a revoked
@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.audit import Tally, Trail
 from service.context import ServiceContext
-from service.http.envelope import answered
+from service.http.envelope import answer_errors
 from service.http.problems import Forbidden, RateLimited, TooManyOpen, Unauthorized
 from store.tenancy.api_keys import SCOPES, KeyRecord, key_id
 from store.tenancy.api_keys import Scope as KeyScope
@@ -58,7 +58,7 @@ NO_KEY, UNKNOWN_KEY = "none", "unknown"
 
 @dataclass(frozen=True)
 class Suspect:
-    """Who asked with a key that opens nothing, as far as the key's id tells."""
+    """The sender of a key that is not valid, as far as the key's id tells."""
 
     tenant: str
     key: str
@@ -90,7 +90,7 @@ class KeyAuth:
             await self._guarded(scope, receive, send)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises ``Unauthorized``, ``RateLimited`` and ``TooManyOpen``. Anyone can have many of those: not every one is
+        """Raises ``Unauthorized``, ``RateLimited`` and ``TooManyOpen``. Anyone can cause many of those, so not all are
         written down."""
         context: ServiceContext = scope["app"].state.context
         try:
@@ -102,7 +102,7 @@ class KeyAuth:
         watched = Trail(context, scope, caller).watch(_with_rate(send, context.rates.limit, allowance))
         scope["let_in"] = True  # for `service.http.protocol`
         with self._counted(caller.tenant):
-            await answered(self._permitted, scope, receive, watched)
+            await answer_errors(self._permitted, scope, receive, watched)
 
     async def _allowance(self, caller: Caller, context: ServiceContext) -> Allowance:
         """Raises ``RateLimited`` and ``TooManyOpen``: one tenant must not take every connection."""
@@ -157,7 +157,7 @@ class KeyAuth:
 
     def _bootstrap(self, key: bytes) -> Caller | None:
         digest = sha256(key).digest()
-        matches = [hmac.compare_digest(digest, each) for each in self.digests or ()]  # all of them: constant time
+        matches = [hmac.compare_digest(digest, known) for known in self.digests or ()]  # all of them: constant time
         if not any(matches):
             return None
         name = f"env-{digest.hex()[:12]}"
@@ -186,7 +186,7 @@ class KeyAuth:
 
 
 def needed_scope(scope: Scope) -> KeyScope:
-    """Looking takes ``read``, everything else ``write``; what is about a tenant as a whole, ``admin``."""
+    """Reading takes ``read``, everything else ``write``, and what concerns a tenant as a whole ``admin``."""
     if scope["path"] in ADMIN:
         return "admin"
     return "read" if scope["method"] in SAFE else "write"

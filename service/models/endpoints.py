@@ -10,11 +10,11 @@ from fewbit.contract.problems import FieldError, JobProblem
 from fewbit.contract.resources import Model
 from service.context import context_of
 from service.delivery import deliver
-from service.http.answers import JSON, LONGEST_PAGE, json_answer, media_type
+from service.http.answers import JSON, LONGEST_PAGE, json_response, media_type
 from service.http.idempotency import once
 from service.http.openapi_operations import ModelPage, documents
 from service.http.problems import NotByReference, UnusableModel
-from service.uploads.receive import FORM, RAW, received
+from service.uploads.receive import FORM, RAW, receive
 from service.uploads.resource import delete_upload, one_upload, page_of_uploads, upload_documentation
 from store.ids import new_id
 
@@ -32,7 +32,7 @@ _KINDS = "a .pt2, a zip or tar of a Transformers folder, a file of torch.save or
         **upload_documentation("invalid-model"),
     ),
 )
-async def upload_model(request: Request, name: str | None = None) -> Response:  # noqa: ARG001  # read by received()
+async def upload_model(request: Request, name: str | None = None) -> Response:  # noqa: ARG001  # read by receive()
     """Upload an exported program (`.pt2`), a Transformers folder (zip or tar of `config.json` and safetensors), a saved
     module of `torch.nn` classes or a TorchScript archive; which one it is shows in its bytes. Answers 200 with the
     known model if these bytes are already here. The model is usable once its inspection has ended: `status` is then
@@ -46,9 +46,9 @@ async def upload_model(request: Request, name: str | None = None) -> Response:  
         model, inspection_due = await context.models.create_or_get(upload.blob, upload.name, fresh)
         if inspection_due:
             await deliver(lambda: context.queue.deliver_inspection(model.id))
-        return json_answer(model.json(), 201 if model.id == fresh else 200, {"Location": f"/models/{model.id}"})
+        return json_response(model.json(), 201 if model.id == fresh else 200, {"Location": f"/models/{model.id}"})
 
-    async with received(request, context.settings.max_model_bytes, look_at_model) as upload:
+    async with receive(request, context.settings.max_model_bytes, check_model_head) as upload:
         return await once(request, upload.blob.sha256, answer)
 
 
@@ -74,7 +74,7 @@ async def delete_model(request: Request, model_id: str) -> Response:
     return await delete_upload(context_of(request).models, "mdl", model_id)
 
 
-def look_at_model(head: bytes) -> None:
+def check_model_head(head: bytes) -> None:
     """Refuse what cannot be a model by its first bytes: a zip or tar archive or a pickle can. Raises
     ``UnusableModel``."""
     if head.startswith(_ARCHIVES) or head[257:262] == b"ustar" or (head[:1] == b"\x80" and 2 <= (head + b"\0")[1] <= 5):

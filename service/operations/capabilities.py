@@ -65,7 +65,7 @@ class Capabilities(BaseModel):
 async def get_capabilities(request: Request) -> Response:
     """Formats, methods, artifact kinds, limits, and the workers there are now."""
     context = context_of(request)
-    workers = tuple(_unnamed(each) for each in await context.fleet.workers())
+    workers = tuple(_unnamed(worker) for worker in await context.fleet.workers())
     known = Capabilities(limits=limits(context.settings, context.store), workers=workers)
     return JSONResponse(known.model_dump(mode="json"))
 

@@ -10,7 +10,7 @@ from fewbit.rendering.html.markup import tag
 from fewbit.version import VERSION
 from service.http.answers import JSON, chosen_type
 from service.http.openapi_operations import TEXT, documents
-from service.http.report_formats import HTML, face_answer
+from service.http.report_formats import HTML, format_response
 
 router = APIRouter(tags=["service"])
 
@@ -41,7 +41,7 @@ class FrontPage(BaseModel):
 async def get_front_page(request: Request) -> Response:
     """Where to go from here: the pages that need no key."""
     kind = chosen_type(request, (JSON, HTML))
-    return face_answer(kind, _page(FrontPage()) if kind == HTML else FrontPage().model_dump_json())
+    return format_response(kind, _page(FrontPage()) if kind == HTML else FrontPage().model_dump_json())
 
 
 def _page(front: FrontPage) -> str:

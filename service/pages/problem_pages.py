@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from starlette.responses import HTMLResponse
 
 from fewbit.contract.problems import PROBLEMS, ProblemKind
-from service.http.answers import JSON, chosen_type, json_answer
+from service.http.answers import JSON, chosen_type, json_response
 from service.http.openapi_operations import TEXT, documents
 from service.http.problems import NotFound
 
@@ -47,11 +47,11 @@ async def list_problems(request: Request) -> Response:
     """Every problem an answer can have, and every one a job can end in."""
     if chosen_type(request, (JSON, HTML)) == HTML:
         rows = (
-            f'<dt><a href="/problems/{each.slug}">{each.slug}</a></dt><dd>{escape(each.title)}</dd>'
-            for each in all_kinds()
+            f'<dt><a href="/problems/{kind.slug}">{kind.slug}</a></dt><dd>{escape(kind.title)}</dd>'
+            for kind in all_kinds()
         )
         return _html("Problems", f"<dl>{''.join(rows)}</dl>")
-    return json_answer(ProblemPages(problems=tuple(map(_page, all_kinds()))).model_dump_json().encode())
+    return json_response(ProblemPages(problems=tuple(map(_page, all_kinds()))).model_dump_json().encode())
 
 
 @router.get(
@@ -73,7 +73,7 @@ async def get_problem(request: Request, slug: str) -> Response:
         again = "The same request may succeed later." if kind.retryable else "The same request will fail again."
         text = f"<p>{escape(kind.title)} (status {kind.status}).</p><p>{escape(kind.remedy)}</p><p>{again}</p>"
         return _html(kind.slug, text + '<p><a href="/problems">All problems</a></p>')
-    return json_answer(_page(kind).model_dump_json().encode())
+    return json_response(_page(kind).model_dump_json().encode())
 
 
 def all_kinds() -> list[ProblemKind]:

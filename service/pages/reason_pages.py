@@ -14,7 +14,7 @@ from fewbit.rendering.html.markup import raw, tag
 from service.http.answers import chosen_type
 from service.http.openapi_operations import TEXT, documents
 from service.http.problems import NotFound
-from service.http.report_formats import HTML, MARKDOWN, face_answer
+from service.http.report_formats import HTML, MARKDOWN, format_response
 
 router = APIRouter(tags=["service"])
 FOLDER = Path(__file__).parents[2] / "docs" / "reasons"
@@ -34,9 +34,9 @@ async def list_reasons(request: Request) -> Response:
     kind = chosen_type(request, (HTML, MARKDOWN))
     titles = titles_in(FOLDER)
     if kind == HTML:
-        return face_answer(kind, index_page(titles))
+        return format_response(kind, index_page(titles))
     lines = [f"- [`{code}`](/reasons/{code}): {title}" for code, title in titles.items()]
-    return face_answer(kind, "\n".join(["# Reasons", "", *lines]) + "\n")
+    return format_response(kind, "\n".join(["# Reasons", "", *lines]) + "\n")
 
 
 @router.get(
@@ -52,7 +52,7 @@ async def get_reason(request: Request, code: str) -> Response:
     text = pages_in(FOLDER).get(code)
     if text is None:
         raise NotFound(f"There is no page about the reason {code}. /reasons lists all there are.")
-    return face_answer(kind, reason_page(code, text) if kind == HTML else text)
+    return format_response(kind, reason_page(code, text) if kind == HTML else text)
 
 
 @cache

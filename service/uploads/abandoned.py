@@ -1,4 +1,4 @@
-"""What gateways that died have left behind: uploads that never came to their end, and folders to read them in."""
+"""Removes what gateways that died left behind: unfinished uploads, and the folders they were read in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import structlog
 
-from store.blobs.abandoned import stale
+from store.blobs.abandoned import abandoned_paths
 from store.blobs.blob_store import Blobs
 from store.blobs.references import HELD_S
 
@@ -22,15 +22,15 @@ def reading_folder(blobs: Blobs) -> Path:
     return Path(tempfile.mkdtemp(prefix=READING, dir=blobs.folder))
 
 
-async def tidied(blobs: Blobs) -> None:
-    """Wipe what was left so long ago that whoever made it cannot be at it any more."""
+async def remove_abandoned(blobs: Blobs) -> None:
+    """Delete what is so old that no gateway can still be working on it."""
     try:
         await asyncio.to_thread(_tidy, blobs)
     except Exception:  # the store is away; the next start will do
-        log.warning("what was left behind stays for now", exc_info=True)
+        log.warning("abandoned uploads not removed", exc_info=True)
 
 
 def _tidy(blobs: Blobs) -> None:
     blobs.tidy(HELD_S)
-    for folder in stale(blobs.folder or Path(tempfile.gettempdir()), f"{READING}*", HELD_S):
+    for folder in abandoned_paths(blobs.folder or Path(tempfile.gettempdir()), f"{READING}*", HELD_S):
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,5 @@
-"""A file comes in: raw or as a form, hashed while it arrives, in constant memory. What breaks off leaves nothing."""
+"""Receives a file, raw or as a form: hashed while it arrives, in constant memory. An upload that breaks off leaves
+nothing."""
 
 from __future__ import annotations
 
@@ -27,10 +28,11 @@ from store.tenancy.tenants import Tenant
 
 RAW, FORM = "application/octet-stream", "multipart/form-data"
 LONGEST_NAME = 255
+HEAD_BYTES = 512
 FORM_OVERHEAD = 64 * 1024  # boundaries, part headers and small fields beside the file
 _REPR_DIGEST = re.compile(r"sha-256\s*=\s*:([A-Za-z0-9+/=]*):")
 
-Look = Callable[[bytes], None]
+CheckHead = Callable[[bytes], None]
 """Called with a file's first bytes (``b""`` when it is empty); raises to refuse it before anything is kept."""
 
 
@@ -46,30 +48,30 @@ class Upload:
 
 
 @asynccontextmanager
-async def received(request: Request, max_bytes: int, look: Look) -> AsyncIterator[Upload]:
-    """The body's file. When the block ends, its bytes go, unless a model or dataset needs them by then.
+async def receive(request: Request, max_bytes: int, check: CheckHead) -> AsyncIterator[Upload]:
+    """The file in the body. When the block ends its bytes are deleted, unless a model or dataset needs them by then.
 
     Raises ``UnsupportedMediaType``, ``PayloadTooLarge``, ``DigestMismatch``, ``MalformedRequest``,
-    ``UploadInterrupted`` (by way of ``ClientDisconnect``), and what ``look`` raises.
+    ``UploadInterrupted`` (by way of ``ClientDisconnect``), and what ``check`` raises.
     """
     context, holder = context_of(request), f"upload:{uuid4().hex}"
     tenant = Tenant(context.tenant)
-    room = Reservation(context.redis, tenant, holder, context.settings.max_stored_bytes)
-    # Held from before it is in place, when what was reserved counts as stored, in one step, until it has been judged:
-    # an equal upload that is refused or deleted meanwhile does not take the bytes away.
+    reservation = Reservation(context.redis, tenant, holder, context.settings.max_stored_bytes)
+    # Held from just before the bytes are in place until they have been judged, so that an equal upload that is refused
+    # or deleted meanwhile does not take them away. What was reserved becomes stored in the same step.
     async with holding(context.redis, context.blobs, tenant, holder) as hold:
         try:
-            upload = await _receive(request, max_bytes, look, room, hold)
+            upload = await _receive(request, max_bytes, check, reservation, hold)
         except BaseException as error:
-            if room.size:
-                await room.release()
+            if reservation.size:
+                await reservation.release()
             if isinstance(error, QuotaPassed):
                 raise QuotaExceeded.of_bytes(error.used, error.limit) from error
             raise
         yield upload
 
 
-async def _receive(request: Request, max_bytes: int, look: Look, room: Reservation, hold: Hold) -> Upload:
+async def _receive(request: Request, max_bytes: int, check: CheckHead, reservation: Reservation, hold: Hold) -> Upload:
     content_type = request.headers.get("content-type", RAW)
     kind = media_type(content_type)
     if kind not in (RAW, FORM):
@@ -77,8 +79,8 @@ async def _receive(request: Request, max_bytes: int, look: Look, room: Reservati
     if announced_size(request) > max_bytes + (FORM_OVERHEAD if kind == FORM else 0):
         raise PayloadTooLarge(max_bytes)
     part = FilePart(content_type, request.stream()) if kind == FORM else None
-    chunks = covered(looked_at(part.chunks() if part else request.stream(), look), room)
-    await room.cover(announced_size(request) or 1)
+    chunks = reserve_while_reading(check_head(part.chunks() if part else request.stream(), check), reservation)
+    await reservation.cover(announced_size(request) or 1)
     announced = announced_sha256(request)
     try:
         blob = await context_of(request).blobs.put_stream(chunks, max_bytes, announced, hold)
@@ -89,8 +91,9 @@ async def _receive(request: Request, max_bytes: int, look: Look, room: Reservati
     return Upload(blob, file_name(request.query_params.get("name") or (part.filename if part else None)))
 
 
-async def looked_at(chunks: AsyncIterator[bytes], look: Look) -> AsyncIterator[bytes]:
-    """The same chunks without empty ones, after ``look`` has seen the first four bytes or more."""
+async def check_head(chunks: AsyncIterator[bytes], check: CheckHead) -> AsyncIterator[bytes]:
+    """The same chunks without empty ones. ``check`` sees the first 512 bytes, or all of a shorter file, before anything
+    goes on: the mark of a tar archive is at byte 257."""
     head: bytes | None = b""
     async for chunk in chunks:
         if head is None:
@@ -98,21 +101,21 @@ async def looked_at(chunks: AsyncIterator[bytes], look: Look) -> AsyncIterator[b
                 yield chunk
             continue
         head += chunk
-        if len(head) >= 512:
-            look(head)
+        if len(head) >= HEAD_BYTES:
+            check(head)
             yield head
             head = None
     if head is not None:
-        look(head)
+        check(head)
         yield head
 
 
-async def covered(chunks: AsyncIterator[bytes], room: Reservation) -> AsyncIterator[bytes]:
-    """The same chunks, as long as there is room for them. Raises ``QuotaPassed``."""
+async def reserve_while_reading(chunks: AsyncIterator[bytes], reservation: Reservation) -> AsyncIterator[bytes]:
+    """The same chunks, as long as the tenant's quota has space for them. Raises ``QuotaPassed``."""
     size = 0
     async for chunk in chunks:
         size += len(chunk)
-        await room.grow(size)
+        await reservation.grow(size)
         yield chunk
 
 
@@ -144,11 +147,11 @@ def file_name(name: str | None) -> str | None:
     if not name:
         return None
     last = PurePosixPath(name.replace("\\", "/")).name
-    return "".join(each for each in last if each.isprintable())[:LONGEST_NAME] or None
+    return "".join(character for character in last if character.isprintable())[:LONGEST_NAME] or None
 
 
 @asynccontextmanager
-async def at_hand(request: Request, upload: Upload) -> AsyncIterator[Path]:
+async def upload_as_file(request: Request, upload: Upload) -> AsyncIterator[Path]:
     """The upload as a file that a reader can seek in; where blobs are files, that file itself."""
     blobs = context_of(request).blobs
     folder = await to_thread.run_sync(reading_folder, blobs)

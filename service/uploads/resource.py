@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from service.http.answers import decode_cursor, json_answer, nothing, page_answer
+from service.http.answers import decode_cursor, json_response, no_content, page_response
 from service.http.openapi_operations import UPLOAD
 from service.http.problems import InUse, NotFound
 from store.ids import Kind
@@ -33,7 +33,7 @@ async def one_upload(uploads: Uploads[Any], kind: Kind, upload_id: str) -> Respo
     record = await uploads.get(upload_id)
     if record is None:
         raise _unknown(kind, upload_id)
-    return json_answer(record.json())
+    return json_response(record.json())
 
 
 async def page_of_uploads(
@@ -42,7 +42,7 @@ async def page_of_uploads(
     """Newest first. Raises ``InvalidRequest``."""
     records = await uploads.page(limit + 1, decode_cursor(cursor, kind))
     last_id = records[:limit][-1].blob.id if records else None
-    return page_answer(request, f"{_NAMES[kind]}s", records, limit, last_id)
+    return page_response(request, f"{_NAMES[kind]}s", records, limit, last_id)
 
 
 async def delete_upload(uploads: Uploads[Any], kind: Kind, upload_id: str) -> Response:
@@ -52,7 +52,7 @@ async def delete_upload(uploads: Uploads[Any], kind: Kind, upload_id: str) -> Re
             raise _unknown(kind, upload_id)
         case "in-use":
             raise InUse(f"A job that has not ended uses {upload_id}.")
-    return nothing()
+    return no_content()
 
 
 def _unknown(kind: Kind, upload_id: str) -> NotFound:

@@ -1,5 +1,5 @@
-"""Which addresses a webhook may reach: public ones, looked at each time and then connected to by number, so that a name
-that changes its mind in between (DNS rebinding) changes nothing."""
+"""Which addresses a webhook may reach: public ones. The name is resolved for every delivery, and the connection is made
+to the address that was checked, so that DNS rebinding gains nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LookUp = Callable[[str, int], Awaitable[Sequence[str]]]
 async def system_addresses(host: str, port: int) -> list[str]:
     """What this machine's resolver says."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(each[4][0]).partition("%")[0] for each in found]
+    return [str(answer[4][0]).partition("%")[0] for answer in found]
 
 
 class Unreachable(Exception):
@@ -42,7 +42,7 @@ class Target:
     name: str
 
 
-def checked_url(url: str, allow_private: bool) -> httpx2.URL:
+def check_url(url: str, allow_private: bool) -> httpx2.URL:
     """Raises ``Unreachable`` for what can be refused without asking anyone."""
     if len(url) > LONGEST_URL or not url.isascii() or not url.isprintable() or " " in url:
         raise Unreachable(f"url has at most {LONGEST_URL} printable ASCII characters.")
@@ -62,13 +62,14 @@ def checked_url(url: str, allow_private: bool) -> httpx2.URL:
     return parsed
 
 
-async def resolved(url: str, allow_private: bool, look_up: LookUp = system_addresses) -> Target:
-    """The target at a public address of the name. All of its addresses must be public: one that is not is no mistake.
+async def resolve(url: str, allow_private: bool, look_up: LookUp = system_addresses) -> Target:
+    """The target at a public address of the name. All of its addresses must be public: a private one among them is not
+    there by accident.
     Raises ``Unreachable``."""
-    parsed = checked_url(url, allow_private)
+    parsed = check_url(url, allow_private)
     try:
         async with asyncio.timeout(RESOLVE_S):
-            addresses = [ip_address(each) for each in await look_up(parsed.host, port_of(parsed))]
+            addresses = [ip_address(address) for address in await look_up(parsed.host, port_of(parsed))]
     except (OSError, TimeoutError, UnicodeError) as error:
         raise Unreachable("The host's name has no address.") from error
     if not addresses or not (allow_private or all(map(is_public, addresses))):
@@ -82,7 +83,7 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
     if not address.is_global or address.is_multicast or address.is_reserved or address.is_unspecified:
         return False
     if isinstance(address, IPv6Address):
-        return address in _GLOBAL_UNICAST and not any(address in each for each in _IPV4_INSIDE)
+        return address in _GLOBAL_UNICAST and not any(address in network for network in _IPV4_INSIDE)
     return True
 
 

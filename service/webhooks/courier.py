@@ -1,8 +1,8 @@
-"""Delivers webhooks: signed (Standard Webhooks 1.0), to public addresses, without following anyone elsewhere.
+"""Delivers webhooks: signed (Standard Webhooks 1.0), to public addresses, without following redirects.
 
-Every gateway runs one. They share the outbox in Redis: each delivery is leased to one of them, and a lease that runs
-out is another's. A delivery may therefore arrive twice, with the same ``webhook-id``. Many are under way at a time, few
-of one tenant: a receiver that takes its time takes that of nobody else.
+Every gateway runs one. They share the outbox in Redis: a delivery is leased to one of them, and after the lease to
+another. A delivery may therefore arrive twice, with the same ``webhook-id``. Many are under way at a time, but few of
+one tenant, so a slow receiver delays nobody else.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Courier:
             status, error = await self._attempt(delivery, webhook)
             told = {"at": now_iso(), "status": status, "error": error, "ms": round((time.monotonic() - started) * 1000)}
             log.info("webhook", delivery=delivery.id, webhook=webhook.id, status=status, error=error)
-            await self._outbox.tried(delivery, told, status is not None and 200 <= status < 300)
+            await self._outbox.record_attempt(delivery, told, status is not None and 200 <= status < 300)
         except Exception as error:  # the outbox is away: the others go on; the lease ends and it is tried again
             log.error("webhook not delivered", delivery=delivery.id, exc_info=error)
         finally:
@@ -85,7 +85,7 @@ class Courier:
             headers = {
                 "Content-Type": "application/json",
                 "User-Agent": f"Fewbit/{VERSION}",
-                **signed(delivery.id, body, webhook.secret, int(time.time())),
+                **signature_headers(delivery.id, body, webhook.secret, int(time.time())),
             }
             async with asyncio.timeout(ATTEMPT_S):
                 return await self._post(webhook.url, body, headers), None
@@ -95,18 +95,18 @@ class Courier:
             return None, f"No answer within {ATTEMPT_S:g} s."
         except (httpx2.HTTPError, OSError) as error:
             return None, f"No answer: {type(error).__name__}."
-        except Exception as error:  # what nobody foresaw counts as an attempt, so that it is not made for ever
+        except Exception as error:  # an unforeseen error counts as an attempt, so that it is not repeated forever
             log.error("webhook not sent", delivery=delivery.id, exc_info=error)
             return None, "Not sent, by a fault of this service."
 
 
 def payload(delivery: DeliveryRecord) -> bytes:
-    """What happened to what; the rest is for the API to tell to whoever has a key."""
+    """What happened to which job; the rest is for the API to tell to those who have a key."""
     data = {"job": delivery.job, "status": delivery.type.removeprefix("job.")} if delivery.job else {}
     return json.dumps({"type": delivery.type, "timestamp": delivery.at, "data": data}).encode()
 
 
-def signed(message_id: str, body: bytes, secret: str, timestamp: int) -> dict[str, str]:
+def signature_headers(message_id: str, body: bytes, secret: str, timestamp: int) -> dict[str, str]:
     """The three headers: HMAC-SHA256 over id, time and body."""
     key = b64decode(secret.removeprefix("whsec_"))
     signature = hmac.new(key, f"{message_id}.{timestamp}.".encode() + body, sha256).digest()

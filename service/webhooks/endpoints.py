@@ -1,4 +1,4 @@
-"""``/webhooks``: where to say that a job has ended. How that is said: ``courier``."""
+"""``/webhooks``: URLs that are told when a job ends. ``courier`` delivers to them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from starlette.responses import JSONResponse
 from fewbit.contract.problems import FieldError
 from fewbit.contract.resources import Delivery, NewWebhook, Webhook, WebhookWithSecret
 from service.context import context_of
-from service.http.answers import nothing
+from service.http.answers import no_content
 from service.http.json_bodies import json_route
 from service.http.openapi_operations import DeliveryList, WebhookList, documents
 from service.http.problems import InvalidRequest, NotFound, QuotaExceeded
-from service.webhooks.addresses import Unreachable, checked_url, resolved
+from service.webhooks.addresses import Unreachable, check_url, resolve
 from store.webhooks import DeliveryRecord, TooMany, WebhookRecord, Webhooks
 
 LONGEST_BODY = 16 * 1024
@@ -37,7 +37,7 @@ async def create_webhook(request: Request, new: NewWebhook) -> Response:
 @router.get("/webhooks", **documents("list_webhooks", {200: WebhookList}))
 async def list_webhooks(request: Request) -> Response:
     """Every webhook, newest first."""
-    listed = [_shown(each) for each in await context_of(request).webhooks.every()]
+    listed = [_shown(webhook) for webhook in await context_of(request).webhooks.every()]
     return JSONResponse(WebhookList(webhooks=tuple(listed)).model_dump(mode="json"))
 
 
@@ -54,7 +54,7 @@ async def delete_webhook(request: Request, webhook_id: str) -> Response:
     """Forget a webhook, and what it was still to be told."""
     if not await context_of(request).webhooks.delete(webhook_id):
         raise unknown_webhook(webhook_id)
-    return nothing()
+    return no_content()
 
 
 @router.post("/webhooks/{webhook_id:id}/test", **documents("test_webhook", {202: Delivery}, ("not-found",)))
@@ -69,7 +69,7 @@ async def test_webhook(request: Request, webhook_id: str) -> Response:
 async def list_deliveries(request: Request, webhook_id: str) -> Response:
     """What was sent, newest first: each attempt, with the status of its answer or why there was none."""
     webhooks, webhook = context_of(request).webhooks, await _known(request, webhook_id)
-    listed = [_told(each) for each in await webhooks.deliveries(webhook)]
+    listed = [_told(delivery) for delivery in await webhooks.deliveries(webhook)]
     return JSONResponse(DeliveryList(deliveries=tuple(listed)).model_dump(mode="json"))
 
 
@@ -89,8 +89,8 @@ def unknown_webhook(webhook_id: str) -> NotFound:
 async def _check(url: str, allow_private: bool) -> None:
     """A name without an address may get one later; one that is not public is refused now. Raises ``InvalidRequest``."""
     try:
-        checked_url(url, allow_private)
-        await resolved(url, allow_private)
+        check_url(url, allow_private)
+        await resolve(url, allow_private)
     except Unreachable as error:
         if "no address" not in str(error):
             wrong = FieldError(pointer="/url", code="unreachable-url", message=str(error))

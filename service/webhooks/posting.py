@@ -1,5 +1,5 @@
-"""One POST to where a webhook's URL leads: the name is looked up, its addresses are checked, and the connection goes to
-one of those by number. Host, SNI and the certificate go by the name. No redirect is followed, and no proxy asked."""
+"""One POST to a webhook's URL: the name is resolved, its addresses are checked, and the connection goes to one of those
+addresses. Host, SNI and the certificate go by the name. No redirect is followed, no proxy is used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import httpx2
 
-from service.webhooks.addresses import LookUp, resolved, system_addresses
+from service.webhooks.addresses import LookUp, resolve, system_addresses
 
 LONGEST_ANSWER = 64 * 1024
 TIMEOUT = httpx2.Timeout(10.0, connect=5.0)
@@ -27,7 +27,7 @@ class Posting:
 
     async def __call__(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
         """The answer's status. Raises ``Unreachable``, ``httpx2.HTTPError`` and ``OSError``."""
-        target = await resolved(url, self._allow_private, self._look_up)
+        target = await resolve(url, self._allow_private, self._look_up)
         extensions = {"sni_hostname": target.name}  # whose certificate it must be; the address is only where to knock
         named = {"Host": target.host, **headers}
         async with (
@@ -39,7 +39,7 @@ class Posting:
 
 
 async def _bounded(answer: httpx2.Response) -> None:
-    """Of what the other side says, nothing is kept, and not much of it is read."""
+    """Read a bounded part of the answer's body, and keep none of it."""
     size = 0
     async for chunk in answer.aiter_raw():
         size += len(chunk)

@@ -1,4 +1,4 @@
-"""What a process that died has left lying about: told by its age, since nobody can be asked."""
+"""Finds what a process that died left behind. Only its age tells: there is nobody to ask."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def stale(folder: Path, pattern: str, age_s: float) -> Iterator[Path]:
+def abandoned_paths(folder: Path, pattern: str, age_s: float) -> Iterator[Path]:
     """Files and folders directly in ``folder`` that nothing was written to for ``age_s`` seconds."""
     before = time.time() - age_s
     for path in folder.glob(pattern):

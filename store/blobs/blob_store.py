@@ -23,7 +23,7 @@ from typing import Any
 import obstore
 from obstore.store import LocalStore, S3Store
 
-from store.blobs.abandoned import stale
+from store.blobs.abandoned import abandoned_paths
 from store.settings import StoreSettings
 from store.tenancy.tenants import DEFAULT_TENANT
 
@@ -162,14 +162,14 @@ class Blobs:
     def tidy(self, age_s: float) -> None:
         """Delete what was to become a blob and was given up more than ``age_s`` seconds ago, whosever it was."""
         if self.folder is not None:
-            for path in stale(self.folder / INCOMING, "*", age_s):
+            for path in abandoned_paths(self.folder / INCOMING, "*", age_s):
                 path.unlink(missing_ok=True)
             return
         before = datetime.now(UTC) - timedelta(seconds=age_s)
         for listed in obstore.list(self._store, INCOMING):
-            for each in listed:
-                if each["last_modified"] < before:
-                    obstore.delete(self._store, each["path"])
+            for blob in listed:
+                if blob["last_modified"] < before:
+                    obstore.delete(self._store, blob["path"])
 
     def _download(self, sha256: str, path: Path) -> None:
         found = obstore.get(self._store, self._path(sha256))

@@ -1,12 +1,12 @@
 """Which records need a blob: a set of ids. The bytes go when the last of them does.
 
-Two jobs of a tenant that made the same artifact share one blob. References are taken in the scripts that make a record,
-so a record never names bytes that nobody holds; they are dropped here. Until there is a record, whoever brings the
-bytes holds them, from before they are in place: for ``HELD_S`` at most, so that one who dies over it keeps nothing for
-ever. Bytes are counted with the first reference and given back with the last.
+Two jobs of a tenant that made the same artifact share one blob. The scripts that create a record also take its
+references, so a record never names bytes that nobody holds; references are dropped here. Until there is a record, the
+process that stores the bytes holds them, from just before they are in place, and for ``HELD_S`` at most: if it dies,
+they are not kept forever. Bytes count for the tenant from the first reference to the last.
 
-Bytes are deleted outside of Redis. Until that is done nobody takes hold of their digest: whoever brings the same bytes
-waits, and then stores them anew. A deletion whose process died is done once more by the next sweep.
+Bytes are deleted outside of Redis. Until that is done nobody can hold their digest: a process that stores equal bytes
+waits, and then stores them again. If a process dies while it deletes, the next sweep repeats the deletion.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import redis
 from redis.asyncio import Redis
 
 from store.blobs.blob_store import BlobInfo, Blobs
+from store.outage import persist
 from store.records import DELETING, HOLDS
-from store.retries import persist
 from store.scripts.script import Script
 from store.tenancy.tenants import Tenant
 
@@ -132,8 +132,8 @@ class References:
             yield hold
         finally:
             with suppress(redis.RedisError):  # what stays is found by ``sweep``
-                for each in held:
-                    self._let_go(each)
+                for reference in held:
+                    self._drop_reference(reference)
 
     def sweep(self, now: float | None = None) -> list[str]:
         """Drop what was held for too long: its holder died; and delete what was not deleted in time. ``now``: seconds
@@ -142,14 +142,14 @@ class References:
         now_ms = int((seconds if now is None else now) * 1000)
         overdue = [_Reference.named(name) for name in self._until(HOLDS, now_ms)]
         undeleted = [_Reference.named(f"{blob}:") for blob in self._until(DELETING, now_ms)]
-        for each in (*overdue, *undeleted):
-            self._let_go(each)
-        return [each.owner for each in overdue]
+        for reference in (*overdue, *undeleted):
+            self._drop_reference(reference)
+        return [reference.owner for reference in overdue]
 
     def _until(self, deadlines: str, now_ms: int) -> list[str]:
-        return [each.decode() for each in cast("list[bytes]", self._redis.zrangebyscore(deadlines, "-inf", now_ms))]
+        return [name.decode() for name in cast("list[bytes]", self._redis.zrangebyscore(deadlines, "-inf", now_ms))]
 
-    def _let_go(self, reference: _Reference) -> None:
+    def _drop_reference(self, reference: _Reference) -> None:
         deadline: int = persist(lambda: reference.drop(self._drop), self._patience_s)
         if deadline:
             self._blobs.within(reference.tenant.name).remove(reference.sha256)

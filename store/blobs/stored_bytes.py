@@ -1,7 +1,7 @@
-"""How many bytes a tenant keeps, and room for more: reserved before they arrive, so that uploads that arrive together
-cannot pass the limit together.
+"""How many bytes a tenant keeps, and reservations for more. They are made before the bytes arrive, so that uploads that
+arrive at the same time cannot pass the limit together.
 
-A reservation that is not renewed runs out: a gateway that dies takes no room with it.
+A reservation that is not renewed runs out, so a gateway that dies reserves nothing for ever.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class QuotaPassed(Exception):
 
 @dataclass
 class Reservation:
-    """Room for one upload, taken in steps while it arrives."""
+    """Space for one upload, taken in steps while it arrives."""
 
     redis: Redis
     tenant: Tenant
@@ -42,7 +42,7 @@ class Reservation:
     renewed: float = 0.0
 
     async def cover(self, size: int) -> None:
-        """Make sure of room for ``size`` bytes in all. Raises ``QuotaPassed``."""
+        """Reserve space for ``size`` bytes in all. Raises ``QuotaPassed``."""
         now = time.time()
         if size <= self.size and now - self.renewed < RENEW_S:
             return
@@ -60,7 +60,7 @@ class Reservation:
         self.size, self.renewed = wanted, now
 
     async def grow(self, size: int) -> None:
-        """Like ``cover``, a step ahead where there is room for one: not a call for each chunk."""
+        """Like ``cover``, a step ahead if the quota allows one, so that not every chunk costs a call."""
         if size <= self.size and time.time() - self.renewed < RENEW_S:
             return
         try:

@@ -2,9 +2,9 @@
 
 - ``claim`` gives a job to one worker only, with a fencing token that no earlier claim had.
 - Once the lease is lost, every write of the old claim raises ``LostLease``, and nothing of it is stored.
-- A Redis that restarts in the middle of a job is waited for: writes are repeated for as long as a lease lasts, the ones
-  that finish a job for some minutes. Repeating is safe: a claim whose answer got lost is known again by its mark, an
-  end by its token.
+- Writes wait for a Redis that restarts in the middle of a job: they are repeated for as long as a lease lasts, those
+  that finish a job for some minutes. Repeating is safe: a claim whose answer was lost is recognized by its mark, the
+  end of a job by its token.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import redis
 from fewbit.contract.problems import JobProblem
 from fewbit.contract.spec import JobSpec
 from store.jobs.transition import TRANSITION, Move, Outcome
+from store.outage import persist
 from store.queue import LARGE, SMALL
 from store.records import LEASES, PREFIX, ArtifactRecord, BlobRef, decode_ref, job_key
-from store.retries import persist
 from store.scripts.script import Script
 from store.settings import StoreSettings
 
@@ -81,8 +81,8 @@ class Leases:
         return chosen.decode()
 
     def claim(self, job_id: str, worker: str) -> Claim | None:
-        """queued -> running. ``None`` when there is nothing to run: claimed already, canceled, deleted, or its tenant
-        has as many running as may; then it stays queued, and is delivered again once one of those has ended."""
+        """queued -> running. ``None`` if the job cannot run now: it was claimed, canceled or deleted, or its tenant has
+        as many running jobs as it may. Then it stays queued, and is delivered again once one of those has ended."""
         mark = f"{worker}/{uuid.uuid4().hex}"
         lease_s = self._settings.lease_s
         fields = {"claimed_by": mark, "worker": worker}
@@ -101,7 +101,7 @@ class Leases:
     def look(self, claim: Claim) -> Literal["running", "canceling"]:
         """What ``renew`` would answer, and raise; nothing is written."""
         fields = persist(lambda: self._redis.hmget(job_key(claim.job_id), "status", "token"), self._settings.lease_s)
-        status, token = ((each or b"").decode() for each in cast("list[bytes | None]", fields))
+        status, token = ((value or b"").decode() for value in cast("list[bytes | None]", fields))
         if status not in _STAYS or token != str(claim.token):
             raise LostLease(f"{claim.job_id} is {status or 'none'}")
         return cast(Literal["running", "canceling"], status)

@@ -1,8 +1,8 @@
-"""API keys: ``fbk_<id>_<secret>``. The id finds the record, and of the whole only a SHA-256 is kept: the secret has 256
-bits of chance, which no dictionary holds, so that a slow hash would protect nothing and cost every request.
+"""API keys: ``fbk_<id>_<secret>``. The id finds the record; of the key itself only a SHA-256 is kept. The secret has
+256 random bits, which no dictionary holds: a slow hash would protect nothing and cost every request.
 
-A key belongs to a tenant and has a scope. ``rotate`` makes a successor; the old one goes on for a while, so that both
-work until every place has the new one. Times are seconds since the epoch.
+A key belongs to a tenant and has a scope. ``rotate`` makes a successor; the old key stays valid for a while, so that
+both work until the new one is in place everywhere. Times are seconds since the epoch.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import redis
 import redis.asyncio
 
 from store.records import PREFIX, now_iso
-from store.tenancy.audit import appended
+from store.tenancy.audit import stream_entry
 from store.tenancy.tenants import TENANT
 
 Scope = Literal["read", "write", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
-"""Each may what those before it may."""
+"""A scope includes those before it."""
 
 KEYS = f"{PREFIX}keys"
 OPERATOR = "operator"
@@ -55,13 +55,13 @@ class KeyRecord:
     def of(cls, fields: list[bytes | None]) -> KeyRecord | None:
         if fields[0] is None:
             return None
-        words = [(each or b"").decode() for each in fields]
+        words = [(value or b"").decode() for value in fields]
         identifier, digest, tenant, scope, name, family = words[:6]
-        times = [float(each or 0) for each in words[6:]]
+        times = [float(value or 0) for value in words[6:]]
         return cls(identifier, digest, tenant, cast(Scope, scope), name, family, *times)
 
     def opens(self, key: bytes, now: float) -> bool:
-        """Whether ``key`` is this one, and still counts."""
+        """Whether ``key`` is this one, and still valid."""
         same = hmac.compare_digest(sha256(key).hexdigest(), self.digest)
         return same and self.state(now) == "active"
 
@@ -92,7 +92,7 @@ class KnownKeys:
 
 
 class UnknownKey(Exception):
-    """There is no key of this id, or it counts no longer."""
+    """There is no key with this id, or it is no longer valid."""
 
 
 class KeyRing:
@@ -114,7 +114,7 @@ class KeyRing:
         digest = sha256(key.encode()).hexdigest()
         record = KeyRecord(identifier, digest, tenant, scope, name, family or identifier, now, expires, 0.0)
         with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(record_key(identifier), mapping={each: getattr(record, each) for each in KeyRecord.FIELDS})
+            pipe.hset(record_key(identifier), mapping={field: getattr(record, field) for field in KeyRecord.FIELDS})
             pipe.sadd(KEYS, identifier)
             _tell(pipe, "make_key", record)
             pipe.execute()
@@ -122,13 +122,13 @@ class KeyRing:
 
     def list(self, tenant: str | None = None) -> Iterator[KeyRecord]:
         """Every key, the oldest first."""
-        identifiers = [each.decode() for each in cast("set[bytes]", self._redis.smembers(KEYS))]
-        records = [record for each in identifiers if (record := self._find(each)) is not None]
-        wanted = [each for each in records if tenant in (None, each.tenant)]
-        yield from sorted(wanted, key=lambda each: each.created_at)
+        identifiers = [key_id.decode() for key_id in cast("set[bytes]", self._redis.smembers(KEYS))]
+        records = [record for key_id in identifiers if (record := self._find(key_id)) is not None]
+        wanted = [key for key in records if tenant in (None, key.tenant)]
+        yield from sorted(wanted, key=lambda key: key.created_at)
 
     def revoke(self, identifier: str) -> KeyRecord:
-        """It opens nothing any more. Raises ``UnknownKey``."""
+        """End a key now. Raises ``UnknownKey``."""
         record = self._known(identifier)
         self._change("revoke_key", record, revoked_at=time.time())
         return record
@@ -163,7 +163,7 @@ class KeyRing:
 def _tell(pipe: redis.client.Pipeline, action: str, record: KeyRecord) -> None:
     """In the audit log of the key's tenant, in the transaction that does it."""
     entry = {"at": now_iso(), "key": OPERATOR, "action": action, "object": record.id, "outcome": "200"}
-    pipe.xadd(**appended(record.tenant, entry))
+    pipe.xadd(**stream_entry(record.tenant, entry))
 
 
 def record_key(identifier: str) -> str:

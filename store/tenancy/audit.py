@@ -25,7 +25,7 @@ class AuditEntry:
     fields: Mapping[str, str]
 
 
-def appended(tenant: str, fields: Mapping[str, str]) -> dict[str, Any]:
+def stream_entry(tenant: str, fields: Mapping[str, str]) -> dict[str, Any]:
     """What ``xadd`` takes: of either client, and in a pipeline too."""
     entry = {**dict.fromkeys(FIELDS, ""), "times": "1", **fields}
     return {"name": Tenant(tenant).audit, "fields": entry, "maxlen": LONGEST, "approximate": True}
@@ -35,7 +35,7 @@ async def page(redis: Redis, tenant: str, limit: int, before: str | None) -> lis
     """Newest first, those older than the entry ``before``."""
     highest = f"({before}" if before else "+"
     found: Any = await redis.xrevrange(Tenant(tenant).audit, highest, "-", count=limit)
-    return [_entry(*each) for each in found]
+    return [_entry(*entry) for entry in found]
 
 
 def _entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> AuditEntry:

@@ -4,8 +4,8 @@ After "Traffic Management", ITU-T I.371 (the generic cell rate algorithm): the k
 will be full again. It lets ``limit`` through at once and one more every ``60 / limit`` seconds, with no edge of a
 window at which twice as many pass. What is left, and the time until it is full, are what the RateLimit header tells.
 
-A tenant in a hurry is let through some requests ahead, so that most of them need not ask Redis. What is not used within
-a second is lost: at most a tenth of what comes back in that second, and nothing for who asks now and then.
+A busy tenant is granted some requests ahead, so that most of them need no call to Redis. Those not used within a second
+are lost: at most a tenth of what comes back in that second, and none for a tenant that asks now and then.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ AHEAD_S, MOST_AHEAD = 1.0, 100
 
 @dataclass(frozen=True)
 class Allowance:
-    """``left`` requests now; all of them again in ``seconds``. Not ``granted``: one more in ``seconds``."""
+    """``left`` requests may follow now, all of them again in ``seconds``. Not ``granted``: the next in ``seconds``."""
 
     granted: bool
     left: int

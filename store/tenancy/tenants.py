@@ -1,8 +1,8 @@
 """Who owns what. A tenant is a name; everything that can be listed, counted or found by content has it in its key.
 
 A record holds its tenant: ``record_script`` reads that, and nothing else of a record that is someone else's, so that
-"not yours" takes as long as "not there". Views of the store (``Models``, ``Datasets``, ``Jobs``) are of one tenant
-each, and have no call that names another.
+"not yours" takes as long as "not there". Views of the store (``Models``, ``Datasets``, ``Jobs``) belong to one tenant,
+and have no call that names another.
 """
 
 from __future__ import annotations

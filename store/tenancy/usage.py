@@ -35,9 +35,9 @@ async def usage(redis: Redis, tenant: Tenant) -> Usage:
 
 async def tenants(redis: Redis) -> list[str]:
     """Every tenant that has, or had, a key."""
-    identifiers = sorted(each.decode() for each in await cast(Any, redis.smembers(KEYS)))
+    identifiers = sorted(key_id.decode() for key_id in await cast(Any, redis.smembers(KEYS)))
     async with redis.pipeline(transaction=False) as pipe:
-        for each in identifiers:
-            pipe.hmget(record_key(each), KeyRecord.FIELDS)
+        for key_id in identifiers:
+            pipe.hmget(record_key(key_id), KeyRecord.FIELDS)
         records = [KeyRecord.of(fields) for fields in await pipe.execute()]
-    return sorted({DEFAULT_TENANT, *(each.tenant for each in records if each is not None)})
+    return sorted({DEFAULT_TENANT, *(key.tenant for key in records if key is not None)})

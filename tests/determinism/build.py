@@ -28,6 +28,14 @@ from tests.workers.engine import runs, test_situations  # noqa: E402
 from tests.workers.engine.situations import SITUATIONS  # noqa: E402
 
 KINDS = ("pt2", "torchscript", "onnx", "safetensors")
+SPECS: dict[str, dict[str, Any]] = {
+    "dynamic": {"method": "dynamic"},
+    "static": {"method": "static"},
+    "weight_only": {"method": "weight_only"},
+    "int4": {
+        "method": "weight_only", "weights": {"dtype": "int4", "granularity": "per_group", "group_size": 16},
+    },
+}  # fmt: skip
 VARYING = frozenset(("timings_s", "time", "peak_memory_bytes", "message", "remedy"))
 """Keys of a draft whose values differ between two runs of one tree, or are prose."""
 
@@ -78,7 +86,7 @@ def convert(upload: Path, folder: Path, method: str) -> None:
     """One job's conversion, on the upload's own example."""
     shutil.copy(upload / "model.pt2", folder)
     shutil.copy(upload / "arrays.npz", folder / "data.npz")
-    spec: dict[str, Any] = {"method": method, "artifacts": KINDS, "evaluation": {"dataset": "dst_test"}}
+    spec: dict[str, Any] = {**SPECS[method], "artifacts": KINDS, "evaluation": {"dataset": "dst_test"}}
     if method == "static":
         spec["calibration"] = {"dataset": "dst_calibration"}
     runs.Task(

@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.workers.engine.situations import SITUATIONS
 
 BUILD = Path(__file__).with_name("build.py")
-METHODS = ("dynamic", "static", "weight_only")
+METHODS = ("dynamic", "static", "weight_only", "int4")
 UNORDERED = ("model.safetensors",)  # its header and data are compared: old trees wrote the header in any order
 SHOWN = 8  # differences of one job
 
@@ -67,7 +67,7 @@ def main() -> int:
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--only", default="", help="situations whose name holds this text")
+    parser.add_argument("--only", default="", help="situations whose name holds this text, or one of several: a|b")
     parser.add_argument("--every", type=int, default=1, help="of those, each Nth")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--processes", type=int, default=1)
@@ -77,7 +77,8 @@ def main() -> int:
 
 
 def compare(options: argparse.Namespace, folder: Path) -> int:
-    names = [name for name in SITUATIONS if options.only in name][:: options.every]
+    wanted = options.only.split("|")
+    names = [name for name in SITUATIONS if any(text in name for text in wanted)][:: options.every]
     methods = options.methods.split(",")
     old = old_digests(options, folder, names, methods)
     new = build_artifacts(options.new, folder, names, methods, options.processes)

@@ -77,18 +77,18 @@ def test_each_job_gets_a_key_of_its_own(server: Scripted, client: Client) -> Non
     assert len({request.headers["idempotency-key"] for request in server.received}) == 2
 
 
-def test_a_spec_is_sent_without_the_defaults_nobody_asked_for(server: Scripted, client: Client) -> None:
+def test_a_spec_is_sent_without_defaults(server: Scripted, client: Client) -> None:
     server.plays(as_json(JOB, 202))
     client.create_job(JobSpec(model="mdl_1", evaluation=Evaluation(dataset="dst_1")))
     assert json.loads(server.received[0].body) == {"model": "mdl_1", "evaluation": {"dataset": "dst_1"}}
 
 
-def test_a_model_still_being_inspected_is_waited_for(server: Scripted, client: Client) -> None:
+def test_the_client_waits_for_an_inspection(server: Scripted, client: Client) -> None:
     server.plays(problem("model-not-ready", 409, Retry_After="0"), as_json(JOB, 202))
     assert client.create_job({"model": "mdl_1"}).id == "job_1"
 
 
-def test_retry_after_is_respected_and_patience_ends(server: Scripted, tmp_path: Path) -> None:
+def test_retry_after_is_respected_until_patience_runs_out(server: Scripted, tmp_path: Path) -> None:
     server.plays(problem("service-unavailable", 503, Retry_After="60"))
     with Client(server.url, "secret", patience=1) as client, pytest.raises(FewbitError) as raised:
         client.job("job_1")
@@ -96,7 +96,7 @@ def test_retry_after_is_respected_and_patience_ends(server: Scripted, tmp_path: 
     assert len(server.received) == 1
 
 
-def test_cancel_is_not_repeated_when_nobody_answered(server: Scripted, client: Client) -> None:
+def test_cancel_is_not_repeated_without_an_answer(server: Scripted, client: Client) -> None:
     server.plays(DROPPED)
     with pytest.raises(FewbitError):
         client.cancel("job_1")
@@ -114,7 +114,7 @@ def test_a_refused_spec_says_what_where_and_what_to_do(server: Scripted, client:
     assert "What to do: `errors` names each field" in text
 
 
-def test_nobody_at_the_address_is_said_with_the_address() -> None:
+def test_an_unreachable_service_is_named_by_its_address() -> None:
     with Client("http://127.0.0.1:9", "secret", patience=0) as client, pytest.raises(FewbitError) as raised:
         client.capabilities()
     assert "http://127.0.0.1:9 does not answer" in str(raised.value)
@@ -146,7 +146,7 @@ def test_waiting_ends_when_the_stream_closes_after_the_job_has_ended(server: Scr
     assert client.wait("job_1").status == "succeeded"
 
 
-def test_a_report_is_waited_for(server: Scripted, client: Client) -> None:
+def test_the_client_waits_for_a_report(server: Scripted, client: Client) -> None:
     report = example_report()
     server.plays(
         as_json({"status": "running", "progress": None}, 202, Retry_After="0"),
@@ -165,7 +165,7 @@ def test_a_failed_job_is_raised_as_the_problem_it_failed_with(server: Scripted, 
     assert "smaller evaluation.batch_size" in str(raised.value)
 
 
-def test_a_download_that_breaks_off_goes_on_where_it_stopped(server: Scripted, client: Client, tmp_path: Path) -> None:
+def test_an_interrupted_download_resumes_where_it_stopped(server: Scripted, client: Client, tmp_path: Path) -> None:
     content = bytes(range(256)) * 40
     rest = Answer(206, content[1000:], {"Content-Range": f"bytes 1000-{len(content) - 1}/{len(content)}"})
     server.plays(artifact(content), Answer(200, content, cut=1000), rest)
@@ -180,7 +180,7 @@ def test_a_download_with_other_bytes_than_announced_is_not_kept(
     server: Scripted, client: Client, tmp_path: Path
 ) -> None:
     server.plays(artifact(b"right"), Answer(200, b"wrong"))
-    with pytest.raises(FewbitError, match="other bytes"):
+    with pytest.raises(FewbitError, match="does not have the bytes that the service announced"):
         client.download("job_1", "model.ts.pt", tmp_path / "model.ts.pt")
     assert list(tmp_path.iterdir()) == []
 

@@ -43,7 +43,7 @@ def test_an_error_metric_is_better_when_it_is_lower() -> None:
     assert numbers(compare(jobs))["accuracy.mean_squared_error"] == ((0.5, 0.7), (0,))
 
 
-def test_what_one_job_did_not_measure_is_null_and_not_best() -> None:
+def test_an_unmeasured_value_is_null_and_not_best() -> None:
     assert numbers(sides())["output.sqnr_db"] == ((31.2, None), ())
 
 
@@ -55,7 +55,7 @@ def test_layers_are_matched_by_name_and_missing_ones_are_null() -> None:
     assert layers["c"].jobs[0] is None
 
 
-def test_layers_that_are_not_the_same_say_in_what() -> None:
+def test_layers_that_differ_say_how() -> None:
     layers = {layer.name: layer for layer in sides().layers}
     assert layers["b"].differences == ("quantized", "scheme")
     assert layers["b"].best == (1,)

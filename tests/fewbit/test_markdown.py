@@ -50,7 +50,7 @@ def test_findings_come_worst_first_and_the_patch_can_be_copied() -> None:
     assert '```json\n{"layers": [{"match": "encoder.layers.0.linear2", "quantize": false}]}\n```' in written
 
 
-def test_float_layers_are_told_with_reason_remedy_and_patch_folded_away() -> None:
+def test_float_layers_are_folded_with_reason_remedy_and_patch() -> None:
     folded = report_markdown(full_report(), BASE).split("<summary>1 of 12 layers stayed float</summary>")[1]
     assert "[excluded\\-by\\-user](<https://fewbit.example/reasons/excluded-by-user>)" in folded
     assert '`{"layers": []}`' in folded.split("</details>")[0]
@@ -60,7 +60,7 @@ def rendered(written: str) -> str:
     return str(MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(written))
 
 
-def test_words_of_an_uploader_are_words() -> None:
+def test_an_uploaders_text_stays_text() -> None:
     finding = {"severity": "error", "code": "x", "layer": HOSTILE, "message": HOSTILE, "remedy": HOSTILE}
     hostile = report(
         findings=[finding],

@@ -28,5 +28,5 @@ def test_counts_are_short(value: float, written: str) -> None:
     assert numbers.count(value) == written
 
 
-def test_a_minus_is_a_minus() -> None:
+def test_negative_numbers_have_a_true_minus_sign() -> None:
     assert (numbers.decibels(-1.25), numbers.decibels(None), numbers.small(-0.0)) == ("−1.2 dB", "—", "0")

@@ -156,7 +156,7 @@ def test_a_filtered_layer_takes_its_open_detail_along(reader: Reader) -> None:
 
 
 @pytest.mark.parametrize("script", [True, False])
-def test_a_layer_opens_to_everything_known_of_it(chrome: Browser, tmp_path: Path, script: bool) -> None:
+def test_a_layer_opens_to_its_details(chrome: Browser, tmp_path: Path, script: bool) -> None:
     for reader in reading(chrome, tmp_path, java_script_enabled=script):
         page = reader.opens(report_page(full_report(12)))
         expect(page.locator("tr.detail:visible")).to_have_count(0)
@@ -198,7 +198,7 @@ def test_a_patch_is_copied_whole(chrome: Browser, tmp_path: Path) -> None:
         assert page.evaluate(CLIPBOARD) == '{"layers": []}'
 
 
-def test_without_a_script_nothing_is_offered_that_needs_one(chrome: Browser, tmp_path: Path) -> None:
+def test_without_scripts_no_scripted_control_is_shown(chrome: Browser, tmp_path: Path) -> None:
     for reader in reading(chrome, tmp_path, java_script_enabled=False):
         page = reader.opens(report_page(full_report(12)))
         assert len(names(page)) == 12
@@ -229,7 +229,7 @@ def test_no_page_scrolls_sideways(chrome: Browser, tmp_path: Path, width: int, c
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_who_hears_the_page_finds_everything_by_name(reader: Reader, case: str) -> None:
+def test_a_screen_reader_finds_everything_by_name(reader: Reader, case: str) -> None:
     page = reader.opens(CASES[case]())
     assert page.get_by_role("main").count() == 1
     assert page.locator("h1").count() == 1
@@ -287,7 +287,7 @@ CONTRAST = """
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("case", ["full", "comparison"])
-def test_every_word_stands_out_enough(chrome: Browser, tmp_path: Path, scheme: str, case: str) -> None:
+def test_every_text_has_enough_contrast(chrome: Browser, tmp_path: Path, scheme: str, case: str) -> None:
     """WCAG 2.2, 1.4.3: 4.5 to 1."""
     for reader in reading(chrome, tmp_path, color_scheme=scheme, viewport={"width": 1280, "height": 900}):
         page = reader.opens(CASES[case]())
@@ -296,14 +296,14 @@ def test_every_word_stands_out_enough(chrome: Browser, tmp_path: Path, scheme: s
         assert page.evaluate(CONTRAST) == []
 
 
-def test_paper_has_the_details_that_matter_and_no_controls(reader: Reader) -> None:
+def test_print_has_the_important_details_and_no_controls(reader: Reader) -> None:
     page = reader.opens(report_page(full_report(12)))
     page.emulate_media(media="print")
     expect(page.locator("tr.detail:visible")).to_have_count(3)
     assert page.locator("button.copy:visible, .controls:visible, nav:visible").count() == 0
 
 
-def test_words_of_an_uploader_are_words(reader: Reader) -> None:
+def test_an_uploaders_text_stays_text(reader: Reader) -> None:
     held = {
         "code": HOSTILE,
         "message": HOSTILE,
@@ -334,7 +334,7 @@ def test_only_layers_that_differ_can_be_shown(reader: Reader) -> None:
     assert 0 < rows.count() < before
 
 
-def test_what_lost_nothing_does_not_flatten_the_curve_of_what_did(reader: Reader) -> None:
+def test_identical_layers_do_not_flatten_the_error_curve(reader: Reader) -> None:
     """150 dB is the cap of what is the same bit for bit: a curve with it would show nothing else."""
     rows = [layer("a"), layer("b"), layer("same", quantized=False)]
     for row, decibels in zip(rows, (40.0, 30.0, 150.0), strict=True):
@@ -345,7 +345,7 @@ def test_what_lost_nothing_does_not_flatten_the_curve_of_what_did(reader: Reader
     expect(reader.opens(report_page(report(layers=rows[:1]))).locator("#depth")).to_contain_text("Nothing to draw")
 
 
-def test_without_a_browser_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_browser_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("FEWBIT_CHROMIUM", raising=False)
     with pytest.raises(RuntimeError, match="apt-get install chromium"):

@@ -47,7 +47,7 @@ def test_a_float_layer_says_why_and_how_to_change_it() -> None:
     assert 'spec: {"layers": []}' in text
 
 
-def test_what_plain_quantize_dynamic_misses_is_said_once_for_all_its_layers() -> None:
+def test_a_reason_of_plain_quantize_dynamic_appears_once_for_all_its_layers() -> None:
     text = " ".join(printed(example_report()).split())
     assert "encoder.layers.1.self_attn.in_proj and 1 more" in text
     assert text.count("keeps its input projection as a bare Parameter") == 1
@@ -89,7 +89,7 @@ def test_a_slower_artifact_is_called_slower() -> None:
     assert words.speed_words(slow)[0] == "0.56 × (slower)"
 
 
-def test_a_job_that_only_analyzes_is_shown_too() -> None:
+def test_an_analyze_job_is_shown_too() -> None:
     nothing: dict[str, Any] = {"accuracy": None, "latency": None, "artifacts": [], "findings": [], "gates": []}
     report = example_report(**nothing, size={"before": 100, "after": None, "ratio": None})
     assert "not measured" in printed(report)
@@ -111,7 +111,7 @@ def test_long_names_break_after_dots() -> None:
     assert terminal.break_at_dots("x" * 30, 28) == "x" * 28 + "\nxx"
 
 
-def test_several_metrics_have_a_line_each_and_only_shares_are_percentages() -> None:
+def test_several_metrics_get_one_line_each_and_only_shares_are_percentages() -> None:
     report = example_report()
     assert report.accuracy is not None
     squared = Metric(
@@ -129,13 +129,13 @@ def test_a_terminal_shows_what_was_measured_of_each_layer_and_the_model() -> Non
     text = printed(full_report())
     assert max(map(len, text.splitlines())) <= 100
     assert "(2) 0.21 ms" in text
-    assert "Most sensitive: what the output loses if only this layer is quantized" in text
+    assert "Most sensitive layers: what the output loses if only that layer is quantized" in text
     assert "+0.8 dB if it stays float" in text
     assert "128 samples; the ranges had settled after 64." in text
     assert "Input mask never changes." in text
 
 
-def test_a_layer_that_is_not_what_was_asked_for_is_marked() -> None:
+def test_a_layer_that_differs_from_the_spec_is_marked() -> None:
     asked = {"quantized": True, "weights": {"dtype": "int8", "granularity": "per_channel"}, "activations": "dynamic"}
     held = layer("a", quantized=False, scheme=None, requested=asked)
     text = printed(example_report(layers=[held]))
@@ -144,7 +144,7 @@ def test_a_layer_that_is_not_what_was_asked_for_is_marked() -> None:
     assert "≠" not in printed(full_report())
 
 
-def test_a_metric_with_a_scale_of_its_own_is_no_percentage() -> None:
+def test_a_regression_metric_is_not_a_percentage() -> None:
     error = Metric(
         name="mean_squared_error", before=0.5, after=0.6, delta=0.1, ci95=(0.05, 0.15), p_value=0.01, note=""
     )

@@ -28,7 +28,7 @@ from fewbit.contract.spec import LayerRule
         {"layers": [{"match": ""}]},
     ],
 )
-def test_a_spec_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
+def test_a_contradictory_spec_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         JobSpec.model_validate({"model": "mdl_1"} | wrong)
 
@@ -41,7 +41,7 @@ def test_every_default_is_visible() -> None:
     assert spec["artifacts"] == ["pt2", "torchscript"]
 
 
-def test_a_spec_survives_the_wire() -> None:
+def test_a_spec_survives_a_round_trip_through_json() -> None:
     spec = JobSpec.model_validate(
         {"model": "mdl_1", "layers": [{"match": "a.*", "weights": {"range": {"clip": [-5, 5]}}}]}
     )

@@ -7,11 +7,11 @@ from starlette.requests import Request
 
 import service.app  # noqa: F401  # registers {…:id}
 from service.artifacts.ranges import requested_range
-from service.audit.endpoints import checked
+from service.audit.endpoints import check_cursor
 from service.http.answers import chosen_type, decode_cursor
 from service.http.preferences import preferred_wait
 from service.http.problems import Refusal
-from service.jobs.endpoints import checked_event_id, not_modified
+from service.jobs.endpoints import check_event_id, not_modified
 from service.uploads.receive import announced_sha256, announced_size, file_name
 from tests.fuzz import Target
 
@@ -53,8 +53,8 @@ def read_headers(value: bytes) -> None:
         lambda: chosen_type(request, ("application/json", "text/html")),
         lambda: not_modified(request, 'W/"1"'),
         lambda: decode_cursor(text, "job"),
-        lambda: checked(text),
-        lambda: checked_event_id(text),
+        lambda: check_cursor(text),
+        lambda: check_event_id(text),
         lambda: file_name(text),
     )
     for reader in readers:

@@ -89,7 +89,7 @@ def with_entries(entries: Callable[[Path], Iterable[tuple[str, bytes]]]) -> Buil
     return build
 
 
-def of_program(change: Callable[[dict[str, Any]], Any]) -> Build:
+def changed_program(change: Callable[[dict[str, Any]], Any]) -> Build:
     """The honest model with another program."""
     return lambda folder, _: uploads.with_program(honest(folder), folder / "model", change)
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.evidence import Remembering, Surroundings
+from tests.hostile.evidence import RecordingForkServer, Surroundings
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[Remembering]:
+def forks() -> Iterator[RecordingForkServer]:
     """It remembers its children, and they can be told to do without a wall."""
-    server = Remembering("tests.hostile.unguarded:main", "tests.hostile.unguarded:preload")
+    server = RecordingForkServer("tests.hostile.unguarded:main", "tests.hostile.unguarded:preload")
     server.start()
     yield server
     server.stop()
@@ -22,4 +22,4 @@ def forks() -> Iterator[Remembering]:
 @pytest.fixture
 def here(tmp_path: Path) -> Surroundings:
     """A worker's scratch with another tenant's job in it, and a store."""
-    return Surroundings.made(tmp_path / "here")
+    return Surroundings.create(tmp_path / "here")

@@ -26,7 +26,7 @@ SECRET = f"the weights of another tenant, {uuid.uuid4().hex}".encode()
 KILLED_WITHIN_S = 3.0  # of its deadline: the watcher looks ten times a second
 
 
-class Remembering(ForkServer):
+class RecordingForkServer(ForkServer):
     """Knows which children it had."""
 
     def __init__(self, entry: str, preload: str) -> None:
@@ -60,7 +60,7 @@ class Surroundings:
         return self.scratch / "fewbit-job_another" / f"canary-{uuid.uuid5(uuid.NAMESPACE_URL, str(self.root)).hex}"
 
     @classmethod
-    def made(cls, root: Path) -> Surroundings:
+    def create(cls, root: Path) -> Surroundings:
         here = cls(root)
         for path in (here.canary.parent / "secret", root / "store" / "blob"):
             path.parent.mkdir(parents=True)
@@ -69,7 +69,7 @@ class Surroundings:
 
     def state(self) -> dict[str, tuple[object, ...]]:
         """All there is to know of what lies around the job, but when it was read."""
-        return {str(path): state_of(path) for path in sorted(self.root.rglob("*")) if path != self.scratch}
+        return {str(path): file_state(path) for path in sorted(self.root.rglob("*")) if path != self.scratch}
 
     def marks(self, pid: int) -> list[str]:
         """What is called by the canary's name, or by the process's number, where everybody may write."""
@@ -78,7 +78,7 @@ class Surroundings:
         return [str(path) for path in entries if self.canary.name in path.name or f"_{pid}_" in path.name]
 
 
-def state_of(path: Path) -> tuple[object, ...]:
+def file_state(path: Path) -> tuple[object, ...]:
     status = path.lstat()
     told = (status.st_mode, status.st_uid, status.st_gid, status.st_nlink, status.st_mtime_ns, status.st_ctime_ns)
     attributes = tuple(os.listxattr(path, follow_symlinks=False))
@@ -94,7 +94,9 @@ class Ending:
     traces: tuple[str, ...]
 
 
-def attack(forks: Remembering, here: Surroundings, case: Case, made: Path, without: str | None = None) -> Ending:
+def attack(
+    forks: RecordingForkServer, here: Surroundings, case: Case, made: Path, without: str | None = None
+) -> Ending:
     """The case's stage over its upload, in a scratch folder that is wiped as the worker wipes it."""
     made.mkdir()
     upload = case.build(made, here.canary)
@@ -114,7 +116,7 @@ def attack(forks: Remembering, here: Surroundings, case: Case, made: Path, witho
         f"told the secret: {detail}": SECRET in told,
         **{f"not as before: {path}": before.get(path) != after.get(path) for path in before | after},
         **{f"on the machine: {path}": True for path in here.marks(child)},
-        **{f"still there: {process}": True for process in processes_of(child, forks.pid)},
+        **{f"still there: {process}": True for process in remaining_processes(child, forks.pid)},
     }
     return Ending(slug, detail, tuple(trace for trace, found in traces.items() if found))
 
@@ -139,9 +141,9 @@ def _bytes_in(folder: Path) -> Iterator[bytes]:
             yield path.read_bytes()
 
 
-def processes_of(child: int, server: int) -> list[str]:
+def remaining_processes(child: int, server: int) -> list[str]:
     """Who is of the child's process group or session, or a child of the fork server."""
-    return [text for text in _processes() if _is_of(text, child, server)]
+    return [text for text in _processes() if _belongs_to(text, child, server)]
 
 
 def _processes() -> Iterator[str]:
@@ -150,6 +152,6 @@ def _processes() -> Iterator[str]:
             yield status.read_text()
 
 
-def _is_of(status: str, child: int, server: int) -> bool:
+def _belongs_to(status: str, child: int, server: int) -> bool:
     _, parent, group, session, *_ = status.rpartition(")")[2].split()
     return child in (int(group), int(session)) or server == int(parent)

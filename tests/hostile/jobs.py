@@ -15,7 +15,7 @@ from workers.sandbox.child import run_child
 from workers.sandbox.fork_server import ForkServer
 
 
-def report_of(forks: ForkServer, folder: Path, **spec: Any) -> Report:
+def run_job(forks: ForkServer, folder: Path, **spec: Any) -> Report:
     """Of ``folder/model``, a ``.pt2`` that is taken. Its JSON holds no NaN, which JSON does not have."""
     task = Task(
         job="job_1",

@@ -18,8 +18,8 @@ from tests.hostile.case import (
     Build,
     Case,
     cases,
+    changed_program,
     honest,
-    of_program,
     with_entries,
 )
 from tests.hostile.scripts import SCRIPTS
@@ -29,7 +29,7 @@ CALL = "__import__('os').system('true')"
 
 
 def _expression(text: str) -> Build:
-    return of_program(lambda program: program.update(extra={"expr_str": text}))
+    return changed_program(lambda program: program.update(extra={"expr_str": text}))
 
 
 def _json(data: bytes) -> Build:
@@ -108,15 +108,15 @@ PROGRAMS = [
         "size as format string": _expression("f'{1}'"),
         "size that assigns": _expression("(x := 1)"),
         "size of ten thousand brackets": _expression("(" * 10_000 + "1" + ")" * 10_000),
-        "guard code": of_program(lambda program: program.update(guards_code=[CALL])),
-        "target that resolves": of_program(lambda program: program.update(target="torch.os.system")),
-        "target by attribute": of_program(lambda program: program.update(target="torch.ops.aten.add.__class__")),
-        "operator of files": of_program(lambda program: program.update(target="torch.ops.aten.from_file.default")),
-        "tree that imports": of_program(
+        "guard code": changed_program(lambda program: program.update(guards_code=[CALL])),
+        "target that resolves": changed_program(lambda program: program.update(target="torch.os.system")),
+        "target by attribute": changed_program(lambda program: program.update(target="torch.ops.aten.add.__class__")),
+        "operator of files": changed_program(lambda program: program.update(target="torch.ops.aten.from_file.default")),
+        "tree that imports": changed_program(
             lambda program: program.update(in_spec=json.dumps([1, {"__enum__": True, "fqn": "os.system", "name": "x"}]))
         ),
-        "name as source": of_program(lambda program: program.update(as_name=f"x = {CALL}\n")),
-        "range of code": of_program(lambda program: program.update(range_constraints={CALL: {}})),
+        "name as source": changed_program(lambda program: program.update(as_name=f"x = {CALL}\n")),
+        "range of code": changed_program(lambda program: program.update(range_constraints={CALL: {}})),
     }, _HARMLESS),
     Case("program: a million operations", "pt2", (INVALID,), _many_nodes, (INVALID, LATE, STARVED), seconds=8),
     *cases("program", "pt2", (INVALID,), {

@@ -13,7 +13,7 @@ import pytest
 
 from tests.hostile.case import Case
 from tests.hostile.corpus import CASES, PICKLES
-from tests.hostile.evidence import Remembering, Surroundings, attack
+from tests.hostile.evidence import RecordingForkServer, Surroundings, attack
 from tests.hostile.pickles import ACTS
 from tests.hostile.programs import RUNNING
 from tests.workers import uploads
@@ -28,7 +28,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return uploads.mlp(tmp_path_factory.mktemp("honest") / "model")
 
 
-def assert_takes_the_next(forks: Remembering, honest: Path, tmp_path: Path, server: int) -> None:
+def assert_takes_the_next(forks: RecordingForkServer, honest: Path, tmp_path: Path, server: int) -> None:
     """The same fork server, not a new one in its place."""
     (tmp_path / "next").mkdir(mode=0o700)
     shutil.copy(honest, tmp_path / "next" / "model")
@@ -38,13 +38,15 @@ def assert_takes_the_next(forks: Remembering, honest: Path, tmp_path: Path, serv
     assert forks.pid == server
 
 
-def test_there_are_enough() -> None:
+def test_the_corpus_is_large_enough() -> None:
     assert len(CASES) >= 60
     assert len({case.name for case in CASES}) == len(CASES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_both_walls(forks: Remembering, tmp_path: Path, here: Surroundings, honest: Path, case: Case) -> None:
+def test_scan_and_fence_together_stop_every_upload(
+    forks: RecordingForkServer, tmp_path: Path, here: Surroundings, honest: Path, case: Case
+) -> None:
     server = forks.pid
     ending = attack(forks, here, case, tmp_path / "made")
     assert ending.slug in case.slugs, ending.detail
@@ -53,7 +55,9 @@ def test_both_walls(forks: Remembering, tmp_path: Path, here: Surroundings, hone
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_fence_alone(forks: Remembering, tmp_path: Path, here: Surroundings, honest: Path, case: Case) -> None:
+def test_the_fence_alone_stops_every_upload(
+    forks: RecordingForkServer, tmp_path: Path, here: Surroundings, honest: Path, case: Case
+) -> None:
     server = forks.pid
     ending = attack(forks, here, case, tmp_path / "made", without="scan")
     assert ending.slug in case.alone, ending.detail
@@ -62,7 +66,9 @@ def test_the_fence_alone(forks: Remembering, tmp_path: Path, here: Surroundings,
 
 
 @pytest.mark.parametrize("case", PICKLES, ids=lambda case: case.name)
-def test_the_scan_alone(forks: Remembering, tmp_path: Path, here: Surroundings, case: Case) -> None:
+def test_the_scan_alone_stops_every_upload(
+    forks: RecordingForkServer, tmp_path: Path, here: Surroundings, case: Case
+) -> None:
     ending = attack(forks, here, case, tmp_path / "made", without="fence")
     assert ending.slug in case.slugs, ending.detail
     assert ending.traces == ()
@@ -75,7 +81,9 @@ LIVE = [
 
 
 @pytest.mark.parametrize("case", LIVE, ids=lambda case: case.name)
-def test_with_neither_wall_it_would_happen(forks: Remembering, tmp_path: Path, here: Surroundings, case: Case) -> None:
+def test_without_scan_and_fence_the_attack_succeeds(
+    forks: RecordingForkServer, tmp_path: Path, here: Surroundings, case: Case
+) -> None:
     """The corpus is live, and the evidence is found: what the walls hold back is there."""
     assert attack(forks, here, case, tmp_path / "made", without="both").traces != ()
 
@@ -84,7 +92,9 @@ SILENT = ("sample inputs: times", "TorchScript: save")  # Python does not say wh
 
 
 @pytest.mark.parametrize("case", [case for case in LIVE if case.name not in SILENT], ids=lambda case: case.name)
-def test_what_the_fence_stops_is_named(forks: Remembering, tmp_path: Path, here: Surroundings, case: Case) -> None:
+def test_what_the_fence_refuses_is_named(
+    forks: RecordingForkServer, tmp_path: Path, here: Surroundings, case: Case
+) -> None:
     ending = attack(forks, here, case, tmp_path / "made", without="scan")
     named = ("system call", "secret", here.canary.name, str(here.canary.parent))
     assert any(words in ending.detail for words in named), ending.detail

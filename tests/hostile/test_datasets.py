@@ -11,7 +11,7 @@ from fewbit.contract.report import ReportModel
 from fewbit.contract.spec import JobSpec
 from tests.hostile.case import STARVED, Case, honest
 from tests.hostile.datasets import HOSTILE
-from tests.hostile.evidence import Remembering, Surroundings, attack
+from tests.hostile.evidence import RecordingForkServer, Surroundings, attack
 from workers.engine.task import Task
 
 FAILED = "calibration-failed"
@@ -35,8 +35,8 @@ def with_dataset(name: str, made: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_dataset_that_the_gateway_missed_is_held(
-    forks: Remembering, tmp_path: Path, here: Surroundings, name: str
+def test_a_hostile_dataset_past_the_gateway_does_no_harm(
+    forks: RecordingForkServer, tmp_path: Path, here: Surroundings, name: str
 ) -> None:
     case = Case(name, "pt2", (FAILED, STARVED), lambda made, _: with_dataset(name, made), stage="convert")
     ending = attack(forks, here, case, tmp_path / "made")

@@ -1,4 +1,4 @@
-"""The fence alone: code that may do whatever it likes does nothing outside its folder, and what it tried is named."""
+"""The fence alone: code that may do anything does nothing outside its folder, and what it tried is named."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from fewbit.contract.problems import JobProblem
-from tests.hostile.evidence import Remembering, processes_of, state_of
-from workers import process
+from store.startup import NotReady
+from tests.hostile.evidence import RecordingForkServer, file_state, remaining_processes
+from workers import process, startup
 from workers.sandbox import fence
 from workers.sandbox.child import DeadlinePassed, run_child
 from workers.sandbox.fork_server import ForkServer
@@ -30,24 +31,24 @@ SECRET = "the weights of another tenant"
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[Remembering]:
+def forks() -> Iterator[RecordingForkServer]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("REDIS_URL", "redis://secret")
         environment.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        server = Remembering("tests.hostile.deeds:main", "tests.hostile.deeds:preload")
+        server = RecordingForkServer("tests.hostile.deeds:main", "tests.hostile.deeds:preload")
         server.start()
     yield server
     server.stop()
 
 
 @pytest.fixture(autouse=True)
-def nobody_is_left(forks: Remembering, tmp_path: Path) -> Iterator[None]:
+def check_that_no_process_is_left(forks: RecordingForkServer, tmp_path: Path) -> Iterator[None]:
     """After each deed the same server is there, without a child, and takes the next job."""
     server = forks.pid
     yield
-    assert [status for child in forks.children for status in processes_of(child, server)] == []
+    assert [status for child in forks.children for status in remaining_processes(child, server)] == []
     (tmp_path / "next").mkdir(mode=0o700)
-    assert tried(forks, tmp_path / "next", "descriptors").failure is None
+    assert run_deed(forks, tmp_path / "next", "descriptors").failure is None
     assert forks.pid == server
     forks.children.clear()
 
@@ -68,13 +69,13 @@ def canary(tmp_path: Path) -> Path:
     return path
 
 
-def tried(forks: ForkServer, folder: Path, deed: str, seconds: float = 30, **more: Any) -> ChildOutcome:
+def run_deed(forks: ForkServer, folder: Path, deed: str, seconds: float = 30, **more: Any) -> ChildOutcome:
     request = {"deed": deed, "folder": str(folder), "limits": SMALL, **more}
     return run_child(forks, request, time.monotonic() + seconds)
 
 
 def refusal(forks: ForkServer, folder: Path, deed: str, **more: Any) -> JobProblem:
-    failure = tried(forks, folder, deed, **more).failure
+    failure = run_deed(forks, folder, deed, **more).failure
     assert failure is not None, "nothing stopped it"
     return failure
 
@@ -83,16 +84,16 @@ OUT = ["read", "write", "rename", "link", "symlink", "thread", "mode", "owner", 
 
 
 @pytest.mark.parametrize("deed", OUT)
-def test_no_path_leads_out(forks: ForkServer, folder: Path, canary: Path, deed: str) -> None:
-    before = state_of(canary)
+def test_no_path_outside_the_folder_can_be_used(forks: ForkServer, folder: Path, canary: Path, deed: str) -> None:
+    before = file_state(canary)
     failure = refusal(forks, folder, deed, path=str(canary))
     assert failure.slug == "sandbox-violation"
-    assert state_of(canary) == before
+    assert file_state(canary) == before
     assert [path.name for path in canary.parent.iterdir()] == ["canary"]
 
 
 @pytest.mark.parametrize("place", ["/tmp", "/var/tmp", "/dev/shm", "/run", "/etc", str(Path.home()), sys.prefix])
-def test_no_place_of_the_machine_is_written(forks: ForkServer, folder: Path, place: str) -> None:
+def test_nothing_on_the_machine_can_be_written(forks: ForkServer, folder: Path, place: str) -> None:
     path = Path(place) / f"fewbit-canary-{uuid.uuid4().hex}"
     failure = refusal(forks, folder, "write", path=str(path))
     assert failure.slug == "sandbox-violation"
@@ -101,13 +102,13 @@ def test_no_place_of_the_machine_is_written(forks: ForkServer, folder: Path, pla
 
 
 def test_a_library_that_may_be_read_keeps_its_mode(forks: ForkServer, folder: Path) -> None:
-    before = state_of(Path(os.__file__))
+    before = file_state(Path(os.__file__))
     assert refusal(forks, folder, "library mode").slug == "sandbox-violation"
-    assert state_of(Path(os.__file__)) == before
+    assert file_state(Path(os.__file__)) == before
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "/etc/shadow", "/root", "/proc/1/environ", "/var/log", "/tmp"])
-def test_what_the_machine_keeps_is_not_read(forks: ForkServer, folder: Path, path: str) -> None:
+def test_the_machines_files_cannot_be_read(forks: ForkServer, folder: Path, path: str) -> None:
     failure = refusal(forks, folder, "read", path=path)
     assert failure.slug == "sandbox-violation"
     assert path in failure.detail
@@ -142,40 +143,40 @@ def test_no_connection_is_made(forks: ForkServer, folder: Path) -> None:
 
 
 def test_every_thread_is_fenced(forks: ForkServer, folder: Path) -> None:
-    result = tried(forks, folder, "threads fenced").result
+    result = run_deed(forks, folder, "threads fenced").result
     assert result is not None
     assert len(result["told"]) > 1
     assert all(line == ["NoNewPrivs:\t1", "Seccomp:\t2"] for line in result["told"])
 
 
-def test_a_call_that_is_newer_than_the_table_is_not_there(forks: ForkServer, folder: Path, canary: Path) -> None:
-    before = state_of(canary)
-    result = tried(forks, folder, "newer call", path=str(canary)).result
+def test_a_call_newer_than_the_table_fails_with_enosys(forks: ForkServer, folder: Path, canary: Path) -> None:
+    before = file_state(canary)
+    result = run_deed(forks, folder, "newer call", path=str(canary)).result
     assert result is not None
     assert result["told"] == "ENOSYS"
-    assert state_of(canary) == before
+    assert file_state(canary) == before
 
 
 def test_a_thread_may_choose_its_own_processors(forks: ForkServer, folder: Path) -> None:
-    assert tried(forks, folder, "own affinity").failure is None
+    assert run_deed(forks, folder, "own affinity").failure is None
 
 
-def test_memory_that_nobody_owns_is_not_to_be_had(forks: ForkServer, folder: Path) -> None:
+def test_memory_that_belongs_to_no_process_is_refused(forks: ForkServer, folder: Path) -> None:
     assert refusal(forks, folder, "memory of nobody").slug == "sandbox-violation"
 
 
-def test_a_terabyte_is_not_to_be_had(forks: ForkServer, folder: Path) -> None:
+def test_a_terabyte_cannot_be_allocated(forks: ForkServer, folder: Path) -> None:
     assert refusal(forks, folder, "allocate").slug in ("out-of-memory", "internal-error")
 
 
 @pytest.mark.parametrize("deed", ["touch", "touch shared"])
-def test_memory_that_is_used_is_counted(forks: ForkServer, folder: Path, deed: str) -> None:
+def test_used_memory_is_limited(forks: ForkServer, folder: Path, deed: str) -> None:
     with pytest.raises(LimitExceeded) as ended:
-        tried(forks, folder, deed)
+        run_deed(forks, folder, deed)
     assert ended.value.problem.slug == "out-of-memory"
 
 
-def test_one_large_file(forks: ForkServer, folder: Path) -> None:
+def test_one_large_file_is_stopped(forks: ForkServer, folder: Path) -> None:
     try:
         failure = refusal(forks, folder, "write one")
     except LimitExceeded as ended:
@@ -185,43 +186,43 @@ def test_one_large_file(forks: ForkServer, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("deed", ["write many", "write entries"])
-def test_many_files(forks: ForkServer, folder: Path, deed: str) -> None:
+def test_many_files_are_stopped(forks: ForkServer, folder: Path, deed: str) -> None:
     with pytest.raises(LimitExceeded) as ended:
-        tried(forks, folder, deed)
+        run_deed(forks, folder, deed)
     assert ended.value.problem.slug == "sandbox-violation"
 
 
 @pytest.mark.parametrize("deed", ["lock", "write entries"])
-def test_whatever_it_leaves_is_wiped(forks: ForkServer, tmp_path: Path, deed: str) -> None:
+def test_whatever_a_child_leaves_is_wiped(forks: ForkServer, tmp_path: Path, deed: str) -> None:
     with scratch_folder(tmp_path, "job_1") as folder:
         try:
-            tried(forks, folder, deed)
+            run_deed(forks, folder, deed)
         except LimitExceeded:
             assert any(folder.iterdir())
     assert not folder.exists()
 
 
-def test_a_loop_ends_with_its_time(forks: ForkServer, folder: Path) -> None:
+def test_an_endless_loop_is_stopped(forks: ForkServer, folder: Path) -> None:
     with pytest.raises(DeadlinePassed):
-        tried(forks, folder, "loop", seconds=0.5)
+        run_deed(forks, folder, "loop", seconds=0.5)
     busy = SMALL | {"cpu": 1}
     assert refusal(forks, folder, "loop", limits=busy).slug in ("time-limit-exceeded", "out-of-memory")
 
 
-def test_a_gigabyte_of_output_fills_nothing(forks: ForkServer, folder: Path) -> None:
-    end = tried(forks, folder, "print")
+def test_a_gigabyte_of_output_fills_no_memory(forks: ForkServer, folder: Path) -> None:
+    end = run_deed(forks, folder, "print")
     assert end.failure is None
     assert len(end.output_tail) <= 8192
 
 
-def test_the_environment_is_empty_of_the_worker(forks: ForkServer, folder: Path) -> None:
-    result = tried(forks, folder, "environment").result
+def test_the_environment_holds_nothing_of_the_worker(forks: ForkServer, folder: Path) -> None:
+    result = run_deed(forks, folder, "environment").result
     assert result is not None
     assert "secret" not in result["told"]
 
 
 def test_only_output_and_messages_are_open(forks: ForkServer, folder: Path) -> None:
-    result = tried(forks, folder, "descriptors").result
+    result = run_deed(forks, folder, "descriptors").result
     assert result is not None
     assert result["told"] == ["0", "1", "2", "3", "4"]  # 4 lists the folder
 
@@ -235,14 +236,14 @@ def test_limits_cannot_be_raised(forks: ForkServer, folder: Path) -> None:
 
 def test_a_worker_without_a_fence_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fence, "support", lambda: fence.Support(landlock=0, seccomp=False))
-    with pytest.raises(SystemExit):
-        process._require_fence(WorkerSettings())
-    process._require_fence(WorkerSettings(sandbox="best-effort"))
+    with pytest.raises(NotReady):
+        startup._require_sandbox(WorkerSettings())
+    startup._require_sandbox(WorkerSettings(sandbox="best-effort"))
 
 
-def test_what_a_kernel_lacks_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert process.sandbox(WorkerSettings())["missing"] == []
+def test_a_worker_announces_what_its_kernel_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert process.sandbox_support(WorkerSettings())["missing"] == []
     monkeypatch.setattr(fence, "support", lambda: fence.Support(landlock=0, seccomp=True))
-    said = process.sandbox(WorkerSettings())
-    assert said["mode"] == "required"
-    assert "Landlock" in str(said["missing"])
+    support = process.sandbox_support(WorkerSettings())
+    assert support["mode"] == "required"
+    assert "Landlock" in str(support["missing"])

@@ -16,8 +16,8 @@ from torch.export import Dim
 
 from fewbit.rendering.html.report_page import report_page
 from fewbit.rendering.markdown import report_markdown
-from fewbit.rendering.terminal import show
-from tests.hostile.jobs import report_of
+from fewbit.rendering.terminal import print_report
+from tests.hostile.jobs import run_job
 from tests.hostile.programs import named
 from workers.sandbox.fork_server import ForkServer
 
@@ -53,9 +53,9 @@ def filled(path: Path, value: float) -> None:
 
 @pytest.mark.parametrize("method", ["dynamic", "static", "weight_only"])
 @pytest.mark.parametrize("value", VALUES)
-def test_weights_that_are_no_numbers_end_as_a_report(forks: ForkServer, folder: Path, value: str, method: str) -> None:
+def test_weights_that_are_not_finite_end_in_a_report(forks: ForkServer, folder: Path, value: str, method: str) -> None:
     filled(folder / "model", VALUES[value])
-    report = report_of(forks, folder, method=method)
+    report = run_job(forks, folder, method=method)
     if math.isfinite(VALUES[value]):
         assert all(layer.quantized for layer in report.layers)
     else:
@@ -66,16 +66,16 @@ def test_weights_that_are_no_numbers_end_as_a_report(forks: ForkServer, folder: 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_layers_name_is_text_in_every_face(forks: ForkServer, folder: Path, tmp_path: Path, name: str) -> None:
+def test_a_layer_name_is_text_in_every_format(forks: ForkServer, folder: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "made").mkdir()
     shutil.copy(named(name)(tmp_path / "made", tmp_path / "canary"), folder / "model")
-    report = report_of(forks, folder)
+    report = run_job(forks, folder)
     assert name in {layer.name for layer in report.layers}
     outside_code = re.sub("`[^`]*`", "", report_markdown(report))  # where a renderer escapes by itself
     for tag in ("<img src", "<svg onload"):
         assert tag not in report_page(report)
         assert tag not in outside_code
     printed = Console(file=io.StringIO(), width=200, record=True)
-    show(report, printed)
+    print_report(report, printed)
     assert name in printed.export_text()
     assert {path.parent for path in folder.rglob("*")} <= {folder, folder / "out"}

@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from local.stack import ROOT, free_port
@@ -26,10 +26,11 @@ IMPORT = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_modu
 
 @dataclass(frozen=True)
 class Stage:
-    """What the Dockerfile says of one image."""
+    """What the Dockerfile says of one image: what it copies where, how it installs, what it runs."""
 
     name: str
-    copied: tuple[str, ...]
+    copied: tuple[tuple[str, str], ...]
+    installing: tuple[str, ...]
     command: tuple[str, ...]
     check: tuple[str, ...]
 
@@ -37,9 +38,11 @@ class Stage:
 def stage(name: str) -> Stage:
     text = (ROOT / "Dockerfile").read_text()
     stages = dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", text, re.M | re.S))
-    copied = re.findall(r"^COPY (?!--from)(\S+) \S+$", stages["base"] + stages[name], re.M)
+    lines = [line.split() for line in re.findall(r"^COPY (?!--from)(.+)$", stages[name], re.M)]
+    copied = tuple((source, goal) for *sources, goal in lines for source in sources)
+    installing = re.findall(r"^RUN ((?:pip|python) .*)$", stages[name], re.M)
     check, command = re.findall(r"^(?: +)?CMD (\[.*\])$", stages[name], re.M)
-    return Stage(name, tuple(copied), tuple(json.loads(command)), tuple(json.loads(check)))
+    return Stage(name, copied, tuple(installing), tuple(json.loads(command)), tuple(json.loads(check)))
 
 
 @dataclass(frozen=True)
@@ -66,17 +69,22 @@ class Environment:
     def modules(self) -> list[str]:
         """The names of all modules in its app folder, but those that are a command."""
         top = self.place.folder / self.name / "app"
-        files = [file.relative_to(top).with_suffix("") for file in top.rglob("*.py") if file.stem != "__main__"]
+        found = [file.relative_to(top).with_suffix("") for file in top.rglob("*.py") if file.stem != "__main__"]
+        files = [file for file in found if file.parts[0] != "requirements"]
         return sorted(".".join(file.parts).removesuffix(".__init__") for file in files)
 
 
-def build(place: Place, lock: str, torch: bool = False) -> Environment:
-    """The environment that a lock alone gives, as the Dockerfile makes it."""
-    made = Environment(place, lock)
-    (place.folder / lock / "app").mkdir(parents=True)
-    shutil.copytree(ROOT / "requirements", place.folder / lock / "requirements")
-    requirements = place.seen / lock / "requirements"
+def empty(place: Place, name: str) -> Environment:
+    made = Environment(place, name)
+    (place.folder / name / "app").mkdir(parents=True)
     place.run(place.python, "-m", "venv", made.bin.parent)
+    return made
+
+
+def build(place: Place, lock: str, torch: bool = False) -> Environment:
+    """The environment that a lock alone gives."""
+    made, requirements = empty(place, lock), place.seen / lock / "requirements"
+    shutil.copytree(ROOT / "requirements", place.folder / lock / "requirements")
     if torch:
         made.python(requirements / "install_torch.py")
     pip = ("-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check", "--no-deps")
@@ -86,12 +94,18 @@ def build(place: Place, lock: str, torch: bool = False) -> Environment:
 
 
 def image(place: Place, name: str) -> tuple[Environment, Stage]:
-    """The environment of an image, with what the Dockerfile copies into it."""
-    made, described = build(place, name, torch=name == "worker"), stage(name)
-    for folder in described.copied:
-        shutil.copytree(
-            ROOT / folder, place.folder / name / "app" / folder, ignore=shutil.ignore_patterns("__pycache__")
-        )
+    """The environment of an image, made by the commands of the Dockerfile from what it copies."""
+    made, described = empty(place, name), stage(name)
+    for source, goal in described.copied:
+        to = place.folder / name / "app" / goal
+        if (ROOT / source).is_dir():
+            shutil.copytree(ROOT / source, to, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            to.mkdir(exist_ok=True)
+            shutil.copy(ROOT / source, to)
+    for command in described.installing:
+        made.run("sh", "-c", command)
+    made.python("-m", "pip", "check")
     return made, described
 
 
@@ -156,7 +170,7 @@ def running(made: Environment, described: Stage, port: int = 8000, **env: str) -
     command = tuple(changed.get(word, word) for word in described.command)
     check = tuple(word.replace(":8000", f":{port}") for word in described.check)
     with EmbeddedRedis(made.place.folder / made.name / "redis") as redis:
-        started = Running(made, Stage(described.name, described.copied, command, check), redis, **env)
+        started = Running(made, replace(described, command=command, check=check), redis, **env)
         started.start(command)
         try:
             started.wait_until_healthy()

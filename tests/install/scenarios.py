@@ -23,7 +23,7 @@ assert "torch" not in sys.modules
 """
 UPLOAD = """
 import sys
-from fewbit.client.client import Client
+from fewbit.client import Client
 with Client(sys.argv[1], sys.argv[2]) as client:
     print(client.upload_model(sys.argv[3]).id)
 """

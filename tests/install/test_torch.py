@@ -62,12 +62,12 @@ class Machine:
         """Run the installer; pip's own configuration names ``index`` and nothing else."""
         ours = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "TORCH_"))}
         ours |= {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": index, "PIP_RETRIES": "0", "NO_PROXY": "127.0.0.1"}
-        command = [self.python, self.script]
+        command = [str(self.python), str(self.script)]
         return subprocess.run(command, env=ours | settings, capture_output=True, text=True, check=False, timeout=120)
 
     def torch(self) -> str:
         """The version that is installed there; empty without one."""
-        command = [self.python, "-c", "import torch; print(torch.__version__)"]
+        command = [str(self.python), "-c", "import torch; print(torch.__version__)"]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
@@ -172,7 +172,7 @@ def test_a_cpu_build_that_is_there_stays_and_nothing_is_asked(machine: Machine, 
 def test_a_cuda_build_that_is_there_is_replaced(
     machine: Machine, wheels: dict[str, Path], only_cuda: Index, only_cpu: Index
 ) -> None:
-    install = [machine.python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheels[CUDA]]
+    install = [str(machine.python), "-m", "pip", "install", "-q", "--no-deps", "--no-index", str(wheels[CUDA])]
     subprocess.run(install, check=True)
     assert machine.torch() == "2.13.0"
     done = machine.install(only_cuda.url, TORCH_INDEX=only_cpu.url)

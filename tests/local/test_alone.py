@@ -28,7 +28,7 @@ def test_a_torchscript_artifact_predicts_too(tmp_path: Path) -> None:
     assert predictions(tmp_path / "model.ts.pt", torch.eye(3), batch=2, threads=1) == [0, 1, 2]
 
 
-def test_an_artifact_that_does_not_run_alone_is_an_error_with_its_last_words(tmp_path: Path) -> None:
+def test_an_artifact_that_does_not_run_alone_is_an_error_with_its_output(tmp_path: Path) -> None:
     (tmp_path / "model.ts.pt").write_bytes(b"no model")
     with pytest.raises(RuntimeError, match=r"model\.ts\.pt does not run alone"):
         predictions(tmp_path / "model.ts.pt", torch.eye(3), batch=2, threads=1)

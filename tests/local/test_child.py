@@ -32,8 +32,8 @@ def child(log: Path, command: tuple[str, ...] = SLEEP) -> Child:
     return Child("child", command, dict(os.environ), log, ROOT)
 
 
-def wait_for(log: Path, text: str = "here", patience_s: float = 10) -> None:
-    for _ in range(int(patience_s / 0.02)):
+def wait_for(log: Path, text: str = "here", timeout_s: float = 10) -> None:
+    for _ in range(int(timeout_s / 0.02)):
         if log.exists() and text in log.read_text():
             return
         time.sleep(0.02)
@@ -66,8 +66,8 @@ def test_it_starts_stops_and_starts_again(log: Path) -> None:
         assert not started.alive
 
 
-def test_what_ignores_sigterm_is_killed(stubborn: Child) -> None:
-    stubborn.stop(patience_s=0.2)
+def test_a_child_that_ignores_sigterm_is_killed(stubborn: Child) -> None:
+    stubborn.stop(timeout_s=0.2)
     assert not stubborn.alive
 
 
@@ -90,9 +90,9 @@ time.sleep(60)
     assert gone(pid)
 
 
-def test_the_end_of_its_log_is_at_hand(log: Path) -> None:
+def test_the_end_of_the_log_can_be_read(log: Path) -> None:
     started = child(log, (sys.executable, "-c", "raise SystemExit('no such setting')"))
     started.start()
     wait_for(log, "no such setting")
     started.stop()
-    assert started.last_words() == "no such setting"
+    assert started.log_tail() == "no such setting"

@@ -17,14 +17,8 @@ from workers.settings import WorkerSettings
 
 DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text()
 CLIENT = {"FEWBIT_URL", "FEWBIT_KEY"}
-CONTAINERS = {
-    "FEWBIT_PORT",
-    "FEWBIT_QUEUES",
-    "FEWBIT_SECRETS",
-    "FEWBIT_REDIS_PASSWORD",
-    "FEWBIT_WORKER_MEMORY",
-    "TORCH_INDEX",
-}
+CONTAINERS = {"FEWBIT_PORT", "FEWBIT_QUEUES", "FEWBIT_SECRETS", "FEWBIT_REDIS_PASSWORD", "TORCH_INDEX"}
+CONTAINERS |= {"FEWBIT_WORKER_MEMORY"}
 
 
 def variables(settings: type[BaseSettings]) -> set[str]:

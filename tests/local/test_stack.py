@@ -36,9 +36,9 @@ def processes_naming(folder: Path) -> list[str]:
     return found
 
 
-def wait_until(true: object, patience_s: float = 20) -> None:
+def wait_until(true: object, timeout_s: float = 20) -> None:
     assert callable(true)
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -69,7 +69,7 @@ def test_it_works_on_after_redis_was_killed(stack: Stack) -> None:
 def test_a_killed_worker_is_replaced(stack: Stack) -> None:
     before = stack.pids
     stack.kill_worker()
-    stack.mend()
+    stack.restart_dead_parts()
     assert stack.pids["worker"] not in (None, before["worker"])
     assert stack.pids["gateway"] == before["gateway"]
     stack.wait_until_ready()
@@ -86,7 +86,7 @@ def test_a_killed_redis_is_replaced_and_has_kept_everything(stack: Stack, tmp_pa
         uploaded = client.upload_dataset(samples(tmp_path))
         before = stack.pids
         stack.redis.kill()
-        stack.mend()
+        stack.restart_dead_parts()
         assert client.upload_dataset(samples(tmp_path)).id == uploaded.id
     assert stack.pids == before
     stack.wait_until_ready()

@@ -56,7 +56,7 @@ class Gateway:
     def tells_nothing(self, answer: str) -> None:
         """Of where the gateway runs, and how."""
         places = (str(ROOT), sys.prefix, str(self.folder), self.env["REDIS_URL"].partition("//")[2])
-        found = [each for each in (*places, *TRACES, A_HOST) if each in answer]
+        found = [secret for secret in (*places, *TRACES, A_HOST) if secret in answer]
         assert not found, (found, answer)
 
     def _looked_through(self, answer: httpx2.Response) -> None:
@@ -82,7 +82,7 @@ class Gateway:
 
     def blob_files(self) -> list[str]:
         """Every file under the store's folder."""
-        return sorted(str(each.relative_to(self.blobs)) for each in self.blobs.rglob("*") if each.is_file())
+        return sorted(str(path.relative_to(self.blobs)) for path in self.blobs.rglob("*") if path.is_file())
 
     def _alive(self) -> bool:
         with suppress(httpx2.TransportError):

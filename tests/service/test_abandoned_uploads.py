@@ -57,7 +57,7 @@ def test_what_it_held_is_given_back_after_some_hours(
         assert references.sweep() == []
         (holder,) = references.sweep(time.time() + HELD_S + 1)
     assert holder.startswith("upload:")
-    assert [each for each in gateway.blob_files() if each.startswith("sha256/")] == []
+    assert [path for path in gateway.blob_files() if path.startswith("sha256/")] == []
     assert redis.hgetall(STORED) == {b"total": b"0"}
     assert redis.zcard(HOLDS) == 0
 
@@ -72,14 +72,14 @@ def test_what_it_left_lying_is_wiped_by_the_next_that_starts(
     tmp_path: Path, redis_server: EmbeddedRedis, redis: Redis
 ) -> None:
     left = [tmp_path / "blobs" / name for name in (".reading-old", ".reading-new", "incoming/old", "incoming/new")]
-    for each in left:
-        each.parent.mkdir(parents=True, exist_ok=True)
-        if each.name.startswith("."):
-            each.mkdir()
-            (each / "upload").write_bytes(b"x")
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.name.startswith("."):
+            path.mkdir()
+            (path / "upload").write_bytes(b"x")
         else:
-            each.write_bytes(b"x")
-        if each.name.endswith("old"):
-            os.utime(each, (0, 0))
+            path.write_bytes(b"x")
+        if path.name.endswith("old"):
+            os.utime(path, (0, 0))
     with Gateway(tmp_path, redis_server.url):
-        until(lambda: [each.exists() for each in left] == [False, True, False, True])
+        until(lambda: [path.exists() for path in left] == [False, True, False, True])

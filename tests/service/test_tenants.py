@@ -21,9 +21,11 @@ from tests.service.worker import Worker
 
 DOCUMENT: dict[str, Any] = json.loads(document())
 OPERATIONS = {
-    (path, method): operation for path, each in DOCUMENT["paths"].items() for method, operation in each.items()
+    (path, method): operation
+    for path, operations in DOCUMENT["paths"].items()
+    for method, operation in operations.items()
 }
-WITH_IDS = [each for each in OPERATIONS if "_id}" in each[0]]
+WITH_IDS = [place for place in OPERATIONS if "_id}" in place[0]]
 LISTS = [path for path, method in OPERATIONS if method == "get" and "{" not in path]
 HOLDING = ("/jobs", "/models", "/datasets", "/webhooks", "/audit")
 """Lists that hold ids; the others count, or tell of the service."""
@@ -46,7 +48,7 @@ class Two:
 
 @pytest.fixture
 def two(gateway: Gateway, worker: Worker, tmp_path: Path) -> Iterator[Two]:
-    keyed = [keys(gateway, "make", "--tenant", each, "--scope", "admin") for each in ("acme", "umbrella")]
+    keyed = [keys(gateway, "make", "--tenant", tenant, "--scope", "admin") for tenant in ("acme", "umbrella")]
     with gateway.client(keyed[0]) as ours, gateway.client(keyed[1]) as theirs:
         posted = job(theirs, worker, labels={"team": "theirs"})
         worker.succeed(posted, tmp_path, pt2=b"theirs")
@@ -61,31 +63,31 @@ def two(gateway: Gateway, worker: Worker, tmp_path: Path) -> Iterator[Two]:
 
 def unknown(ids: dict[str, str]) -> dict[str, str]:
     """Ids of equal form that nobody has."""
-    return {name: each if name == "name" else f"{each.partition('_')[0]}_{UNKNOWN}" for name, each in ids.items()}
+    return {name: known if name == "name" else f"{known.partition('_')[0]}_{UNKNOWN}" for name, known in ids.items()}
 
 
 def told(answer: httpx2.Response, ids: dict[str, str]) -> tuple[int, str, set[str]]:
     """What can be told of an answer, but which id it names and which request it was."""
     text = answer.text.replace(answer.headers["X-Request-Id"], "REQUEST")
-    for name, each in ids.items():
-        text = text.replace(each, name)
+    for name, known in ids.items():
+        text = text.replace(known, name)
     return answer.status_code, text, set(answer.headers)
 
 
 def test_every_endpoint_is_in_one_of_these_tests() -> None:
     """A new one is found by its ids or as a list; one that makes something needs a test of its own."""
-    of_nobody = {each for each, operation in OPERATIONS.items() if operation.get("security") == []}
+    of_nobody = {place for place, operation in OPERATIONS.items() if operation.get("security") == []}
     listed = {(path, "get") for path in LISTS}
     assert set(OPERATIONS) == set(WITH_IDS) | listed | set(THAT_MAKE) | of_nobody
     assert set(THAT_MAKE.values()) <= set(globals())
     assert set(HOLDING) <= set(LISTS)
 
 
-@pytest.mark.parametrize(("path", "method"), [*WITH_IDS, *((path, "head") for path, each in WITH_IDS if each == "get")])
+@pytest.mark.parametrize(("path", "method"), [*WITH_IDS, *((path, "head") for path, verb in WITH_IDS if verb == "get")])
 def test_what_is_of_another_is_exactly_what_is_not_there(two: Two, path: str, method: str) -> None:
     missing = unknown(two.ids)
     answers = [(two.ours.request(method, path.format(**ids)), ids) for ids in (two.ids, missing)]
-    foreign, absent = (told(*each) for each in answers)
+    foreign, absent = (told(*answer) for answer in answers)
     assert foreign == absent
     assert foreign[0] == 404
     assert two.theirs.request("GET", f"/jobs/{two.ids['job_id']}").status_code == 200
@@ -97,7 +99,7 @@ def test_a_job_of_another_cannot_be_compared(two: Two, worker: Worker, tmp_path:
     asked = (
         (two.ours.get("/compare", params={"job": [mine, ids["job_id"]]}), ids) for ids in (two.ids, unknown(two.ids))
     )
-    foreign, absent = (told(*each) for each in asked)
+    foreign, absent = (told(*answer) for answer in asked)
     assert foreign == absent
     assert foreign[0] == 404
 
@@ -118,9 +120,9 @@ def test_a_job_names_only_what_is_ones_own(two: Two, worker: Worker, gateway: Ga
 def test_lists_and_filters_hold_nothing_of_another(two: Two) -> None:
     for path in LISTS:
         mine, theirs = (http.get(path).text for http in (two.ours, two.theirs))
-        ids = {each for name, each in two.ids.items() if name != "name"}
-        assert any(each in theirs for each in ids) == (path in HOLDING), path
-        assert not any(each in mine for each in ids), path
+        ids = {known for name, known in two.ids.items() if name != "name"}
+        assert any(known in theirs for known in ids) == (path in HOLDING), path
+        assert not any(known in mine for known in ids), path
         assert "umbrella" not in mine, path
     for query in (
         "label=team%3Dtheirs",
@@ -144,7 +146,7 @@ def test_a_webhook_of_another_is_no_obstacle(two: Two) -> None:
     address = two.theirs.get("/webhooks").json()["webhooks"][0]["url"]
     mine = two.ours.post("/webhooks", json={"url": address})
     assert (mine.status_code, mine.json()["url"]) == (201, address)
-    assert [each["id"] for each in two.ours.get("/webhooks").json()["webhooks"]] == [mine.json()["id"]]
+    assert [webhook["id"] for webhook in two.ours.get("/webhooks").json()["webhooks"]] == [mine.json()["id"]]
 
 
 def test_equal_bytes_of_another_are_new_bytes(two: Two, gateway: Gateway) -> None:

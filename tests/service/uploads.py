@@ -86,11 +86,11 @@ def job(http: httpx2.Client, worker: Worker, **spec: Any) -> str:
 def codes(answer: httpx2.Response) -> set[tuple[str, str]]:
     """(pointer, code) of every field error."""
     assert answer.headers["Content-Type"] == "application/problem+json", answer.text
-    return {(each["pointer"], each["code"]) for each in answer.json().get("errors", [])}
+    return {(error["pointer"], error["code"]) for error in answer.json().get("errors", [])}
 
 
 def message(answer: httpx2.Response, code: str) -> str:
-    found: str = next(each["message"] for each in answer.json()["errors"] if each["code"] == code)
+    found: str = next(error["message"] for error in answer.json()["errors"] if error["code"] == code)
     return found
 
 

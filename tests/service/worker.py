@@ -63,7 +63,7 @@ class Worker:
         """``files``: artifacts by kind; ``told``: a whole report, for those who read it."""
         claim = self.claim(job_id)
         stored = told.model_dump_json() if told else json.dumps(report(job_id))
-        self.leases.succeed(claim, stored.encode(), [self._kept(tmp_path, *each) for each in files.items()])
+        self.leases.succeed(claim, stored.encode(), [self._kept(tmp_path, *file) for file in files.items()])
 
     def announce(self, name: str, *queues: str) -> None:
         self.announcer.announce(name, {"queues": queues, "cpu": "a CPU", "threads": 2})

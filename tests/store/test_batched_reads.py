@@ -15,7 +15,7 @@ from store.jobs.batched_reads import BatchedReads
 from store.settings import StoreSettings
 from store.tenancy.tenants import record_script
 
-KEYS = [f"fewbit:thing:{each}" for each in range(50)]
+KEYS = [f"fewbit:thing:{number}" for number in range(50)]
 
 
 def played(server: EmbeddedRedis, scenario: Callable[[BatchedReads], Awaitable[None]]) -> None:
@@ -89,7 +89,7 @@ def test_one_that_leaves_takes_nobody_along(redis_server: EmbeddedRedis) -> None
             await asyncio.sleep(0)
             tasks[leaving].cancel()
             found = await asyncio.gather(*tasks, return_exceptions=True)
-            assert [each for number, each in enumerate(found) if number != leaving] == [
+            assert [reply for number, reply in enumerate(found) if number != leaving] == [
                 expected(key) for number, key in enumerate(KEYS) if number != leaving
             ]
         await read(reads)
@@ -102,7 +102,7 @@ def test_an_outage_is_everyones_and_ends(tmp_path: Path) -> None:
         await read(reads)
         server.stop()
         found = await asyncio.gather(*(reads(key, tenant="acme") for key in KEYS), return_exceptions=True)
-        assert all(isinstance(each, RedisError) for each in found)
+        assert all(isinstance(error, RedisError) for error in found)
         server.start()
         with suppress(RedisError):  # the first may still meet the old connection
             await reads(KEYS[0], tenant="acme")

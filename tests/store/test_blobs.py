@@ -21,7 +21,7 @@ async def chunks(content: bytes = CONTENT, fail: bool = False) -> AsyncIterator[
 
 def files(blobs: Blobs) -> list[str]:
     assert blobs.folder is not None
-    return [each.name for each in blobs.folder.rglob("*") if each.is_file()]
+    return [path.name for path in blobs.folder.rglob("*") if path.is_file()]
 
 
 def test_a_stream_is_kept_under_its_digest(blobs: Blobs) -> None:

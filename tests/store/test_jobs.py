@@ -107,7 +107,7 @@ def test_a_lost_lease_requeues_the_job_and_the_old_worker_can_write_nothing_more
     job_id = gateway.new_job()
     stale = claimed(leases, job_id)
     lost = leases.reap(time.time() + 1)
-    assert [(each.job_id, each.model_bytes) for each in lost] == [(job_id, MODEL.size)]
+    assert [(undelivered.job_id, undelivered.model_bytes) for undelivered in lost] == [(job_id, MODEL.size)]
     fresh = claimed(leases, job_id)
     for write in (
         lambda: leases.renew(stale),
@@ -167,7 +167,7 @@ def test_a_queued_job_whose_message_got_lost_is_named_again_once_a_while(
     job_id = gateway.new_job()
     assert leases.reap(time.time()) == []
     later = time.time() + settings.redeliver_s + 1
-    assert [each.job_id for each in leases.reap(later)] == [job_id]
+    assert [undelivered.job_id for undelivered in leases.reap(later)] == [job_id]
     assert leases.reap(later) == []
 
 

@@ -97,7 +97,7 @@ def test_a_message_holds_an_id_and_goes_to_the_queue_of_its_size(fragile: Embedd
     queue.deliver_inspection("mdl_1")
     with connect(here) as client:
         sent = {name: json.loads(client.lrange(name, 0, -1)[0])["headers"] for name in ("small", "large", "inspect")}
-    assert {name: (each["task"], each["argsrepr"]) for name, each in sent.items()} == {
+    assert {name: (message["task"], message["argsrepr"]) for name, message in sent.items()} == {
         "small": ("fewbit.run_job", "['job_small']"),
         "large": ("fewbit.run_job", "['job_large']"),
         "inspect": ("fewbit.inspect_model", "['mdl_1']"),
@@ -123,4 +123,4 @@ def test_ids_sort_by_time_and_are_never_equal() -> None:
     assert len(set(made)) == 1000
     early, late = first_id("job", 1_000_000_000), first_id("job", 2_000_000_000)
     assert early < made[0] < late
-    assert {len(each) for each in (*made, early, late)} == {26}
+    assert {len(job_id) for job_id in (*made, early, late)} == {26}

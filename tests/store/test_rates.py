@@ -35,10 +35,10 @@ def played(settings: StoreSettings, limit: int, scenario: Callable[[Rates, Rates
     async def whole() -> None:
         clients = [connect_async(settings) for _ in range(2)]
         try:
-            await scenario(*(Rates(each, limit) for each in clients))
+            await scenario(*(Rates(client, limit) for client in clients))
         finally:
-            for each in clients:
-                await each.aclose()
+            for client in clients:
+                await client.aclose()
 
     asyncio.run(whole())
 
@@ -55,8 +55,8 @@ async def taken(rates: Rates, count: int) -> list[Allowance]:
 
 def test_as_many_pass_as_may_over_two_gateways_that_ask_together(own: Redis, settings: StoreSettings) -> None:
     async def scenario(one: Rates, other: Rates) -> None:
-        answers = await asyncio.gather(*(each.take("acme") for each in (one, other) * 900))
-        granted = sum(each.granted for each in answers)
+        answers = await asyncio.gather(*(rates.take("acme") for rates in (one, other) * 900))
+        granted = sum(answer.granted for answer in answers)
         assert 1200 <= granted + lost(one) + lost(other) <= 1200 + 20 * 3  # twenty more with each second it takes
         assert lost(one) + lost(other) <= 2 * 2  # 1200 a minute: at most two ahead at each
 
@@ -64,16 +64,16 @@ def test_as_many_pass_as_may_over_two_gateways_that_ask_together(own: Redis, set
 
 
 def lost(rates: Rates) -> int:
-    return sum(each.count for each in rates._ahead.values())
+    return sum(ahead.count for ahead in rates._ahead.values())
 
 
 def test_who_is_in_a_hurry_asks_redis_once_in_a_while(own: Redis, settings: StoreSettings) -> None:
     async def scenario(one: Rates, other: Rates) -> None:
         before = calls(own)
         answers = await taken(one, 2000)
-        assert all(each.granted for each in answers)
+        assert all(answer.granted for answer in answers)
         assert calls(own) - before < 2000 / MOST_AHEAD + 10 * 3
-        left = [each.left for each in answers]  # one fewer each time, but for what comes back
+        left = [answer.left for answer in answers]  # one fewer each time, but for what comes back
         assert left[0] == 599_999
         assert all(before - after <= 1 for before, after in pairwise(left))
 
@@ -96,7 +96,7 @@ def test_who_asks_now_and_then_is_counted_exactly(own: Redis, settings: StoreSet
 def test_a_low_limit_is_asked_for_every_time(own: Redis, settings: StoreSettings) -> None:
     async def scenario(one: Rates, other: Rates) -> None:
         answers = await taken(one, 6) + await taken(other, 6)
-        assert [each.granted for each in answers] == [True] * 10 + [False] * 2
-        assert [each.left for each in answers[:10]] == list(range(9, -1, -1))
+        assert [answer.granted for answer in answers] == [True] * 10 + [False] * 2
+        assert [answer.left for answer in answers[:10]] == list(range(9, -1, -1))
 
     played(settings, 10, scenario)

@@ -89,7 +89,7 @@ def test_an_upload_that_ends_before_it_is_in_place_leaves_nothing(blobs: Blobs) 
     with pytest.raises(ConnectionResetError):
         asyncio.run(blobs.put_stream(once(), len(CONTENT), hold=refused))
     assert blobs.folder is not None
-    assert [each for each in blobs.folder.rglob("*") if each.is_file()] == []
+    assert [path for path in blobs.folder.rglob("*") if path.is_file()] == []
 
 
 def test_what_a_process_died_over_deleting_is_deleted_by_the_next_sweep(

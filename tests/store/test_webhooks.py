@@ -44,7 +44,7 @@ async def told(webhooks: Webhooks, count: int) -> WebhookRecord:
 
 
 def names(redis: Redis, kind: str) -> set[str]:
-    return {each.decode() for each in redis.keys(f"fewbit:{kind}:*")}  # type: ignore[union-attr]
+    return {key.decode() for key in redis.keys(f"fewbit:{kind}:*")}  # type: ignore[union-attr]
 
 
 def test_the_oldest_deliveries_make_room_for_new_ones(redis: Redis, played: Played) -> None:
@@ -67,7 +67,7 @@ def test_the_oldest_deliveries_make_room_for_new_ones(redis: Redis, played: Play
 def test_a_delivery_is_forgotten_after_a_week_and_nothing_of_it_stays(redis: Redis, played: Played) -> None:
     async def scenario(webhooks: Webhooks, outbox: Outbox) -> None:
         webhook = await told(webhooks, 3)
-        index, due = (f"fewbit:webhook:{webhook.id}:{each}" for each in ("deliveries", "due"))
+        index, due = (f"fewbit:webhook:{webhook.id}:{kind}" for kind in ("deliveries", "due"))
         for name in (*names(redis, "delivery"), index, due):
             assert WEEK_MS - 60_000 < int(redis.pttl(name)) <= WEEK_MS
         for member in names(redis, "delivery"):
@@ -75,7 +75,7 @@ def test_a_delivery_is_forgotten_after_a_week_and_nothing_of_it_stays(redis: Red
                 index, -1000 * (WEEK_MS + 1), member.removeprefix("fewbit:delivery:")
             )  # they began a week ago
         fresh = await webhooks.test(webhook)
-        assert [each.id for each in await webhooks.deliveries(webhook)] == [fresh.id]
+        assert [delivery.id for delivery in await webhooks.deliveries(webhook)] == [fresh.id]
         assert await outbox.waiting() == 1
 
     played(scenario)
@@ -117,10 +117,10 @@ def test_a_delivery_that_ended_is_not_due_and_one_that_failed_is_later(played: P
             assert taken is not None
             found = await outbox.read(taken)
             assert found is not None
-            await outbox.tried(found[0], {"status": 204 if delivered else 500}, delivered)
+            await outbox.record_attempt(found[0], {"status": 204 if delivered else 500}, delivered)
         assert await outbox.take() is None
         assert await outbox.waiting() == 1
-        assert {each.status for each in await webhooks.deliveries(webhook)} == {"delivered", "pending"}
+        assert {delivery.status for delivery in await webhooks.deliveries(webhook)} == {"delivered", "pending"}
 
     played(scenario)
 
@@ -132,7 +132,7 @@ def test_an_attempt_whose_webhook_was_deleted_meanwhile_writes_nothing(redis: Re
         found = await outbox.read(taken) if taken else None
         assert found is not None
         assert await webhooks.delete(webhook.id)
-        await outbox.tried(found[0], {"status": 500}, False)
+        await outbox.record_attempt(found[0], {"status": 500}, False)
 
     played(scenario)
     assert redis.keys("*deliver*") + redis.keys("*webhook*") == []

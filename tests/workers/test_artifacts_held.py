@@ -33,7 +33,7 @@ def run(world: World, job: str, happens: Callable[[], None]) -> str:
     return replace(world.supervisor, leases=BeforeTheEnd(world, happens)).run(job)
 
 
-def test_equal_artifacts_of_a_deleted_job_stay_for_the_one_that_is_about_to_succeed(world: World) -> None:
+def test_deleting_a_job_keeps_equal_artifacts_of_a_job_about_to_succeed(world: World) -> None:
     first, second = world.job(), world.job()
     world.supervisor.run(first)
     assert run(world, second, lambda: world.delete(first)) == "succeeded"
@@ -44,21 +44,19 @@ def test_equal_artifacts_of_a_deleted_job_stay_for_the_one_that_is_about_to_succ
 
 
 @pytest.mark.parametrize("happens", [World.cancel, World.take_over], ids=["canceled", "lost"])
-def test_a_job_that_does_not_succeed_after_all_leaves_no_artifact(
-    world: World, happens: Callable[[World, str], None]
-) -> None:
+def test_a_job_that_fails_to_succeed_leaves_no_artifact(world: World, happens: Callable[[World, str], None]) -> None:
     job = world.job()
     run(world, job, lambda: happens(world, job))
     assert world.status(job) in ("canceled", "running")
     assert (world.has_blob(ARTIFACT), world.stored_bytes()) == (False, 0)
 
 
-def test_an_artifact_that_is_not_the_one_verified_is_not_kept(world: World) -> None:
+def test_an_artifact_changed_after_verification_is_not_kept(world: World) -> None:
     world.supervisor.run(world.job(lie="digest"))
     assert (world.has_blob(ARTIFACT), world.stored_bytes()) == (False, 0)
 
 
-def test_what_a_killed_worker_had_stored_goes_in_the_end(world: World, tmp_path: Path) -> None:
+def test_artifacts_of_a_killed_worker_are_swept(world: World, tmp_path: Path) -> None:
     (tmp_path / "artifact").write_bytes(ARTIFACT)
     held = world.references.holding(Tenant(), "job_1/1")  # and never let go
     world.blobs.put_file(tmp_path / "artifact", held.__enter__())

@@ -137,7 +137,7 @@ def _entries(worker: CeleryWorker, job: str) -> list[dict[str, object]]:
     return [entry for entry in map(json.loads, lines) if entry.get("job") == job]
 
 
-def test_a_worker_is_seen_with_its_cpu_and_versions(there: World, worker: CeleryWorker) -> None:
+def test_a_worker_announces_its_cpu_and_versions(there: World, worker: CeleryWorker) -> None:
     worker.ensure()
 
     def announced() -> list[dict[str, object]]:
@@ -165,7 +165,7 @@ def test_a_worker_survives_a_restart_of_redis(there: World, worker: CeleryWorker
     assert there.record(job).attempts == 1
 
 
-def test_a_worker_told_to_leave_hands_its_job_back(
+def test_a_worker_that_is_shut_down_requeues_its_job(
     there: World, worker: CeleryWorker, queue: Queue, model: bytes
 ) -> None:
     process = worker.ensure()

@@ -31,7 +31,7 @@ def deadlines(world: World, some: Leases, seconds: float) -> int:
     return len(seen)
 
 
-def test_a_lease_is_renewed_once_a_heartbeat(world: World) -> None:
+def test_a_lease_is_renewed_once_per_heartbeat(world: World) -> None:
     assert deadlines(world, leases(world, heartbeat_s=10), 1.5) <= 2
     assert 3 <= deadlines(world, leases(world, heartbeat_s=0.5), 1.7) <= 5
 
@@ -40,7 +40,7 @@ def test_a_heartbeat_longer_than_the_lease_does_not_lose_it(world: World) -> Non
     assert deadlines(world, leases(world, lease_s=1, heartbeat_s=10), 2.5) >= 3
 
 
-def test_a_cancel_is_seen_between_two_heartbeats(world: World) -> None:
+def test_a_cancel_is_noticed_between_two_heartbeats(world: World) -> None:
     job, some = world.job(), leases(world, heartbeat_s=10)
     claim = some.claim(job, "worker")
     assert claim is not None

@@ -15,7 +15,7 @@ def test_the_cpu_has_a_name_and_an_instruction_set() -> None:
     assert machine.cores() >= 1
 
 
-def test_versions_are_those_installed() -> None:
+def test_versions_are_the_installed_ones() -> None:
     assert machine.versions()["torch"] == version("torch")
 
 

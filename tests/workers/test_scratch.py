@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from workers.scratch import NotAFile, plain_file, read_report, scratch_folder, tidy
+from workers.scratch import NotAFile, plain_file, read_report, scratch_folder, wipe_abandoned_folders
 
 
-def test_nobody_else_can_look_and_nothing_stays(tmp_path: Path) -> None:
+def test_the_scratch_folder_is_private_and_wiped(tmp_path: Path) -> None:
     with scratch_folder(tmp_path, "job_1") as folder:
         assert folder.stat().st_mode & 0o777 == 0o700
         (folder / "out").mkdir()
@@ -26,13 +26,13 @@ def _lock_and_fail(parent: Path) -> None:
         raise RuntimeError
 
 
-def test_it_goes_even_when_the_job_fails_or_locks_it(tmp_path: Path) -> None:
+def test_the_folder_is_wiped_even_when_the_job_fails_or_locks_it(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         _lock_and_fail(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_killed_workers_left_goes_after_a_day(tmp_path: Path) -> None:
+def test_folders_of_killed_workers_are_wiped_after_a_day(tmp_path: Path) -> None:
     for name in ("fewbit-job_1-x", "fewbit-mdl_1-x", "fewbit-job_2-new", "fewbit-demo-x", "another"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model").write_text("x")
@@ -41,13 +41,13 @@ def test_what_killed_workers_left_goes_after_a_day(tmp_path: Path) -> None:
     os.utime(tmp_path / "fewbit-job_1-x", times=(0, 0))
     (tmp_path / "fewbit-job_3-link").symlink_to(tmp_path / "another")
     os.utime(tmp_path / "fewbit-job_3-link", times=(0, 0), follow_symlinks=False)
-    tidy(tmp_path)
+    wipe_abandoned_folders(tmp_path)
     left = {entry.name for entry in tmp_path.iterdir() if not entry.is_symlink()}
     assert left == {"fewbit-job_2-new", "fewbit-demo-x", "another"}
     assert (tmp_path / "another" / "model").exists()
 
 
-def test_wiping_what_is_gone_already_leaves_the_folder_around_it_as_it_is(tmp_path: Path) -> None:
+def test_wiping_a_missing_folder_does_not_change_its_parent(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     with scratch_folder(tmp_path, "job_1") as folder:
         folder.rmdir()
@@ -71,7 +71,7 @@ def test_only_plain_files_are_taken(tmp_path: Path, name: str) -> None:
         plain_file(tmp_path, name)
 
 
-def test_a_folder_that_is_a_link_is_not_looked_into(tmp_path: Path) -> None:
+def test_a_linked_folder_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "file").write_text("x")
     (tmp_path / "out").symlink_to(tmp_path / "real")
@@ -79,7 +79,7 @@ def test_a_folder_that_is_a_link_is_not_looked_into(tmp_path: Path) -> None:
         plain_file(tmp_path / "out", "file")
 
 
-def test_a_report_that_is_a_link_is_not_read(tmp_path: Path) -> None:
+def test_a_linked_report_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "report.json").symlink_to("/etc/passwd")
     with pytest.raises(NotAFile):
         read_report(tmp_path)

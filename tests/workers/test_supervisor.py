@@ -72,7 +72,7 @@ def test_a_cancel_stops_the_job_soon(world: World) -> None:
     assert world.status(job) == "canceled"
 
 
-def test_a_shutdown_hands_the_job_back(world: World) -> None:
+def test_a_shutdown_requeues_the_job(world: World) -> None:
     job = world.job(deed="sleep")
     ended = world.in_thread(job)
     assert wait_until(lambda: world.status(job) == "running")
@@ -92,7 +92,7 @@ def test_a_lost_lease_stops_the_child_and_writes_nothing(world: World) -> None:
     assert world.status(job) == "running"
 
 
-def test_redis_may_go_away_and_come_back(world: World) -> None:
+def test_a_job_survives_a_restart_of_redis(world: World) -> None:
     (world.scratch / "nap").write_text("3")
     job = world.job(deed="convert:nap")
     ended = world.in_thread(job)

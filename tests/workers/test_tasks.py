@@ -31,7 +31,7 @@ class Overtaken(Leases):
 
 
 @pytest.mark.parametrize("mine", [0, 1], ids=["the first", "the second"])
-def test_two_workers_that_ask_at_once_run_both_jobs(world: World, monkeypatch: pytest.MonkeyPatch, mine: int) -> None:
+def test_two_workers_asking_at_once_run_both_jobs(world: World, monkeypatch: pytest.MonkeyPatch, mine: int) -> None:
     jobs = [world.job(b"one"), world.job(b"two")]
 
     def rival() -> None:

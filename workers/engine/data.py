@@ -1,4 +1,4 @@
-"""Data for the model: a dataset read batch by batch, or inputs made from the signature when there is none."""
+"""Data for the model: a dataset read batch by batch, or inputs made from the signature if there is none."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from fewbit.contract.resources import InputSignature
+from fewbit.runtime.torch_internals import pytree
 from workers.engine.task import Task
 from workers.errors import EngineError, first_line
 
@@ -21,15 +21,15 @@ Array = np.ndarray[Any, Any]
 EXAMPLES = "examples.npz"  # in the folder: what the upload was exported with
 DEFAULT_BATCH_SIZE = 32
 SYNTHETIC_SAMPLES = 64
-UNREPORTED_SAMPLES = 8  # where no part of the report is asked for
+UNREPORTED_SAMPLES = 8  # if no part of the report is asked for
 SYNTHETIC_DYNAMIC_SIZE = 16  # for a dynamic dimension that is not the batch
 SYNTHETIC_INTEGERS = 2  # exclusive upper bound: 0 and 1 are valid token ids everywhere
 
 
 @dataclass(frozen=True)
 class Batch:
-    """``inputs`` in the order of the program's inputs, first axis = sample, but for those that are constant. Of the
-    last one, padded to the size that the model needs, only the first ``count`` samples are real."""
+    """``inputs`` in the order of the program's inputs, first axis = sample, but for constant ones. Only the first
+    ``count`` samples are real: the last batch may be padded to the size the model needs."""
 
     inputs: tuple[Tensor, ...]
     start: int
@@ -44,9 +44,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Data:
-    """Named arrays of equal length; ``labels`` int64 or float64 [samples, ...] or None; ``kind`` as the report says it.
-    ``rows``: where the model's inputs have no common first axis, how many rows of each array one batch takes. ``names``
-    of the arrays; those ``constant`` have no axis for samples, and come whole with every batch."""
+    """Arrays of equal length, with their ``names``; ``labels`` int64 or float64 [samples, ...] or None; ``kind`` as in
+    the report. ``rows``: if the model's inputs have no common first axis, how many rows of each array a batch takes.
+    Those ``constant`` have no axis for samples, and go whole into every batch."""
 
     arrays: tuple[Array, ...]
     dtypes: tuple[torch.dtype, ...]
@@ -61,7 +61,7 @@ class Data:
 
     def batches(self) -> Iterator[Batch]:
         if self.rows:
-            yield from self._uneven()
+            yield from self._uneven_batches()
             return
         for start in range(0, self.samples, self.batch_size):
             count = min(self.batch_size, self.samples - start)
@@ -87,34 +87,35 @@ class Data:
         """A copy: a program may write to its inputs."""
         return torch.from_numpy(np.array(array)) if self._is_whole(index) else torch.from_numpy(array[rows])
 
-    def _uneven(self) -> Iterator[Batch]:
+    def _uneven_batches(self) -> Iterator[Batch]:
         for index in range(self.samples // self.batch_size):
-            parts = zip(self.arrays, self.rows, self.dtypes, strict=True)
-            inputs = (torch.from_numpy(array[index * rows :][:rows].copy()).to(dtype) for array, rows, dtype in parts)
+            columns = zip(self.arrays, self.rows, self.dtypes, strict=True)
+            inputs = (torch.from_numpy(array[index * rows :][:rows].copy()).to(dtype) for array, rows, dtype in columns)
             yield Batch(tuple(inputs), index * self.batch_size, self.batch_size, self.batch_size)
 
 
 def read_evaluation(task: Task, folder: Path, inputs: tuple[InputSignature, ...]) -> Data:
-    """The task's evaluation data; its calibration data, without labels, where it names none for evaluation; synthetic
-    when it names none at all. Where the report is off, no more of either than shows that an artifact is right."""
-    wanted, off = task.spec.evaluation, task.spec.report.is_off
-    if wanted is not None and task.evaluation is not None:
-        return read_data(folder / task.evaluation, inputs, wanted.batch_size, wanted.samples, wanted.constant)
-    if task.spec.calibration is None or task.calibration is None:
+    """The task's evaluation data; if it names none, its calibration data without labels; else synthetic data. If the
+    report is off, only as many of the latter two as it takes to check an artifact."""
+    evaluation, calibration, off = task.spec.evaluation, task.spec.calibration, task.spec.report.is_off
+    if evaluation is not None and task.evaluation is not None:
+        path = folder / task.evaluation
+        return read_data(path, inputs, evaluation.batch_size, evaluation.samples, evaluation.constant)
+    if calibration is None or task.calibration is None:
         samples = UNREPORTED_SAMPLES if off else SYNTHETIC_SAMPLES
-        return synthetic(inputs, samples, task.spec.seed, read_examples(folder))
-    limit = UNREPORTED_SAMPLES if off else task.spec.calibration.samples
-    seen = read_data(folder / task.calibration, inputs, task.spec.calibration.batch_size, limit)
-    return replace(seen, labels=None)
+        return synthesize_data(inputs, samples, task.spec.seed, read_examples(folder))
+    limit = UNREPORTED_SAMPLES if off else calibration.samples
+    data = read_data(folder / task.calibration, inputs, calibration.batch_size, limit)
+    return replace(data, labels=None)
 
 
 def read_calibration(task: Task, folder: Path, inputs: tuple[InputSignature, ...]) -> Data:
-    """The task's calibration data; its evaluation data where it names none for calibration."""
-    wanted = task.spec.calibration
-    if wanted is None or task.calibration is None:
+    """The task's calibration data; if it names none, its evaluation data."""
+    calibration = task.spec.calibration
+    if calibration is None or task.calibration is None:
         return read_evaluation(task, folder, inputs)
-    declared = task.spec.evaluation.constant if task.spec.evaluation else ()
-    return read_data(folder / task.calibration, inputs, wanted.batch_size, wanted.samples, declared)
+    constant = task.spec.evaluation.constant if task.spec.evaluation else ()
+    return read_data(folder / task.calibration, inputs, calibration.batch_size, calibration.samples, constant)
 
 
 def read_data(
@@ -124,57 +125,68 @@ def read_data(
     limit: int | None,
     declared: Collection[str] = (),
 ) -> Data:
-    """The dataset at ``path``, at most ``limit`` samples of it. ``declared``: the inputs said to be constant."""
+    """At most ``limit`` samples of the dataset at ``path``. ``declared``: the inputs said to be constant."""
     named = _read_arrays(path)
     labels = named.pop("labels", None)
-    arrays = tuple(_array_for(given, named, inputs) for given in inputs)
-    lengths = {given.name: len(array) if array.ndim else 0 for given, array in zip(inputs, arrays, strict=True)}
-    constant = constants_of(inputs, lengths, declared)
-    size, fixed = batch_of(tuple(given for given in inputs if given.name not in constant), batch_size)
-    names = tuple(given.name for given in inputs)
-    rows = _fixed_rows(inputs)
-    if rows and not constant:
+    names = tuple(signature.name for signature in inputs)
+    arrays = tuple(_array_for(signature, named, inputs) for signature in inputs)
+    lengths = {name: len(array) if array.ndim else 0 for name, array in zip(names, arrays, strict=True)}
+    constant = constant_inputs(inputs, lengths, declared)
+    size, fixed = choose_batch_size(_others(inputs, constant), batch_size)
+    rows = () if constant else _fixed_rows(inputs)
+    if rows:
         samples = size * min((len(array) // count for array, count in zip(arrays, rows, strict=True)), default=0)
     else:
-        rows, samples = (), min((lengths[name] for name in names if name not in constant), default=int(bool(names)))
-    samples = min(samples, limit) if limit and not rows else samples
+        samples = min((lengths[name] for name in names if name not in constant), default=int(bool(names)))
+        samples = min(samples, limit) if limit else samples
     if not samples:
         raise EngineError("calibration-failed", "the dataset holds no samples")
     return Data(arrays, _dtypes(inputs), _labels(labels, samples), samples, size, "real", fixed, rows, names, constant)
 
 
-def constants_of(
+def constant_inputs(
     inputs: tuple[InputSignature, ...], lengths: Mapping[str, int], declared: Collection[str] = ()
 ) -> tuple[str, ...]:
     """The inputs without an axis for samples: those ``declared``, single numbers, and those of one fixed length, which
     their array has, beside others whose first axis is free."""
-    free = any(given.shape and isinstance(given.shape[0], str) for given in inputs if given.name not in declared)
+    free = any(isinstance(_first_size(signature), str) for signature in inputs if signature.name not in declared)
 
-    def is_constant(given: InputSignature) -> bool:
-        fixed = free and bool(given.shape) and isinstance(given.shape[0], int)
-        return not given.shape or given.name in declared or (fixed and lengths.get(given.name) == given.shape[0])
+    def is_constant(signature: InputSignature) -> bool:
+        first = _first_size(signature)
+        fixed = free and isinstance(first, int) and lengths.get(signature.name) == first
+        return first is None or signature.name in declared or fixed
 
-    return tuple(given.name for given in inputs if is_constant(given))
+    return tuple(signature.name for signature in inputs if is_constant(signature))
+
+
+def _others(inputs: tuple[InputSignature, ...], constant: Collection[str]) -> tuple[InputSignature, ...]:
+    return tuple(signature for signature in inputs if signature.name not in constant)
+
+
+def _first_size(signature: InputSignature) -> int | str | None:
+    """A number, the name of a free size, or None for a single number."""
+    return signature.shape[0] if signature.shape else None
 
 
 def _fixed_rows(inputs: tuple[InputSignature, ...]) -> tuple[int, ...]:
-    """The length of each input where all are fixed, and not the same; else none."""
-    rows = tuple(given.shape[0] for given in inputs if given.shape and isinstance(given.shape[0], int))
+    """The length of each input if all are fixed and differ; else none."""
+    rows = tuple(first for first in map(_first_size, inputs) if isinstance(first, int))
     return rows if len(rows) == len(inputs) and len(set(rows)) > 1 else ()
 
 
-def batch_of(inputs: tuple[InputSignature, ...], wanted: int) -> tuple[int, bool]:
+def choose_batch_size(inputs: tuple[InputSignature, ...], wanted: int) -> tuple[int, bool]:
     """(batch size, whether every batch must have exactly that size), as the model's first dimensions allow."""
-    fixed = [each.shape[0] for each in inputs if each.shape and isinstance(each.shape[0], int)]
+    shapes = [signature.shape for signature in inputs]
+    fixed = [shape[0] for shape in shapes if shape and isinstance(shape[0], int)]
     if 0 in fixed:
         raise EngineError("invalid-model", "an input of the model has no rows; export it with a batch of one or more")
     if fixed:
         return int(fixed[0]), True
-    bounds = [each.dynamic[str(each.shape[0])] for each in inputs if each.shape]
+    bounds = [signature.dynamic[str(signature.shape[0])] for signature in inputs if signature.shape]
     low = max((lower for lower, _ in bounds), default=1)
     high = min((upper for _, upper in bounds if upper is not None), default=wanted)
     size = max(min(wanted, high), low, 1)
-    return size, low > 1  # a least batch above one: pad the last
+    return size, low > 1  # if one sample is too few, the last batch is padded
 
 
 def _array_for(signature: InputSignature, named: dict[str, Array], inputs: tuple[InputSignature, ...]) -> Array:
@@ -194,18 +206,18 @@ def _labels(labels: Array | None, samples: int) -> Array | None:
 
 
 def _dtypes(inputs: tuple[InputSignature, ...]) -> tuple[torch.dtype, ...]:
-    """What the model takes. NumPy knows no bfloat16: those inputs are kept as float32 and rounded here."""
-    return tuple(getattr(torch, each.dtype) for each in inputs)
+    """What the model takes. NumPy has no bfloat16: those inputs are kept as float32 and rounded here."""
+    return tuple(getattr(torch, signature.dtype) for signature in inputs)
 
 
 def is_npz(path: Path) -> bool:
-    """By its first bytes, as the gateway told it: an archive's end may stand at the end of any file."""
+    """By its first bytes, like the gateway: any file may end with the end of a zip archive."""
     with path.open("rb") as file:
         return file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
 
 
 def _read_arrays(path: Path) -> dict[str, Array]:
-    """The gateway has looked through it: what cannot be read now is not what it looked at."""
+    """The gateway has checked the file: if it cannot be read now, it is not the file that was checked."""
     try:
         arrays = _read_npz(path) if is_npz(path) else _read_safetensors(path)
         for name, value in arrays.items():
@@ -218,9 +230,9 @@ def _read_arrays(path: Path) -> dict[str, Array]:
 
 
 def _check_numbers(name: str, value: object) -> None:
-    """NumPy returns bytes for an entry that is no ``.npy`` file. Raises ``ValueError``."""
+    """NumPy returns bytes for an entry that is not a ``.npy`` file. Raises ``ValueError``."""
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
-        raise ValueError(f"{name} is no array of numbers")
+        raise ValueError(f"{name} is not an array of numbers")
 
 
 def _read_npz(path: Path) -> dict[str, Array]:
@@ -235,47 +247,46 @@ def _read_safetensors(path: Path) -> dict[str, Array]:
 
 
 def write_examples(example_inputs: Any, inputs: tuple[InputSignature, ...], folder: Path) -> None:
-    """Keep the example that the upload was exported with, where it has one that fits."""
+    """Keep the example that the upload was exported with, if it has one that fits."""
     leaves = [leaf for leaf in pytree.tree_leaves(example_inputs or ()) if isinstance(leaf, Tensor)]
     if len(leaves) != len(inputs):
         return
-    arrays = {given.name: leaf.detach() for given, leaf in zip(inputs, leaves, strict=True)}
-    arrays = {name: leaf.float() if leaf.dtype is torch.bfloat16 else leaf for name, leaf in arrays.items()}
-    np.savez(folder / EXAMPLES, **{name: leaf.numpy() for name, leaf in arrays.items()})  # type: ignore[arg-type]
+    tensors = {signature.name: leaf.detach() for signature, leaf in zip(inputs, leaves, strict=True)}
+    arrays: dict[str, Any] = {
+        name: (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy() for name, tensor in tensors.items()
+    }
+    np.savez(folder / EXAMPLES, **arrays)
 
 
 def read_examples(folder: Path) -> dict[str, Array]:
     return _read_npz(folder / EXAMPLES) if (folder / EXAMPLES).exists() else {}
 
 
-def synthetic(
+def synthesize_data(
     inputs: tuple[InputSignature, ...], samples: int, seed: int, examples: Mapping[str, Array] | None = None
 ) -> Data:
-    """Random inputs of the model's shapes, some ``samples`` as its batch size allows. What is no batch of floats, ids,
-    offsets or a single number, is the upload's own example, again and again, where it has one."""
-    free = {given.name: int(given.shape[0]) for given in inputs if given.shape and isinstance(given.shape[0], int)}
-    constant = constants_of(inputs, free)
-    size, fixed = batch_of(
-        tuple(given for given in inputs if given.name not in constant), min(DEFAULT_BATCH_SIZE, samples)
-    )
+    """Random inputs of the model's shapes, about ``samples`` of them, in whole batches. Ids, offsets, single numbers
+    and whatever else is not a batch of floats repeat the upload's own example, if it has one."""
+    fixed_sizes = {signature.name: first for signature in inputs if isinstance(first := _first_size(signature), int)}
+    constant = constant_inputs(inputs, fixed_sizes)
+    size, fixed = choose_batch_size(_others(inputs, constant), min(DEFAULT_BATCH_SIZE, samples))
     batches = max(1, samples // size)
     generator = np.random.default_rng(seed)
-    rows = tuple(given.shape[0] if given.shape and isinstance(given.shape[0], int) else size for given in inputs)
-    counts = (1 if given.name in constant else batches for given in inputs)
+    rows = tuple(fixed_sizes.get(signature.name, size) for signature in inputs)
     arrays = tuple(
-        _made(given, count, times, generator, examples or {})
-        for given, count, times in zip(inputs, rows, counts, strict=True)
+        _synthesize(signature, count, 1 if signature.name in constant else batches, generator, examples or {})
+        for signature, count in zip(inputs, rows, strict=True)
     )
     uneven = rows if len(set(rows)) > 1 and not constant else ()
-    names = tuple(given.name for given in inputs)
+    names = tuple(signature.name for signature in inputs)
     return Data(arrays, _dtypes(inputs), None, size * batches, size, "synthetic", fixed, uneven, names, constant)
 
 
-def _made(
+def _synthesize(
     signature: InputSignature, rows: int, batches: int, generator: np.random.Generator, examples: Mapping[str, Array]
 ) -> Array:
     """``batches`` times ``rows`` of one input."""
-    random = _random(signature, rows * batches, generator)
+    random = _random_array(signature, rows * batches, generator)
     example = examples.get(signature.name)
     whole = not signature.shape or rows == signature.shape[0]
     if example is None or (signature.dtype.startswith(("float", "bfloat")) and signature.shape and not whole):
@@ -287,8 +298,9 @@ def _made(
     return np.concatenate([example] * -(-len(random) // len(example)))[: len(random)]
 
 
-def _random(signature: InputSignature, samples: int, generator: np.random.Generator) -> Array:
-    shape = [samples, *(_size(signature, size) for size in signature.shape[1:])] if signature.shape else []
+def _random_array(signature: InputSignature, samples: int, generator: np.random.Generator) -> Array:
+    sizes = [samples, *(_size(signature, dimension) for dimension in signature.shape[1:])]
+    shape = sizes if signature.shape else []
     if signature.dtype.startswith(("float", "bfloat")):
         dtype = "float32" if signature.dtype == "bfloat16" else signature.dtype
         return np.asarray(generator.standard_normal(shape)).astype(dtype)

@@ -1,4 +1,4 @@
-"""What the converting process hands to the verifying one: everything it knows, and no model."""
+"""What the converting process hands to the verifying one: everything it knows, except the model."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from fewbit.runtime.script import Call
 
 
 class Draft(BaseModel):
-    """``rows`` lack only the kernel that ran. ``calls``: by artifact kind, those its layers make. ``finite``: whether
-    the float output is; ``random``: the operators that draw numbers, so that no two calls give the same."""
+    """``rows`` lack only the kernel that ran. ``calls``: by artifact kind, the calls of its layers. ``finite``: whether
+    the float output is; ``random``: the operators that draw numbers, so that two calls differ; ``repaired``: the
+    weights that were made finite, so that the float program is not the upload."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -25,6 +26,7 @@ class Draft(BaseModel):
     findings: tuple[Finding, ...]
     finite: bool
     random: tuple[str, ...] = ()
+    repaired: tuple[str, ...] = ()
     sensitivity: SensitivitySummary | None = None
     calibration: CalibrationReport | None = None
     calls: dict[str, tuple[Call, ...]] = {}

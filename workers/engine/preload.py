@@ -1,6 +1,6 @@
-"""What the fork server does before the first job: import everything, and go once through every path.
+"""What the fork server does before the first job: import everything, and run every path once.
 
-One thread throughout: a process that has run a second thread cannot be forked safely.
+Always on one thread: a process that has run a second thread cannot be forked safely.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from workers.engine.task import Task
 
 
 def preload() -> None:
-    """Takes some seconds; afterwards a fork starts work at once."""
+    """Takes some seconds; afterwards a fork starts working at once."""
     torch.set_num_threads(1)
     batch = torch.export.Dim("batch", min=1, max=64)
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
@@ -41,8 +41,8 @@ def preload() -> None:
         convert(folder, _ignore)
         verify(folder, _ignore)
     gc.collect()
-    gc.freeze()  # what is loaded by now stays: collecting in a fork no longer goes through torch's million objects
+    gc.freeze()  # what is loaded by now stays: collecting in a fork skips torch's million objects
 
 
 def _ignore(_stage: str, _share: float) -> None:
-    """Nobody watches the warm-up."""
+    """The warm-up reports no progress."""

@@ -1,4 +1,4 @@
-"""Stages: each is timed, and its progress passed on under its name."""
+"""Timing the stages of a job, and passing on their progress."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Progress = Callable[[str, float], None]
-"""Told the stage by name, and the share of it that is done, 0 to 1."""
+"""Called with the stage's name, and the share of it that is done, 0 to 1."""
 
 
 class Stopwatch:
-    """``with watch("load") as advance:`` times the block into ``seconds["load"]``; ``advance`` takes the share done."""
+    """``with stopwatch.time("load") as advance:`` adds the block's time to ``seconds["load"]``; ``advance`` takes the
+    share done."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, stage: str) -> Iterator[Callable[[float], None]]:
+    def time(self, stage: str) -> Iterator[Callable[[float], None]]:
         self.progress(stage, 0.0)
         started = time.perf_counter()
         yield lambda share: self.progress(stage, share)

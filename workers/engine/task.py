@@ -11,7 +11,7 @@ from fewbit.contract.resources import InputSignature, ModelFormat, ModelLayer
 from fewbit.contract.spec import JobSpec
 from workers.errors import EngineError
 
-FLOAT_PROGRAM = "float.pt2"  # in the folder: the float model as a program, where the upload is none
+FLOAT_PROGRAM = "float.pt2"  # in the folder: the float model as a program, if the upload is not one
 
 
 class Task(BaseModel):
@@ -35,16 +35,16 @@ class Task(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> Task:
-        """Raises ``EngineError('quantization-failed')`` for a spec that is none: the same job would fail again."""
+        """Raises ``EngineError('quantization-failed')`` for an invalid spec: the same job would fail again."""
         try:
             return cls.model_validate_json((folder / "task.json").read_bytes())
         except ValidationError as error:
-            wrong = next((each for each in error.errors() if each["loc"][:1] == ("spec",)), None)
-            if wrong is None:
+            in_spec = next((detail for detail in error.errors() if detail["loc"][:1] == ("spec",)), None)
+            if in_spec is None:
                 raise
-            where = "/".join(map(str, wrong["loc"][1:]))
+            where = "/".join(map(str, in_spec["loc"][1:]))
             raise EngineError(
-                "quantization-failed", f"The job's spec cannot be used: /{where}: {wrong['msg']}"
+                "quantization-failed", f"The job's spec cannot be used: /{where}: {in_spec['msg']}"
             ) from error
 
     def write(self, folder: Path) -> None:
@@ -52,7 +52,7 @@ class Task(BaseModel):
 
 
 class Inspection(BaseModel):
-    """What one look at an upload tells: its format, its forward arguments, its layer table."""
+    """What an upload's inspection finds: its format, its forward arguments, its layer table."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -23,7 +23,7 @@ def sensitivity_section(report: Report) -> Markup:
         return section("sensitivity", "Sensitivity", tag("p", nothing, class_="empty"))
     how = report.sensitivity
     cost = f" {METHODS[how.method]} from {how.passes:g} passes over {counted(how.samples, 'sample')}." if how else ""
-    lead = f"What the model's output loses if only this layer is quantized.{cost}"
+    lead = f"What the model's output loses if only one layer is quantized.{cost}"
     chart = [_pareto(ranked)] if len(ranked) > 1 else []
     return section("sensitivity", "Sensitivity", tag("div", *chart, _ranking(ranked), class_="halves"), lead=lead)
 

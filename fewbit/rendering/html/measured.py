@@ -26,7 +26,7 @@ def coverage_section(report: Report, links: Links) -> Markup:
         "Float time": (coverage.time, ""),
     }
     rows = [_bar_row(name, share, note or percent(share)) for name, (share, note) in shares.items()]
-    reasons = [tag("li", links.code(code), f" {number}") for code, number in coverage.reasons.items()]
+    reasons = [tag("li", links.code(code), f" {counted(number, 'layer')}") for code, number in coverage.reasons.items()]
     why = [tag("h3", "Why the rest is float"), tag("ul", *reasons, class_="tags")] if reasons else None
     legend = tag("p", tag("span", "int8", class_="key int8"), tag("span", "float", class_="key rest"), class_="legend")
     return section("coverage", "Coverage", legend, tag("dl", *rows, class_="bars"), why)
@@ -173,4 +173,8 @@ def _flips(accuracy: Accuracy) -> Iterator[Child]:
 def _outcome(flip: Flip) -> str:
     if flip.label is None:
         return ""
-    return "lost" if flip.before == flip.label else ("won" if flip.after == flip.label else "wrong before and after")
+    return (
+        "now wrong"
+        if flip.before == flip.label
+        else ("now right" if flip.after == flip.label else "wrong before and after")
+    )

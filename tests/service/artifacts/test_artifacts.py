@@ -43,7 +43,7 @@ def test_head_tells_the_same_without_the_bytes(http: httpx2.Client, url: str) ->
     whole, head = http.get(url), http.head(url)
     assert (head.status_code, head.content) == (200, b"")
     varying = {"date", "x-request-id", "ratelimit"}
-    told = [{name: value for name, value in each.headers.items() if name not in varying} for each in (whole, head)]
+    told = [{name: value for name, value in answer.headers.items() if name not in varying} for answer in (whole, head)]
     assert told[0] == told[1]
 
 

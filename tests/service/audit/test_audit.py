@@ -21,7 +21,7 @@ UNKNOWN = f"fbk_{'0' * 12}_{'0' * 43}"
 def entries(http: httpx2.Client, **wanted: Any) -> list[dict[str, Any]]:
     """Newest first."""
     listed: list[dict[str, Any]] = http.get("/audit?limit=200").json()["entries"]
-    return [each for each in listed if all(each[name] == value for name, value in wanted.items())]
+    return [entry for entry in listed if all(entry[name] == value for name, value in wanted.items())]
 
 
 def asked(gateway: Gateway, key: str | None, path: str = "/jobs", times: int = 1) -> list[int]:
@@ -46,7 +46,7 @@ def test_the_log_of_who_did_what_has_no_secrets_and_no_bodies(gateway: Gateway) 
         assert line["request_id"] == made.headers["X-Request-Id"]
         assert http.get("/audit?limit=1").json()["next"] is not None
     for text in (told.text, gateway.log):
-        assert not any(each in text for each in (admin, admin.rsplit("_", 1)[1], "the-body-itself", "secret-name"))
+        assert not any(secret in text for secret in (admin, admin.rsplit("_", 1)[1], "the-body-itself", "secret-name"))
     assert made.headers["X-Request-Id"] in gateway.log
 
 
@@ -54,7 +54,7 @@ def test_what_is_done_to_a_key_is_in_the_log_of_its_tenant(gateway: Gateway, acm
     old = keys(gateway, "make", "--tenant", "acme").split("_")[1]
     new = keys(gateway, "rotate", old)
     keys(gateway, "revoke", new.split("_")[1])
-    told = [(each["action"], each["object"]) for each in entries(acme, key="operator")]
+    told = [(entry["action"], entry["object"]) for entry in entries(acme, key="operator")]
     successor = new.split("_")[1]
     assert told[:4] == [
         ("revoke_key", successor), ("rotate_key", old), ("make_key", successor), ("make_key", old),
@@ -86,7 +86,7 @@ def test_a_key_of_nobody_and_none_at_all_are_told_to_the_operator(fresh: Gateway
     keys(fresh, "make", "--tenant", "acme")
     before = redis.xlen("fewbit:tenant:acme:audit")
     assert asked(fresh, UNKNOWN) + asked(fresh, None) == [401, 401]
-    assert [each["key"] for each in entries(fresh.http, outcome=401)] == ["none", "unknown"]
+    assert [entry["key"] for entry in entries(fresh.http, outcome=401)] == ["none", "unknown"]
     assert UNKNOWN not in fresh.http.get("/audit").text + fresh.log
     assert redis.xlen("fewbit:tenant:acme:audit") == before
 
@@ -98,11 +98,11 @@ def test_who_has_no_key_cannot_fill_the_log_or_redis(fresh: Gateway, redis: Redi
     before = redis.dbsize(), redis.xlen("fewbit:tenant:default:audit"), redis.xlen("fewbit:tenant:acme:audit")
     for key in (UNKNOWN, None, forged):
         asked(fresh, key, times=400)
-    made_up = [f"fbk_{each:012}_{'a' * 43}" for each in range(400)]
+    made_up = [f"fbk_{number:012}_{'a' * 43}" for number in range(400)]
     assert {status for key in made_up for status in asked(fresh, key)} == {401}
     after = redis.dbsize(), redis.xlen("fewbit:tenant:default:audit"), redis.xlen("fewbit:tenant:acme:audit")
     assert after == (before[0], before[1] + 2 + 2, before[2] + 2)  # the 10th and the 100th of each kind
-    told = [(each["key"], each["times"]) for each in entries(fresh.http, outcome=401)]
+    told = [(entry["key"], entry["times"]) for entry in entries(fresh.http, outcome=401)]
     assert sorted(told) == [(key, count) for key in ("none", "unknown") for count in (1, 10, 100)]
 
 
@@ -111,8 +111,8 @@ def test_a_tenant_over_its_rate_is_in_its_log_now_and_then(fresh: Gateway, redis
     assert asked(fresh, key, times=190).count(429) >= 120
     stored: Any = redis.xrange("fewbit:tenant:acme:audit")
     lines = [entry for _, entry in stored if entry[b"outcome"] == b"429"]
-    assert [int(each[b"times"]) for each in lines] == [1, 10, 100]
-    assert {each[b"key"].decode() for each in lines} == {key.split("_")[1]}
+    assert [int(line[b"times"]) for line in lines] == [1, 10, 100]
+    assert {line[b"key"].decode() for line in lines} == {key.split("_")[1]}
 
 
 def test_refusals_for_want_of_a_scope_count_as_requests(fresh: Gateway, redis: Redis) -> None:

@@ -25,7 +25,7 @@ def test_an_npz_becomes_a_dataset(http: httpx2.Client) -> None:
     dataset = Dataset.model_validate(answer.json())
     assert (answer.status_code, dataset.format, dataset.samples, dataset.name) == (201, "npz", 5, "test.npz")
     assert dataset.sha256 == hashlib.sha256(content).hexdigest()
-    assert [(each.name, each.dtype, each.shape) for each in dataset.arrays] == [
+    assert [(array.name, array.dtype, array.shape) for array in dataset.arrays] == [
         ("labels", "int64", (5,)),
         ("mask", "bool", (5, 2)),
         ("x", "float32", (5, 3)),
@@ -37,7 +37,7 @@ def test_safetensors_are_read_too(http: httpx2.Client) -> None:
     content = save({"x": np.ones((5, 3), np.float32), "labels": np.arange(5)}, {"made_by": "a test"})
     dataset = Dataset.model_validate(post(http, "/datasets", content).json())
     assert (dataset.format, dataset.samples) == ("safetensors", 5)
-    assert {each.name: each.dtype for each in dataset.arrays} == {"x": "float32", "labels": "int64"}
+    assert {array.name: array.dtype for array in dataset.arrays} == {"x": "float32", "labels": "int64"}
 
 
 def test_a_compressed_npz_and_columns_first_are_fine(http: httpx2.Client) -> None:

@@ -25,7 +25,7 @@ def test_a_dataset_that_means_harm_is_refused(gateway: Gateway, name: str) -> No
     started = time.monotonic()
     answer = post(gateway.http, "/datasets", content)
     assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid-dataset"), answer.text[:300]
-    assert code in {each for _, each in codes(answer)}, answer.text[:300]
+    assert code in {found for _, found in codes(answer)}, answer.text[:300]
     assert len(answer.content) < 10_000
     assert time.monotonic() - started < 3
     assert gateway.blob_files() == before
@@ -39,7 +39,7 @@ def test_a_file_that_unpacks_to_a_hundred_times_its_size_is_refused(
     (tmp_path / "bomb").write_bytes(npz(compressed=True, x=np.zeros(4 << 20, np.uint8)))
     with pytest.raises(Unreadable) as refused:
         read(tmp_path / "bomb", 1 << 40)
-    assert [each.code for each in refused.value.errors] == ["too-large"]
+    assert [error.code for error in refused.value.errors] == ["too-large"]
     honest = np.random.default_rng(0).standard_normal(1 << 19).astype(np.float32)
     (tmp_path / "honest").write_bytes(npz(compressed=True, x=honest))
     assert read(tmp_path / "honest", 1 << 40).samples == 1 << 19

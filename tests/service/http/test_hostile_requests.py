@@ -33,13 +33,13 @@ def raw(gateway: Gateway, request: bytes, seconds: float = 10) -> tuple[int, dic
             answer += piece
     head, _, body = answer.partition(b"\r\n\r\n")
     lines = head.decode("latin-1").split("\r\n")
-    headers = dict(each.lower().split(": ", 1) for each in lines[1:])
+    headers = dict(line.lower().split(": ", 1) for line in lines[1:])
     return int(lines[0].split()[1]), headers, body
 
 
 def _announced(answer: bytes) -> int:
     head, _, _ = answer.partition(b"\r\n\r\n")
-    length = [each for each in head.lower().split(b"\r\n") if each.startswith(b"content-length")]
+    length = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")]
     return len(head) + 4 + (int(length[0].split(b":")[1]) if length else 0)
 
 
@@ -198,7 +198,7 @@ def in_body(**spec: object) -> Send:
 
 
 def _filled(value: dict[str, object], text: str) -> dict[str, object]:
-    return {name: _filled(each, text) if isinstance(each, dict) else text for name, each in value.items()}
+    return {name: _filled(inner, text) if isinstance(inner, dict) else text for name, inner in value.items()}
 
 
 def in_header(path: str, name: str) -> Send:
@@ -230,7 +230,7 @@ PLACES: dict[str, Send] = {
 @pytest.mark.parametrize("place", PLACES)
 def test_no_text_is_more_than_text_to_redis(http: httpx2.Client, worker: Worker, place: str) -> None:
     known = ready_model(http, worker)
-    encoded = [cursor(each.encode()) for each in TEXTS] if "cursor" in place or "from" in place else []
+    encoded = [cursor(hostile.encode()) for hostile in TEXTS] if "cursor" in place or "from" in place else []
     for text in (*TEXTS, *encoded):
         answer = PLACES[place](http, text, known)
         assert answer.status_code < 500, (text, answer.text[:300])
@@ -286,8 +286,8 @@ def test_a_name_is_text_wherever_it_shows(http: httpx2.Client) -> None:
 def test_equal_requests_with_one_key_make_one_thing_however_many_come_together(http: httpx2.Client) -> None:
     data = digits()
     answers = [post(http, "/datasets", data, Idempotency_Key="k" * 255) for _ in range(20)]
-    assert {each.status_code for each in answers} == {201}
-    assert len({each.json()["id"] for each in answers}) == 1
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.json()["id"] for answer in answers}) == 1
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_a_key_is_kept_as_a_digest_only(gateway: Gateway, redis: Redis) -> None:
 
 def test_a_scope_is_a_limit(gateway: Gateway) -> None:
     reader, writer, admin = (
-        keys(gateway, "make", "--tenant", "acme", "--scope", each) for each in ("read", "write", "admin")
+        keys(gateway, "make", "--tenant", "acme", "--scope", scope) for scope in ("read", "write", "admin")
     )
     with gateway.client(reader) as http:
         answer = post(http, "/models", model_file())
@@ -67,7 +67,7 @@ def test_an_idempotency_key_outlives_a_rotation(gateway: Gateway) -> None:
     for key in (old, new):
         with gateway.client(key) as http:
             answers.append(post(http, "/models", content, Idempotency_Key="once"))
-    assert [each.status_code for each in answers] == [201, 201]
+    assert [answer.status_code for answer in answers] == [201, 201]
     assert answers[0].json() == answers[1].json()
 
 

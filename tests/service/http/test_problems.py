@@ -253,7 +253,7 @@ def test_a_redis_that_is_away_is_503_and_then_goes_on(tmp_path: Path) -> None:
         assert gateway.http.get("/health/ready").json()["parts"]["redis"] == "missing"
         before = gateway.blob_files()
         assert post(gateway.http, "/datasets", digits()).status_code == 503
-        assert [each for each in gateway.blob_files() if "incoming" in each or "reading" in each] == []
+        assert [path for path in gateway.blob_files() if "incoming" in path or "reading" in path] == []
         server.start()
         assert gateway.http.get(f"/models/{made}").status_code == 200
         assert len(gateway.blob_files()) <= len(before) + 1

@@ -93,12 +93,12 @@ def two(http: httpx2.Client, worker: Worker, tmp_path: Path) -> list[str]:
 def test_jobs_are_compared_in_three_faces(http: httpx2.Client, two: list[str], face: str, media_type: str) -> None:
     answer = http.get("/compare", params={"job": two, "format": face})
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, media_type)
-    assert all(each in answer.text for each in two)
+    assert all(job_id in answer.text for job_id in two)
 
 
 def test_a_comparison_keeps_the_order_that_was_asked_for(http: httpx2.Client, two: list[str]) -> None:
     told = Comparison.model_validate(http.get("/compare", params={"job": two[::-1]}).json())
-    assert [each.job for each in told.jobs] == two[::-1]
+    assert [job.job for job in told.jobs] == two[::-1]
 
 
 @pytest.mark.parametrize("jobs", [[], ["job_a"], [f"job_{index}" for index in range(9)], ["job_a", "job_b", "job_a"]])
@@ -118,10 +118,10 @@ def test_an_unknown_job_cannot_be_compared(http: httpx2.Client, done: str, unkno
 def test_a_job_without_a_report_is_named(http: httpx2.Client, worker: Worker, done: str) -> None:
     running, failed = job(http, worker), job(http, worker)
     worker.fail(failed)
-    for each, slug in ((running, "job-not-final"), (failed, "job-failed")):
-        answer = http.get("/compare", params={"job": [done, each]})
+    for unfinished, slug in ((running, "job-not-final"), (failed, "job-failed")):
+        answer = http.get("/compare", params={"job": [done, unfinished]})
         assert (answer.status_code, answer.json()["type"]) == (409, f"/problems/{slug}")
-        assert each in answer.json()["detail"]
+        assert unfinished in answer.json()["detail"]
 
 
 # Reasons

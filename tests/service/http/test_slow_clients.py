@@ -92,10 +92,10 @@ def test_readers_of_a_byte_at_a_time_are_cut_off_and_keep_nobody_waiting(
     deadline = time.monotonic() + 10
     while small.log.count("reader cut off") < len(readers):
         assert time.monotonic() < deadline
-        assert all(each.recv(1) for each in readers)  # of what has arrived
+        assert all(reader.recv(1) for reader in readers)  # of what has arrived
         time.sleep(0.1)
-    for each in readers:
-        assert len(rest(each)) < len(FILE) / 2
+    for reader in readers:
+        assert len(rest(reader)) < len(FILE) / 2
     assert "Traceback" not in small.log
     assert small.http.get(path).content == FILE
 
@@ -161,14 +161,14 @@ def test_who_is_served_stays_and_a_gateway_full_of_them_says_so(small: Gateway, 
     posted = job(small.http, worker)
     small.http.close()
     watchers = [lines.open(f"GET /jobs/{posted}/events HTTP/1.1\r\n{KEYED}\r\n") for _ in range(MOST)]
-    assert all(each.recv(12) == b"HTTP/1.1 200" for each in watchers)
+    assert all(watcher.recv(12) == b"HTTP/1.1 200" for watcher in watchers)
     for _ in range(2 * MOST):
         assert lines.open().recv(12) == b"HTTP/1.1 503"
     redis.xadd(f"fewbit:job:{posted}:events", {"event": "done", "data": "{}", "at": "now"})
-    for each in watchers:
+    for watcher in watchers:
         read = b""
         while b"event: done" not in read:
-            piece = each.recv(4096)
+            piece = watcher.recv(4096)
             assert piece
             read += piece
 

@@ -156,7 +156,7 @@ def test_jobs_are_listed_newest_first_over_all_pages(http: httpx2.Client, worker
     seen, following = [], "/jobs?limit=2&status=queued"
     while following:
         page = http.get(following)
-        seen += [each["id"] for each in page.json()["jobs"]]
+        seen += [job["id"] for job in page.json()["jobs"]]
         following = page.links.get("next", {}).get("url")
     assert seen == made[::-1]
 
@@ -172,7 +172,7 @@ def test_filters_hold_together(http: httpx2.Client, worker: Worker) -> None:
     def found(**filters: str) -> list[str]:
         answer = http.get("/jobs", params=filters)
         assert answer.status_code == 200, answer.text
-        return [each["id"] for each in answer.json()["jobs"]]
+        return [job["id"] for job in answer.json()["jobs"]]
 
     assert found(label="team=search") == [second, first]
     assert found(label="a/b=c=d & e") == [second]
@@ -213,8 +213,8 @@ def test_events_are_streamed_as_they_happen(http: httpx2.Client, worker: Worker,
     timer.start()
     seen = events_of(http, posted)
     timer.join()
-    assert [each.event for each in seen] == ["state", "state", "progress", "log", "state", "done"]
-    assert [each.data["status"] for each in seen if each.event == "state"] == ["queued", "running", "failed"]
+    assert [event.event for event in seen] == ["state", "state", "progress", "log", "state", "done"]
+    assert [event.data["status"] for event in seen if event.event == "state"] == ["queued", "running", "failed"]
     assert seen[2].data["fraction"] == 0.25
     assert seen[3].data["message"] == "two lines\nin one message"
     assert seen[-1].data["error"]["type"] == "/problems/export-failed"
@@ -226,7 +226,7 @@ def test_a_stream_goes_on_behind_the_last_event_seen(http: httpx2.Client, worker
     every = events_of(http, posted)
     assert events_of(http, posted, every[1].id) == every[2:]
     page = http.get(f"/jobs/{posted}/events", headers={"Accept": "application/json", "Last-Event-ID": every[0].id})
-    assert [each["id"] for each in page.json()["events"]] == [each.id for each in every[1:]]
+    assert [event["id"] for event in page.json()["events"]] == [event.id for event in every[1:]]
     assert page.json()["next"] == every[-1].id
 
 
@@ -258,5 +258,5 @@ def events_of(http: httpx2.Client, job_id: str, last_id: str = "") -> list[Event
     headers = {"Last-Event-ID": last_id} if last_id else {}
     with http.sse(f"/jobs/{job_id}/events", headers=headers) as source:
         assert source.response.headers["Content-Type"].startswith("text/event-stream")
-        found = [(each.id, each.event, each.json()) for each in source]
+        found = [(event.id, event.event, event.json()) for event in source]
     return [Event(id=id_, event=event, data=data, at=data["at"]) for id_, event, data in found]

@@ -35,8 +35,8 @@ def test_bytes_are_counted_over_uploads_that_come_together_and_given_back(small:
     key = keys(small, "make", "--tenant", "acme")
     with ThreadPoolExecutor(8) as together:
         answers = list(together.map(upload, range(8)))
-    made = [each for each in answers if each.status_code == 201]
-    full = next(each for each in answers if each.status_code == 429)
+    made = [answer for answer in answers if answer.status_code == 201]
+    full = next(answer for answer in answers if answer.status_code == 429)
     assert len(made) == 3
     assert (full.json()["type"], full.json()["quota"]) == ("/problems/quota-exceeded", "bytes-stored")
     assert "Delete" in full.json()["detail"]
@@ -59,7 +59,7 @@ def test_jobs_that_wait_are_counted(small: Gateway, redis: Redis) -> None:
     worker = Worker(redis, StoreSettings(redis_url=small.env["REDIS_URL"], blobs_url=str(small.blobs)))
     model = ready_model(small.http, worker)
     answers = [small.http.post("/jobs", json={"model": model}) for _ in range(4)]
-    assert [each.status_code for each in answers] == [202, 202, 202, 429]
+    assert [answer.status_code for answer in answers] == [202, 202, 202, 429]
     assert (answers[3].json()["quota"], answers[3].json()["limit"]) == ("jobs-queued", 3)
     assert int(answers[3].headers["Retry-After"]) > 0
     worker.claim(answers[0].json()["id"])
@@ -84,8 +84,8 @@ def test_requests_have_a_rate_and_every_answer_tells_what_is_left(small: Gateway
         assert first.headers["RateLimit-Policy"] == '"requests";q=60;w=60'
         assert first.headers["RateLimit"].startswith('"requests";r=59;t=')
         answers = [http.get("/jobs") for _ in range(70)]
-    assert 59 <= [each.status_code for each in answers].index(429) <= 62
-    limited = next(each for each in answers if each.status_code == 429)
+    assert 59 <= [answer.status_code for answer in answers].index(429) <= 62
+    limited = next(answer for answer in answers if answer.status_code == 429)
     assert limited.json()["type"] == "/problems/rate-limited"
     assert 1 <= int(limited.headers["Retry-After"]) <= 60
     assert small.http.get("/jobs").status_code == 200  # another tenant
@@ -108,7 +108,7 @@ def test_a_tenant_over_its_share_waits_and_is_called_when_one_has_ended(
     assert gateway.http.get(f"/jobs/{second}").json()["status"] == "queued"
     assert some.reap() == []
     some.succeed(running, b"{}", [])
-    assert [each.job_id for each in some.reap()] == [second]
+    assert [undelivered.job_id for undelivered in some.reap()] == [second]
     assert some.claim(some.turn(second), "w2") is not None
 
 

@@ -60,7 +60,7 @@ def test_a_union_is_one_error(http: httpx2.Client) -> None:
     )
     assert {where for where, _ in codes(answer)} >= {"/weights/range"}
     assert "'minmax' or 'mse'" in next(
-        each["message"] for each in answer.json()["errors"] if each["pointer"] == "/weights/range"
+        error["message"] for error in answer.json()["errors"] if error["pointer"] == "/weights/range"
     )
 
 
@@ -94,7 +94,7 @@ NEEDED, UNUSED = "group-size-needed", "group-size-unused"
 
 def rules(*weights: dict[str, Any], match: str = "*") -> list[dict[str, Any]]:
     """Each for every layer, but the first for those that ``match``."""
-    return [{"match": "*" if index else match, "weights": each} for index, each in enumerate(weights)]
+    return [{"match": "*" if index else match, "weights": weight_rule} for index, weight_rule in enumerate(weights)]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_near_names_are_offered_and_a_wrong_cutoff_is_explained(http: httpx2.Cli
     evaluation = {"dataset": dataset(http, digits()), "metrics": metrics}
     answer = refused(http, model=ready_model(http, worker), evaluation=evaluation)
     assert codes(answer) == {(f"/evaluation/metrics/{index}", "unsupported") for index in range(3)}
-    messages = [each["message"] for each in answer.json()["errors"]]
+    messages = [error["message"] for error in answer.json()["errors"]]
     assert "Near it: f1_score" in messages[0]
     assert "mean_squared_error" in messages[1]
     assert "retrieval_recall@10" in messages[2]
@@ -314,7 +314,7 @@ def test_a_dataset_that_does_not_fit_is_refused(
         http, model=ready_model(http, worker, *inputs), evaluation={"dataset": dataset(http, npz(**arrays))}
     )
     assert codes(answer) == {("/evaluation/dataset", code) for code in expected}
-    assert any(words in each["message"] for each in answer.json()["errors"]), answer.text
+    assert any(words in error["message"] for error in answer.json()["errors"]), answer.text
 
 
 def test_calibration_data_are_checked_too_but_not_their_labels(http: httpx2.Client, worker: Worker) -> None:

@@ -61,7 +61,7 @@ def test_what_the_inspection_found_is_shown(http: httpx2.Client, worker: Worker)
     worker.inspect(ready)
     worker.reject(rejected, "unsafe-model", "It would run os.system.")
     shown = Model.model_validate(http.get(f"/models/{ready}").json())
-    assert (shown.status, shown.format, [each.name for each in shown.inputs]) == ("ready", "pt2", ["x"])
+    assert (shown.status, shown.format, [given.name for given in shown.inputs]) == ("ready", "pt2", ["x"])
     assert shown.layers[0].name == "encoder.query"
     error = http.get(f"/models/{rejected}").json()["error"]
     assert (error["type"], error["detail"]) == ("/problems/unsafe-model", "It would run os.system.")
@@ -127,7 +127,7 @@ def test_an_upload_that_stops_half_way_leaves_nothing(gateway: Gateway, redis: R
         head = f"POST /models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: {kind}\r\n"
         line.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content[: 5 * 2**20])
         time.sleep(0.3)  # so that the first pieces are on their way to the disk
-        assert [each for each in gateway.blob_files() if each not in before[0]], "it had not begun"
+        assert [path for path in gateway.blob_files() if path not in before[0]], "it had not begun"
     deadline = time.monotonic() + 10
     while gateway.blob_files() != before[0] and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -170,7 +170,7 @@ def test_pages_follow_each_other(http: httpx2.Client) -> None:
     first = http.get("/models?limit=2")
     second = http.get(first.links["next"]["url"])
     third = http.get(f"/models?limit=2&cursor={second.json()['next']}")
-    assert [each["id"] for page in (first, second, third) for each in page.json()["models"]] == made[::-1]
+    assert [model["id"] for page in (first, second, third) for model in page.json()["models"]] == made[::-1]
     assert (third.json()["next"], third.links) == (None, {})
 
 

@@ -19,7 +19,9 @@ from tests.service.worker import Worker
 
 DOCUMENT: dict[str, Any] = json.loads(document())
 OPERATIONS = [
-    (method, path, operation) for path, each in DOCUMENT["paths"].items() for method, operation in each.items()
+    (method, path, operation)
+    for path, operations in DOCUMENT["paths"].items()
+    for method, operation in operations.items()
 ]
 
 
@@ -47,7 +49,7 @@ def test_capabilities_are_those_of_this_release(http: httpx2.Client, worker: Wor
     assert tuple(told["methods"]) == capabilities.METHODS
     assert tuple(told["weights"]["ranges"]) == capabilities.WEIGHT_RANGES
     assert told["limits"]["model_bytes"] == 8 * 2**20
-    assert [each["cpu"] for each in told["workers"]] == ["a CPU"]
+    assert [worker["cpu"] for worker in told["workers"]] == ["a CPU"]
 
 
 def test_the_committed_document_is_the_apps() -> None:
@@ -69,13 +71,13 @@ def references(value: Any) -> Iterator[str]:
             yield value["$ref"]
         value = list(value.values())
     if isinstance(value, list):
-        for each in value:
-            yield from references(each)
+        for item in value:
+            yield from references(item)
 
 
 def test_every_reference_leads_somewhere_and_every_schema_is_used() -> None:
     schemas = DOCUMENT["components"]["schemas"]
-    used = {each.removeprefix("#/components/schemas/") for each in references(DOCUMENT)}
+    used = {reference.removeprefix("#/components/schemas/") for reference in references(DOCUMENT)}
     assert used == set(schemas)
 
 
@@ -88,7 +90,7 @@ def test_operation_ids_are_unique() -> None:
     ("method", "path", "operation"), OPERATIONS, ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_every_operation_is_described(method: str, path: str, operation: dict[str, Any]) -> None:
-    assert operation["tags"][0] in {each["name"] for each in DOCUMENT["tags"]}
+    assert operation["tags"][0] in {tag["name"] for tag in DOCUMENT["tags"]}
     assert len(operation["description"]) > 20
     for status, response in operation["responses"].items():
         assert "X-Request-Id" in response["headers"], (method, path, status)
@@ -96,7 +98,7 @@ def test_every_operation_is_described(method: str, path: str, operation: dict[st
             assert list(response["content"]) == ["application/problem+json"], (method, path, status)
             assert all(slug in PROBLEMS for slug in slugs(response["description"]))
         elif status not in ("204", "206", "304"):
-            schemas = [each["schema"] for each in response["content"].values()]
+            schemas = [content["schema"] for content in response["content"].values()]
             assert all(schemas), (method, path, status)
     assert {"500", "503"} <= set(operation["responses"])
 
@@ -130,4 +132,4 @@ def test_what_the_contract_has_and_this_release_does_not_says_what_to_do_instead
     assert "not part of this release. Send the file itself" in named.json()["detail"]
     auto = http.post("/jobs", json={"model": "mdl_1", "method": "auto", "auto": {}})
     assert auto.status_code == 422
-    assert {each["pointer"] for each in auto.json()["errors"]} == {"/model", "/method", "/auto"}
+    assert {error["pointer"] for error in auto.json()["errors"]} == {"/model", "/method", "/auto"}

@@ -15,7 +15,7 @@ from tests.service.worker import Worker
 
 def test_the_page_shows_every_operation_and_asks_nobody_else(gateway: Gateway) -> None:
     described = json.loads(FILE.read_text())["paths"]
-    wanted = sorted(f"{method.upper()} {path}" for path, each in described.items() for method in each)
+    wanted = sorted(f"{method.upper()} {path}" for path, methods in described.items() for method in methods)
     asked: list[str] = []
     complaints: list[str] = []
     with browser() as chrome, chrome.new_context() as context:

@@ -48,7 +48,7 @@ def test_a_webhook_is_made_tested_told_of_a_job_and_deleted(
 ) -> None:
     made = client.create_webhook(receiver.url + "/hook")
     assert made.secret.startswith("whsec_")
-    assert [each.id for each in client.webhooks()] == [made.id] == [client.webhook(made).id]
+    assert [webhook.id for webhook in client.webhooks()] == [made.id] == [client.webhook(made).id]
     tested = client.test_webhook(made)
     assert until(lambda: client.deliveries(made), "delivered").id == tested.id
     job = client.create_job({"model": ready_model(gateway.http, worker), "webhook": made.id})
@@ -67,7 +67,7 @@ def test_a_secret_is_rotated_by_a_second_webhook_for_the_same_url(client: Client
     old, new = (client.create_webhook(receiver.url) for _ in range(2))
     assert old.secret != new.secret
     client.delete_webhook(old)
-    assert [(each.id, each.url) for each in client.webhooks()] == [(new.id, receiver.url)]
+    assert [(webhook.id, webhook.url) for webhook in client.webhooks()] == [(new.id, receiver.url)]
 
 
 def test_a_url_that_cannot_be_told_anything_is_refused_with_the_reason(client: Client) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from service.webhooks.addresses import LookUp, Unreachable, resolved
+from service.webhooks.addresses import LookUp, Unreachable, resolve
 from service.webhooks.posting import Posting
 from tests.service.webhooks.authority import Authority
 from tests.service.webhooks.receiver import Receiver
@@ -115,7 +115,7 @@ def test_a_name_that_leads_to_a_private_address_is_not_connected_to(
 
 def test_a_name_that_was_public_when_it_was_given_is_looked_at_again(receiver: Receiver, authority: Authority) -> None:
     names = Names(["8.8.8.8"], ["127.0.0.1"])
-    target = asyncio.run(resolved(f"https://{HOST}:{receiver.port}/hook", False, names))
+    target = asyncio.run(resolve(f"https://{HOST}:{receiver.port}/hook", False, names))
     assert (target.url.host, target.name) == ("8.8.8.8", HOST)
     with pytest.raises(Unreachable, match="not public"):
         post(receiver, authority, names, allow_private=False)

@@ -17,8 +17,8 @@ import httpx2
 import pytest
 from redis import Redis
 
-from service.shutdown import stopped
-from service.webhooks.addresses import Unreachable, checked_url, is_public
+from service.shutdown import cancel_and_wait
+from service.webhooks.addresses import Unreachable, check_url, is_public
 from service.webhooks.courier import OF_A_TENANT, Courier
 from service.webhooks.posting import Posting
 from store.clients import connect_async
@@ -103,7 +103,7 @@ def test_what_is_not_taken_is_sent_again_later_and_never_elsewhere(
         assert float(due_ms) / 1000 > time.time() + 2  # with back-off, which the test does not wait for
         due_now(redis, made, delivery)
     told = deliveries(http, made, "delivered")[0]
-    assert [each["status"] for each in told["attempts"]] == [500, 302, 204]
+    assert [attempt["status"] for attempt in told["attempts"]] == [500, 302, 204]
     assert len({headers["webhook-id"] for headers, _ in receiver.received}) == 1
     assert len(receiver.received) == 3  # none to /elsewhere
 
@@ -193,7 +193,7 @@ def test_a_courier_stops_when_it_is_asked_to(redis: Redis, store_settings: Store
             courier = asyncio.create_task(Courier(Outbox(client), post).run())
             await asyncio.sleep(turn / 20_000)
             async with asyncio.timeout(5):
-                await stopped(courier)
+                await cancel_and_wait(courier)
         await client.aclose()
 
     asyncio.run(scenario())
@@ -212,7 +212,7 @@ def test_an_address_that_is_not_public_is_none(address: str) -> None:
     assert not is_public(ip_address(address))
     host = f"[{address}]" if ":" in address else address
     with pytest.raises(Unreachable):
-        checked_url(f"https://{host}/", allow_private=False)
+        check_url(f"https://{host}/", allow_private=False)
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "93.184.216.34", "2606:4700::1111", "2a00:1450::1"])
@@ -228,12 +228,12 @@ def test_a_public_address_is_one(address: str) -> None:
 )  # fmt: skip
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(Unreachable):
-        checked_url(url, allow_private=False)
+        check_url(url, allow_private=False)
 
 
 def test_a_receiver_that_takes_its_time_keeps_no_other_tenant_waiting(gateway: Gateway, receiver: Receiver) -> None:
     slow = Receiver(204, pause_s=3)
-    acme, umbrella = (gateway.client(keys(gateway, "make", "--tenant", each)) for each in ("acme", "umbrella"))
+    acme, umbrella = (gateway.client(keys(gateway, "make", "--tenant", tenant)) for tenant in ("acme", "umbrella"))
     with acme, umbrella:
         tarpit, quick = webhook(acme, slow.url), webhook(umbrella, receiver.url)
         for _ in range(40):

@@ -128,7 +128,7 @@ def heard() -> tuple[nn.Module, Inputs]:
     return architectures.whisper(), inputs
 
 
-def paired() -> tuple[nn.Module, Inputs]:
+def two_towers() -> tuple[nn.Module, Inputs]:
     return architectures.t5(), {name: torch.randint(0, 32, (SAMPLES, 6)) for name in ("input_ids", "decoder_input_ids")}
 
 
@@ -140,7 +140,7 @@ MODELS: dict[str, Healthy] = {
     "transformer encoder": normal(Attention, 4, 8),
     "BERT": tokens(lambda: architectures.bert(return_dict=False), "input_ids", below=32),
     "GPT-2": tokens(architectures.gpt2, "input_ids", below=32),
-    "T5": paired,
+    "T5": two_towers,
     "Llama": tokens(architectures.llama, "input_ids", below=32),
     "ViT": normal(architectures.vit, 3, 8, 8, name="pixel_values"),
     "Whisper": heard,

@@ -1,4 +1,4 @@
-"""Small models, each a situation of its own."""
+"""Small models for tests, one situation per model."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Conditional(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.outer(x)
-        return torch.cond(x.sum() > 0, self.inner, lambda each: each * 1.5, (x,))
+        return torch.cond(x.sum() > 0, self.inner, lambda x: x * 1.5, (x,))
 
 
 class CalledTwice(nn.Module):

@@ -9,8 +9,8 @@ from fewbit.contract import capabilities, spec
 from fewbit.contract.metrics import family
 from tests.workers.engine.metrics.outputs import FORMS, Outputs, regression, retrieval
 from workers.engine.artifacts.kinds import KINDS
-from workers.engine.metrics.fitting import NotApplicable, fitted
-from workers.engine.metrics.registry import drawn
+from workers.engine.metrics.fitting import NotApplicable, fit
+from workers.engine.metrics.registry import resampler
 from workers.engine.quantization.observers import observer_for
 from workers.engine.quantization.weights import clip_bound, quantize_weight
 
@@ -23,13 +23,13 @@ def test_every_metric_that_is_offered_is_measured_on_some_output_and_labels() ->
     forms = {"classification": FORMS.values(), "regression": (regression,), "retrieval": (retrieval,)}
     for name in capabilities.METRICS:
         outputs = [make() for make in forms[family(name)]]
-        assert any(_measures(name, each) for each in outputs), name
+        assert any(_measures(name, form) for form in outputs), name
 
 
 def _measures(name: str, outputs: Outputs) -> bool:
-    rows = fitted(family(name), outputs.before, outputs.after, outputs.labels)
+    rows = fit(family(name), outputs.before, outputs.after, outputs.labels)
     try:
-        return bool(np.isfinite(drawn(name, rows).statistic(np.ones((1, rows.samples)))).all())
+        return bool(np.isfinite(resampler(name, rows).statistic(np.ones((1, rows.samples)))).all())
     except NotApplicable:
         return False
 
@@ -48,10 +48,10 @@ def test_every_weight_setting_that_is_offered_quantizes() -> None:
     ranges = {"minmax": "minmax", "mse": "mse", "percentile": {"percentile": 99.0}, "clip": {"clip": [-1, 1]}}
     assert set(ranges) == set(capabilities.WEIGHT_RANGES)
     for granularity in capabilities.WEIGHT_GRANULARITIES:
-        for each in ranges.values():
+        for range_ in ranges.values():
             group = {"group_size": 16} if granularity == "per_group" else {}
             for dtype, largest in (("int8", 127), ("int4", 7)):
-                settings = {"dtype": dtype, "granularity": granularity, "range": each, **group}
+                settings = {"dtype": dtype, "granularity": granularity, "range": range_, **group}
                 weights = spec.Weights.model_validate(settings)
                 assert quantize_weight(weight, weights).values.abs().max() == largest
             assert bool((clip_bound(weight, weights.range) > 0).all())

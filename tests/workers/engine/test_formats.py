@@ -28,18 +28,20 @@ def layer_names(program: Program) -> list[str]:
 
 def outputs(program: Program, *inputs: Tensor, **named: Tensor) -> list[Tensor]:
     with torch.no_grad():
-        return [each for each in pytree.tree_leaves(program.exported.module()(*inputs, **named)) if each is not None]
+        return [
+            output for output in pytree.tree_leaves(program.exported.module()(*inputs, **named)) if output is not None
+        ]
 
 
 def made_for(program: Program, batch: int, sequence: int) -> dict[str, Tensor]:
     """Inputs of another batch and, where it is free, another length than the example's."""
     made = {}
-    for each in signature(program):
-        sizes = [batch, *(size if isinstance(size, int) else sequence for size in each.shape[1:])]
-        if each.name == "input_values":
+    for given in signature(program):
+        sizes = [batch, *(size if isinstance(size, int) else sequence for size in given.shape[1:])]
+        if given.name == "input_values":
             sizes = [batch, 1200]
-        integers = torch.ones(sizes, dtype=torch.int64) if each.name.endswith("mask") else torch.randint(3, 90, sizes)
-        made[each.name] = integers if each.dtype == "int64" else torch.randn(sizes)
+        integers = torch.ones(sizes, dtype=torch.int64) if given.name.endswith("mask") else torch.randint(3, 90, sizes)
+        made[given.name] = integers if given.dtype == "int64" else torch.randn(sizes)
     return made
 
 
@@ -62,10 +64,10 @@ def test_a_transformers_folder_becomes_a_program_that_computes_the_same(architec
     for batch, sequence in ((1, 5), (3, 11)):
         inputs = made_for(program, batch, sequence)
         with torch.no_grad():
-            expected = {name: each for name, each in model(**inputs).items() if isinstance(each, Tensor)}
+            expected = {name: output for name, output in model(**inputs).items() if isinstance(output, Tensor)}
         for got, wanted in zip(outputs(program, **inputs), expected.values(), strict=True):
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
-    linears = {name for name, each in model.named_modules() if type(each) is nn.Linear and name != "lm_head"}
+    linears = {name for name, child in model.named_modules() if type(child) is nn.Linear and name != "lm_head"}
     assert linears <= set(layer_names(program))
 
 
@@ -105,13 +107,13 @@ def test_pickled_weights_beside_the_safetensors_are_passed_over(tmp_path: Path) 
 def test_weights_keep_the_dtype_they_were_stored_in(tmp_path: Path) -> None:
     model = packed.pretrained("BertModel").to(torch.bfloat16)
     upload = packed.zipped(packed.folder(model, tmp_path), tmp_path / "upload")
-    assert {each.dtype for each in open_module(upload, "transformers").parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in open_module(upload, "transformers").parameters()} == {torch.bfloat16}
 
 
 def test_the_inspection_tells_what_a_dataset_must_and_may_give(tmp_path: Path) -> None:
     upload = packed.zipped(packed.tiny_folder(tmp_path), tmp_path / "upload")
     inspection = inspect_upload(upload, "transformers")
-    assert {each.name: each.optional for each in inspection.inputs} == {
+    assert {given.name: given.optional for given in inspection.inputs} == {
         **{"input_ids": False, "attention_mask": True, "token_type_ids": True}
     }
     ids = inspection.inputs[0]
@@ -135,10 +137,10 @@ def test_the_dataset_decides_which_arguments_are_used(tmp_path: Path) -> None:
     upload = packed.zipped(packed.tiny_folder(tmp_path), tmp_path / "upload")
     ids = np.ones((5, 12), np.int64)
     only = dataset(tmp_path / "only.npz", input_ids=ids, labels=np.zeros(5))
-    assert [each.name for each in signature(open_program(upload, "transformers", only))] == ["input_ids"]
+    assert [given.name for given in signature(open_program(upload, "transformers", only))] == ["input_ids"]
     both = dataset(tmp_path / "both.npz", token_type_ids=ids, input_ids=ids)
     program = open_program(upload, "transformers", both)
-    assert [each.name for each in signature(program)] == ["input_ids", "token_type_ids"]
+    assert [given.name for given in signature(program)] == ["input_ids", "token_type_ids"]
     with pytest.raises(EngineError, match=r"has pixels, which forward does not take.*input_ids"):
         open_program(upload, "transformers", dataset(tmp_path / "bad.npz", input_ids=ids, pixels=ids))
 
@@ -164,7 +166,7 @@ def test_missing_weights_are_named_and_not_made_up(tmp_path: Path) -> None:
     model = packed.pretrained("BertModel")
     files = packed.folder(model, tmp_path)
     upload = packed.zipped(packed.with_config(files, num_hidden_layers=3), tmp_path / "upload")
-    refused(upload, "transformers", "invalid-model", r"encoder\.layer\.2\.")
+    assert_refused(upload, "transformers", "invalid-model", r"encoder\.layer\.2\.")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,7 @@ def test_missing_weights_are_named_and_not_made_up(tmp_path: Path) -> None:
 )
 def test_a_config_that_fits_no_model_is_named(changes: dict[str, Any], mention: str, tmp_path: Path) -> None:
     upload = packed.zipped(packed.with_config(packed.tiny_folder(tmp_path), **changes), tmp_path / "upload")
-    refused(upload, "transformers", "invalid-model", mention)
+    assert_refused(upload, "transformers", "invalid-model", mention)
 
 
 # ---- modules and TorchScript ----
@@ -227,7 +229,7 @@ def test_torchscript_becomes_a_program_with_the_layers_names(case: str, way: str
     program = open_program(upload, "torchscript", dataset(tmp_path / "data.npz", anything=next(iter(inputs.values()))))
 
     assert layer_names(program) == [layer.name for layer in inspect_upload(upload, "torchscript").layers] == names
-    assert [each.name for each in signature(program)] == list(inputs)
+    assert [given.name for given in signature(program)] == list(inputs)
     fixed = (case, way) == ("encoder", "script")  # the converter does not know it: followed on two samples
     assert_same(program, module, {name: value[:2] for name, value in inputs.items()} if fixed else inputs)
 
@@ -236,7 +238,7 @@ def test_arrays_go_to_the_arguments_they_are_named_after(tmp_path: Path) -> None
     module, inputs = packed.Scaled().eval(), {"x": torch.randn(4, 8), "scale": torch.rand(4, 1)}
     upload = packed.scripted(module, tmp_path / "upload")
     program = open_program(upload, "torchscript", dataset(tmp_path / "data.npz", scale=inputs["scale"], x=inputs["x"]))
-    assert [each.name for each in signature(program)] == ["x", "scale"]
+    assert [given.name for given in signature(program)] == ["x", "scale"]
     assert_same(program, module, inputs)
     with pytest.raises(EngineError, match=r"lacks scale.*x, scale"):
         open_program(upload, "torchscript", dataset(tmp_path / "less.npz", x=inputs["x"]))
@@ -283,7 +285,7 @@ def test_a_branch_over_the_batch_fixes_the_batch(tmp_path: Path) -> None:
     module = packed.Sized()
     upload = packed.scripted(module, tmp_path / "upload")
     program = open_program(upload, "torchscript", dataset(tmp_path / "data.npz", x=np.ones((4, 8), np.float32)))
-    assert [each.shape for each in signature(program)] == [(2, 8)]
+    assert [given.shape for given in signature(program)] == [(2, 8)]
     assert_same(program, module, {"x": torch.randn(2, 8)})
     assert layer_names(program) == ["fc"]
 
@@ -295,7 +297,7 @@ def test_only_what_holds_a_module_opens_as_one(tmp_path: Path) -> None:
         open_module(packed.scripted(packed.sequential(), tmp_path / "script"), "torchscript")
 
 
-def refused(upload: Path, format: Any, slug: str, mention: str) -> None:
+def assert_refused(upload: Path, format: Any, slug: str, mention: str) -> None:
     """Scanned well, and refused by the reader."""
     assert scan(upload) == format
     with pytest.raises(EngineError, match=mention) as caught:
@@ -305,6 +307,6 @@ def refused(upload: Path, format: Any, slug: str, mention: str) -> None:
 
 def assert_same(program: Program, module: nn.Module, inputs: dict[str, Tensor]) -> None:
     with torch.no_grad():
-        expected = [each for each in pytree.tree_leaves(module(**inputs)) if each is not None]
+        expected = [output for output in pytree.tree_leaves(module(**inputs)) if output is not None]
     for got, wanted in zip(outputs(program, *inputs.values()), expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)

@@ -82,12 +82,12 @@ def test_an_outlier_under_one_scale_is_found_and_its_patch_cures_it(tmp_path: Pa
     spec = {"weights": {"granularity": "per_tensor"}, "artifacts": ["torchscript"]}
     (tmp_path / "sick").mkdir()
     run = run_engine(tmp_path / "sick", model, EXAMPLE, **spec)
-    finding = next(each for each in run.report.findings if each.code == "outlier")
+    finding = next(finding for finding in run.report.findings if finding.code == "outlier")
     assert (finding.layer, finding.severity) == ("2", "warning")
     assert finding.patch is not None
     (tmp_path / "cured").mkdir()
     cured = run_engine(tmp_path / "cured", model, EXAMPLE, **(spec | finding.patch))
-    assert "outlier" not in {each.code for each in cured.report.findings}
+    assert "outlier" not in {finding.code for finding in cured.report.findings}
     assert cured.report.accuracy is not None
     assert run.report.accuracy is not None
     assert cured.report.accuracy.output.sqnr_db > run.report.accuracy.output.sqnr_db
@@ -100,7 +100,7 @@ def test_a_nan_weight_leaves_its_layer_float_and_is_an_error(tmp_path: Path) -> 
     run = run_engine(tmp_path, model, EXAMPLE)
     assert run.report.verdict == "warn"
     assert not run.layer("0").quantized
-    assert ("nan-inf", "0") in {(each.code, each.layer) for each in run.report.findings}
+    assert ("nan-inf", "0") in {(finding.code, finding.layer) for finding in run.report.findings}
     json.loads((tmp_path / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in the report"))
 
 
@@ -111,7 +111,7 @@ def test_dropout_left_on_is_said(tmp_path: Path) -> None:
     model.eval = lambda: model  # type: ignore[method-assign]  # the mistake a user makes
     run = run_engine(tmp_path, model, EXAMPLE)
     assert run.report.verdict == "warn"
-    assert "train-mode" in {each.code for each in run.report.findings}
+    assert "train-mode" in {finding.code for finding in run.report.findings}
 
 
 class Unread(nn.Module):
@@ -153,7 +153,7 @@ def test_a_float_weight_that_is_one_row_expanded_is_delivered(tmp_path: Path) ->
     model[0].weight = nn.Parameter(torch.randn(1, 64).expand(16, 64))
     run = run_engine(tmp_path, model, EXAMPLE, {"x": X}, layers=[{"match": "0", "quantize": False}])
     assert [row.quantized for row in run.report.layers] == [False, True]
-    assert {each.kind for each in run.report.artifacts} == {"torchscript", "pt2"}
+    assert {artifact.kind for artifact in run.report.artifacts} == {"torchscript", "pt2"}
 
 
 def test_without_data_the_numbers_are_called_synthetic(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_without_data_the_numbers_are_called_synthetic(tmp_path: Path) -> None:
     assert run.report.accuracy is not None
     assert run.report.accuracy.kind == "synthetic"
     assert not run.report.accuracy.metrics
-    assert "synthetic-data" in {each.code for each in run.report.findings}
+    assert "synthetic-data" in {finding.code for finding in run.report.findings}
 
 
 def test_a_fixed_batch_is_padded_and_every_sample_counted_once(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_regression_model_is_measured_by_metrics_of_numbers_and_gated_on_their
     )  # fmt: skip
     accuracy = run.report.accuracy
     assert accuracy is not None
-    assert [each.name for each in accuracy.metrics] == ["mean_squared_error", "r2_score", "pearson_corrcoef"]
+    assert [metric.name for metric in accuracy.metrics] == ["mean_squared_error", "r2_score", "pearson_corrcoef"]
     squared = accuracy.metrics[0]
     with torch.no_grad():
         after = torch.jit.load(run.artifact("model.ts.pt"))(torch.from_numpy(X))[:, 0].double().numpy()
@@ -222,7 +222,7 @@ def test_a_regression_model_is_measured_by_metrics_of_numbers_and_gated_on_their
     gates = {gate.gate: gate for gate in run.report.gates}
     assert gates["max_drop.mean_squared_error"].value == pytest.approx(squared.delta)
     assert gates["max_drop.pearson_corrcoef"].met
-    (unfit,) = (each for each in run.report.findings if each.code == "metric-not-applicable")
+    (unfit,) = (finding for finding in run.report.findings if finding.code == "metric-not-applicable")
     assert "f1_score needs whole numbers as labels" in unfit.message
     assert accuracy.conclusion.startswith("mean_squared_error went from")
     assert "with 70 samples (95 % interval" in accuracy.conclusion
@@ -257,15 +257,15 @@ def test_tokens_are_counted_but_for_those_marked_to_be_ignored(tmp_path: Path) -
     assert accuracy.metrics[0].after == pytest.approx(float((after == labels)[counted].mean()))
     assert f"{counted.sum()} labels, whole samples drawn" in accuracy.metrics[0].note
     assert accuracy.metrics[2].after == float(((after == labels) | ~counted).all(1).mean())
-    assert sum(each.samples for each in accuracy.classes) == counted.sum()
+    assert sum(label.samples for label in accuracy.classes) == counted.sum()
 
 
 def test_the_classes_that_changed_most_come_first_and_the_conclusion_says_what_it_means(tmp_path: Path) -> None:
     run = run_engine(tmp_path, models.mlp(), EXAMPLE, {"x": X, "labels": LABELS}, weights={"granularity": "per_tensor"})
     accuracy = run.report.accuracy
     assert accuracy is not None
-    assert sum(each.samples for each in accuracy.classes) == 70
-    changes = [abs(each.delta) for each in accuracy.classes]
+    assert sum(label.samples for label in accuracy.classes) == 70
+    changes = [abs(label.delta) for label in accuracy.classes]
     assert changes == sorted(changes, reverse=True)
     assert "with 70 samples (95 % interval" in accuracy.conclusion
     assert "changed." in accuracy.conclusion
@@ -274,6 +274,6 @@ def test_the_classes_that_changed_most_come_first_and_the_conclusion_says_what_i
 def test_without_labels_the_conclusion_speaks_of_closeness_and_says_it_is_no_accuracy(tmp_path: Path) -> None:
     run = run_engine(tmp_path, models.mlp(), EXAMPLE, {"x": X}, artifacts=["torchscript"])
     assert run.report.accuracy is not None
-    assert "no accuracy" in run.report.accuracy.conclusion
+    assert "not accuracy" in run.report.accuracy.conclusion
     assert "dB from float" in run.report.accuracy.conclusion
     assert "the top class is the same for" in run.report.accuracy.conclusion

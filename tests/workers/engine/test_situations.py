@@ -161,12 +161,12 @@ def first_floats(model: nn.Module, example: tuple[Tensor, ...], keywords: dict[s
 
 def primary(leaves: list[object]) -> Tensor:
     """The first output that holds floats: the one a report speaks of."""
-    return next(each.float() for each in leaves if isinstance(each, Tensor) and each.is_floating_point())
+    return next(leaf.float() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point())
 
 
 def as_arrays(model: nn.Module, example: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> dict[str, np.ndarray]:
     names = argument_names(model, example, keywords)
-    return {name: storable(each).numpy() for name, each in zip(names, (*example, *keywords.values()), strict=True)}
+    return {name: storable(value).numpy() for name, value in zip(names, (*example, *keywords.values()), strict=True)}
 
 
 def storable(tensor: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ def sqnr_db(reference: Tensor, measured: Tensor) -> float:
 @every_situation
 def test_a_job_ends_with_its_artifacts_close_to_float(name: str, outcome: Outcomes) -> None:
     played = outcome(name)
-    assert {each.kind for each in played.run.report.artifacts} >= set(played.situation.artifacts)
+    assert {artifact.kind for artifact in played.run.report.artifacts} >= set(played.situation.artifacts)
     assert played.run.report.accuracy is not None
     assert not played.finite or played.run.report.accuracy.output.sqnr_db > LEAST_SQNR_DB
 
@@ -205,7 +205,7 @@ def test_an_artifact_gives_with_torch_alone_what_its_report_says(
     name: str, kind: str, outcome: Outcomes, alone: Alone
 ) -> None:
     played = outcome(name)
-    artifact = next(each for each in played.run.report.artifacts if each.kind == kind)
+    artifact = next(artifact for artifact in played.run.report.artifacts if artifact.kind == kind)
     measured = primary(list(alone.outputs(kind, played.run.artifact(artifact.name), played.inputs)))
     assert measured.shape == played.expected.shape
     if not played.finite:
@@ -220,13 +220,13 @@ def test_nearly_all_layers_with_a_constant_operand_are_quantized(outcome: Outcom
     """Over the whole set. A job that fails, and a layer that is not listed, count as float."""
     quantized = total = 0
     for name, situation in SITUATIONS.items():
-        rows = gemms_of(outcome, name)
+        rows = gemm_rows(outcome, name)
         quantized += sum(row.quantized for row in rows)
         total += max(len(rows), situation.gemms)
     assert quantized / total >= LEAST_QUANTIZED, f"{quantized} of {total} layers are quantized"
 
 
-def gemms_of(outcome: Outcomes, name: str) -> list[LayerReport]:
+def gemm_rows(outcome: Outcomes, name: str) -> list[LayerReport]:
     try:
         return outcome(name).gemms
     except Exception:  # this very job has its own test
@@ -276,7 +276,7 @@ def test_what_was_asked_and_what_ran_stand_beside_what_was_made(name: str, outco
     assert all(row.requested is not None and row.requested.quantized for row in played.run.report.layers)
     assert all(row.execution is None or row.execution.kernel == row.executed for row in played.run.report.layers)
     assert ran or not any(row.executed for row in played.run.report.layers)
-    assert not ran or abs(sum(each.share for each in ran) - 1) < 0.02
+    assert not ran or abs(sum(execution.share for execution in ran) - 1) < 0.02
 
 
 @pytest.mark.parametrize("name", [name for name in SITUATIONS if name not in UNSEEN])
@@ -284,12 +284,12 @@ def test_the_verdict_is_what_quantize_dynamic_does(name: str, outcome: Outcomes)
     """By names, and by what the swapped model gives: with no reason against it, it runs, on int8, and is near float."""
     played = outcome(name)
     rows = {row.name.partition("#")[0]: row for row in played.run.report.layers}
-    said = {each for each, row in rows.items() if row.eager.quantized}
+    predicted = {name for name, row in rows.items() if row.eager.quantized}
     against = [row.eager.reason for row in rows.values() if row.eager.quantized and row.eager.reason is not None]
     messages = [row.eager.reason.message for row in rows.values() if row.eager.reason is not None]
     torch.manual_seed(0)
     model, example, keywords = played.situation.build().eval(), played.situation.example(), played.situation.keywords
-    if any("fails for the whole model" in each for each in messages):
+    if any("fails for the whole model" in message for message in messages):
         with pytest.raises(AssertionError):
             torch.ao.quantization.quantize_dynamic(model)
         return
@@ -300,20 +300,20 @@ def test_the_verdict_is_what_quantize_dynamic_does(name: str, outcome: Outcomes)
         return
     swapped = torch.ao.quantization.quantize_dynamic(model)
     int8 = {
-        path: each for path, each in swapped.named_modules() if "quantized.dynamic.modules" in type(each).__module__
+        path: child for path, child in swapped.named_modules() if "quantized.dynamic.modules" in type(child).__module__
     }
     called: set[str] = set()
-    for path, each in int8.items():
-        each.register_forward_hook(lambda *_, path=path: called.add(path))
-    if not against and said:
+    for path, child in int8.items():
+        child.register_forward_hook(lambda *_, path=path: called.add(path))
+    if not against and predicted:
         with torch.no_grad():
             result = primary(pytree.tree_leaves(swapped(*example, **keywords)))
         assert not result.numel() or sqnr_db(played.expected, result) > LEAST_EAGER_DB
-        assert {each for each in called if each in rows} == said & set(int8)
+        assert {name for name in called if name in rows} == predicted & set(int8)
     assert {path for path in int8 if path in rows and rows[path].type == "torch.nn.Linear"} >= {
-        each for each in said if rows[each].type == "torch.nn.Linear" and each in int8
+        name for name in predicted if rows[name].type == "torch.nn.Linear" and name in int8
     }
-    assert all(any(each == path or each.startswith(f"{path}.") for path in int8) for each in said)
+    assert all(any(name == path or name.startswith(f"{path}.") for path in int8) for name in predicted)
 
 
 def test_every_code_of_the_catalogue_that_a_graph_can_show_has_a_situation() -> None:

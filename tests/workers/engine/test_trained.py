@@ -25,56 +25,57 @@ def trained(request: pytest.FixtureRequest) -> Trained:
     return TRAININGS[request.param]()
 
 
-def named(x: Tensor, labels: Tensor) -> dict[str, Any]:
+def name_arrays(x: Tensor, labels: Tensor) -> dict[str, Any]:
     return {"x": x.numpy(), "labels": labels.numpy()}
 
 
-def quantized(trained: Trained, folder: Path, method: str) -> EngineRun:
+def quantize_trained(trained: Trained, folder: Path, method: str) -> EngineRun:
     """One job; static ranges come from training data, accuracy from the samples held out."""
     data = trained.data
     chosen = slice(CALIBRATION_SAMPLES)
-    calibration = named(data.x_train[chosen], data.labels_train[chosen]) if method == "static" else None
+    calibration = name_arrays(data.x_train[chosen], data.labels_train[chosen]) if method == "static" else None
+    evaluation = name_arrays(data.x_test, data.labels_test)
     return run_engine(
-        folder, trained.module, (data.x_test[:8],), named(data.x_test, data.labels_test), threads=1, method=method,
+        folder, trained.module, (data.x_test[:8],), evaluation, threads=1, method=method,
         calibration=calibration,
     )  # fmt: skip
 
 
-def accuracy_of(run: EngineRun) -> Metric:
+def accuracy_metric(run: EngineRun) -> Metric:
     assert run.report.accuracy is not None
     (metric,) = run.report.accuracy.metrics
     return metric
 
 
-def lost(run: EngineRun, samples: int) -> int:
+def count_lost(run: EngineRun, samples: int) -> int:
     """How many more samples int8 gets wrong, counted: a difference of two shares is not exactly three thousandths."""
-    return round((accuracy_of(run).before - accuracy_of(run).after) * samples)
+    return round((accuracy_metric(run).before - accuracy_metric(run).after) * samples)
 
 
-def modes(run: EngineRun) -> set[str | None]:
+def activation_modes(run: EngineRun) -> set[str | None]:
     """How the activations of all layers that multiply are quantized; "float" among them when a layer is not: a float
     model loses nothing either."""
     rows = [row for row in run.report.layers if not row.op.startswith("aten.embedding")]
-    return {mode_of(row.scheme) if row.quantized else "float" for row in rows}
+    return {activation_mode(row.scheme) if row.quantized else "float" for row in rows}
 
 
-def mode_of(scheme: Scheme | None) -> str | None:
+def activation_mode(scheme: Scheme | None) -> str | None:
     return scheme.activations.mode if scheme is not None and scheme.activations is not None else None
 
 
 @pytest.mark.parametrize("method", ["dynamic", "static"])
 def test_int8_loses_at_most_half_a_point_of_accuracy(method: str, trained: Trained, tmp_path: Path) -> None:
-    run = quantized(trained, tmp_path, method)
-    assert {method} <= modes(run) <= {method, None}  # of some kinds of layers only the weights are int8
-    assert accuracy_of(run).before - accuracy_of(run).after <= MOST_LOST
+    run = quantize_trained(trained, tmp_path, method)
+    assert {method} <= activation_modes(run) <= {method, None}  # of some kinds of layers only the weights are int8
+    assert accuracy_metric(run).before - accuracy_metric(run).after <= MOST_LOST
 
 
 def test_int8_weights_alone_lose_no_accuracy(trained: Trained, tmp_path: Path) -> None:
-    run = quantized(trained, tmp_path, "weight_only")
-    assert modes(run) == {None}
-    assert lost(run, len(trained.data.labels_test)) <= NOTHING * len(trained.data.labels_test)
+    run = quantize_trained(trained, tmp_path, "weight_only")
+    assert activation_modes(run) == {None}
+    assert count_lost(run, len(trained.data.labels_test)) <= NOTHING * len(trained.data.labels_test)
 
 
 def test_each_model_has_learned_its_task(trained: Trained, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     least = LEAST_ACCURACY[request.node.callspec.params["trained"]]
-    assert accuracy_of(quantized(trained, tmp_path, "dynamic")).before >= least
+    assert accuracy_metric(quantize_trained(trained, tmp_path, "dynamic")).before >= least

@@ -11,18 +11,15 @@ import inspect
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from local.digits import Mlp, Transformer, load_digits
+from local.digits import Mlp, Transformer, fit, load_digits
 
 SEED = 0
-BATCH = 64
-PEAK_LR = 2e-3
 
 LIBRARIES = {
     "numpy": ("numpy", "numpy.linalg", "numpy.random"),
@@ -119,7 +116,9 @@ def digits() -> Split:
 
 def documentation() -> Split:
     """``x`` int64 (samples, 24): sentences of docstrings, the library as label; a quarter is held out."""
-    labelled = [(each, label) for label, modules in enumerate(LIBRARIES.values()) for each in sentences(modules)]
+    labelled = [
+        (sentence, label) for label, modules in enumerate(LIBRARIES.values()) for sentence in sentences(modules)
+    ]
     random.Random(SEED).shuffle(labelled)
     held_out = len(labelled) // 4
     known = vocabulary([words for words, _ in labelled[held_out:]])
@@ -132,7 +131,7 @@ def sentences(modules: tuple[str, ...]) -> list[tuple[str, ...]]:
     """Distinct sentences of five words or more from the docstrings of everything public in these modules."""
     found: dict[tuple[str, ...], None] = {}
     for module in map(importlib.import_module, modules):
-        for name in sorted(each for each in vars(module) if not each.startswith("_")):
+        for name in sorted(name for name in vars(module) if not name.startswith("_")):
             text = inspect.getdoc(getattr(module, name)) or ""
             for sentence in re.split(r"(?<=[.!?])\s+|\n\n", text):
                 words = tuple(re.findall(r"[a-z]+", sentence.lower()))[:WORDS]
@@ -151,32 +150,7 @@ def numbered(words: tuple[str, ...], known: dict[str, int]) -> list[int]:
 
 
 def train(build: Callable[[], nn.Module], data: Split, epochs: int) -> Trained:
-    """AdamW under a one-cycle schedule (Smith and Topin 2017). Leaves the caller's random state as it was."""
-    with torch.random.fork_rng(), one_thread():
-        torch.manual_seed(SEED)
-        module = build().train()
-        steps = epochs * -(-len(data.x_train) // BATCH)
-        optimizer = torch.optim.AdamW(module.parameters(), lr=PEAK_LR)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, total_steps=steps)
-        for _ in range(epochs):
-            for chosen in torch.split(torch.randperm(len(data.x_train)), BATCH):
-                loss = nn.functional.cross_entropy(module(data.x_train[chosen]), data.labels_train[chosen])
-                optimizer.zero_grad()
-                torch.autograd.backward(loss)
-                optimizer.step()
-                schedule.step()
-    return Trained(module.eval(), data)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """The same sums in the same order on any machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return Trained(fit(build, data.x_train, data.labels_train, epochs), data)
 
 
 TRAININGS: dict[str, Callable[[], Trained]] = {

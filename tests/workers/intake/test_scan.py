@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from tests.workers import uploads
+from tests.workers.intake.refusals import refused
 from tests.workers.uploads import Hostile
-from workers.errors import EngineError
 from workers.intake.scan import scan
 
 Change = Callable[[dict[str, Any]], None]
@@ -34,28 +34,6 @@ def shaped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return uploads.shapes(tmp_path_factory.mktemp("honest") / "shapes.pt2")
 
 
-@pytest.fixture
-def canary(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "canary"
-    yield path
-    assert not path.exists(), "something in the upload ran"
-
-
-@pytest.fixture
-def hostile(canary: Path) -> Hostile:
-    return Hostile(os.system, f"touch {canary}")
-
-
-def refused(path: Path, slug: str, *mentions: str) -> str:
-    """Scan, and expect this problem with these words in its detail."""
-    with pytest.raises(EngineError) as caught:
-        scan(path)
-    assert caught.value.slug == slug, caught.value.detail
-    for mention in mentions:
-        assert mention in caught.value.detail
-    return caught.value.detail
-
-
 def written(tmp_path: Path, data: bytes) -> Path:
     path = tmp_path / "upload"
     path.write_bytes(data)
@@ -65,7 +43,7 @@ def written(tmp_path: Path, data: bytes) -> Path:
 # ---- what is let through ----
 
 
-def test_what_torch_exports_passes(honest: Path, shaped: Path) -> None:
+def test_exported_programs_pass(honest: Path, shaped: Path) -> None:
     assert scan(honest) == scan(shaped) == "pt2"
 
 
@@ -103,7 +81,7 @@ def test_scanning_imports_no_torch() -> None:
         (b"PK\x05\x06" + bytes(18), "empty"),
     ],
 )
-def test_a_file_of_another_kind_is_named(tmp_path: Path, data: bytes, mention: str) -> None:
+def test_other_file_types_are_named(tmp_path: Path, data: bytes, mention: str) -> None:
     assert "torch.export.save" in refused(written(tmp_path, data), "invalid-model", mention) or not data
 
 
@@ -111,13 +89,13 @@ def test_a_native_library_is_unsafe(tmp_path: Path) -> None:
     refused(written(tmp_path, b"\x7fELF" + bytes(100)), "unsafe-model", "compiled")
 
 
-def test_a_truncated_upload_is_told_so(honest: Path, tmp_path: Path) -> None:
+def test_a_truncated_upload_is_called_truncated(honest: Path, tmp_path: Path) -> None:
     data = honest.read_bytes()
     for keep in (10, len(data) // 2, len(data) - 1):
         refused(written(tmp_path, data[:keep]), "invalid-model")
 
 
-def test_a_saved_module_of_another_class_is_named_and_gets_the_two_lines_to_export_it(tmp_path: Path) -> None:
+def test_a_saved_module_of_a_custom_class_is_named_with_the_lines_to_export_it(tmp_path: Path) -> None:
     path = written(tmp_path, uploads.torch_saved(torch.nn.Sequential(uploads.Small(), torch.nn.ReLU())))
     lines = ("torch.export.export(model.eval()", "torch.export.save(program, 'model.pt2')")
     refused(path, "unsafe-model", "tests.workers.uploads.Small")  # a class of a package that is installed here
@@ -126,12 +104,12 @@ def test_a_saved_module_of_another_class_is_named_and_gets_the_two_lines_to_expo
     refused(written(tmp_path, elsewhere), "invalid-model", "their.package.network.Small", *lines)
 
 
-def test_a_saved_state_dict_gets_the_two_lines_too(tmp_path: Path) -> None:
+def test_a_saved_state_dict_gets_the_lines_to_export_the_model(tmp_path: Path) -> None:
     path = written(tmp_path, uploads.torch_saved(torch.nn.Linear(2, 2).state_dict()))
     refused(path, "invalid-model", "torch.export.export")
 
 
-def test_a_legacy_saved_module_gets_the_two_lines_too(tmp_path: Path) -> None:
+def test_a_legacy_saved_module_gets_the_lines_to_export_it(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     torch.save(torch.nn.Linear(2, 2), buffer, _use_new_zipfile_serialization=False)
     refused(written(tmp_path, buffer.getvalue()), "invalid-model", "torch.export.export")
@@ -152,12 +130,12 @@ def test_other_calls_are_named(tmp_path: Path, function: Callable[..., Any], can
     refused(path, "unsafe-model", function.__name__)
 
 
-def test_an_export_of_an_old_torch_is_told_so(tmp_path: Path) -> None:
+def test_an_export_of_an_old_torch_is_named_as_such(tmp_path: Path) -> None:
     entries = {"version": b"8.2", "serialized_exported_program.json": b"{}"}
     refused(written(tmp_path, uploads.zip_of(entries)), "invalid-model", "2.7")
 
 
-def test_a_zip_of_something_else_is_told_so(tmp_path: Path) -> None:
+def test_a_zip_of_something_else_is_named_as_such(tmp_path: Path) -> None:
     refused(written(tmp_path, uploads.zip_of({"a.txt": b"hello", "b/c.txt": b"hi"})), "invalid-model", "zip archive")
 
 
@@ -194,7 +172,7 @@ def test_a_payload_hidden_in_a_payload_is_found(honest: Path, tmp_path: Path, ho
     refused(path, "unsafe-model", "posix.system")
 
 
-def test_endless_nesting_is_refused(honest: Path, tmp_path: Path) -> None:
+def test_deep_nesting_is_refused(honest: Path, tmp_path: Path) -> None:
     data = b"weights"
     for _ in range(8):
         data = uploads.zip_of({"archive/data/0": data})
@@ -248,7 +226,7 @@ def test_a_call_before_a_broken_end_is_found(honest: Path, tmp_path: Path, hosti
         ("data/constants/model_constants_config.json", "opaque_obj_a/b", False, "data/constants/opaque_obj_a/b"),
     ],
 )
-def test_a_config_that_has_payloads_unpickled_is_seen_through(
+def test_payloads_that_a_config_marks_as_pickles_are_checked(
     honest: Path, tmp_path: Path, hostile: Hostile, config: str, path_name: str, use_pickle: bool, entry: str
 ) -> None:
     """A config may point at any entry, pickles of protocol 0 carry no magic, and padding hides the call."""
@@ -266,7 +244,7 @@ def test_a_program_in_an_entry_that_looks_like_a_folder_is_read(honest: Path, tm
     refused(path, "unsafe-model", "models/other/")
 
 
-def test_a_class_of_the_exporter_in_sample_inputs_is_named(honest: Path, tmp_path: Path) -> None:
+def test_a_custom_class_in_sample_inputs_is_named(honest: Path, tmp_path: Path) -> None:
     data = uploads.torch_saved(((uploads.Small(),), {}))
     path = uploads.with_entry(honest, tmp_path / "upload", "data/sample_inputs/model.pt", data)
     refused(path, "unsafe-model", "tests.workers.uploads.Small")

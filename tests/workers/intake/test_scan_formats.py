@@ -5,11 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import nn
 from fewbit.contract.report import ReportModel
 from fewbit.contract.spec import JobSpec
 from tests.workers import packed, uploads
+from tests.workers.intake.refusals import refused
 from tests.workers.packed import Files
 from tests.workers.stage_requests import stage_request
 from tests.workers.uploads import Hostile
@@ -40,34 +40,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 @pytest.fixture
-def canary(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "canary"
-    yield path
-    assert not path.exists(), "something in the upload ran"
-
-
-@pytest.fixture
-def hostile(canary: Path) -> Hostile:
-    return Hostile(os.system, f"touch {canary}")
-
-
-@pytest.fixture
 def script(tmp_path: Path) -> Path:
     return packed.scripted(packed.sequential(), tmp_path / "honest.ts")
-
-
-def refused(path: Path, slug: str, *mentions: str) -> None:
-    with pytest.raises(EngineError) as caught:
-        scan(path)
-    assert caught.value.slug == slug, caught.value.detail
-    for mention in mentions:
-        assert mention in caught.value.detail
 
 
 # ---- which kind it is ----
 
 
-def test_the_kind_shows_in_the_bytes_and_not_in_the_name(files: Files, tmp_path: Path) -> None:
+def test_the_format_is_detected_by_content_not_by_name(files: Files, tmp_path: Path) -> None:
     assert scan(packed.zipped(files, tmp_path / "model.pt2")) == "transformers"
     assert scan(packed.tarred(files, tmp_path / "model.zip")) == "transformers"
     assert scan(packed.saved(packed.sequential(), tmp_path / "model.json")) == "module"
@@ -126,14 +106,14 @@ def test_a_config_must_name_a_class(files: Files, tmp_path: Path, change: dict[s
     refused(packed.zipped(packed.with_config(files, **change), tmp_path / "upload"), "invalid-model", mention)
 
 
-def test_a_config_nested_without_end_is_refused(files: Files, tmp_path: Path) -> None:
+def test_a_deeply_nested_config_is_refused(files: Files, tmp_path: Path) -> None:
     deep = b'{"a":' * 60 + b"1" + b"}" * 60
     refused(packed.zipped(files | {"config.json": deep}, tmp_path / "a"), "invalid-model", "nested")
     deeper = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
     refused(packed.zipped(files | {"config.json": deeper}, tmp_path / "b"), "invalid-model")
 
 
-def test_weights_that_are_pickles_only_are_refused(files: Files, tmp_path: Path) -> None:
+def test_a_folder_with_pickled_weights_only_is_refused(files: Files, tmp_path: Path) -> None:
     only = {"config.json": files["config.json"], "pytorch_model.bin": b"\x80\x02}."}
     refused(packed.zipped(only, tmp_path / "upload"), "unsafe-model", "pytorch_model.bin", "safe_serialization=True")
     refused(packed.tarred(only, tmp_path / "upload"), "unsafe-model", "pytorch_model.bin")
@@ -141,7 +121,7 @@ def test_weights_that_are_pickles_only_are_refused(files: Files, tmp_path: Path)
     refused(packed.zipped(bare, tmp_path / "upload"), "invalid-model", "no model.safetensors")
 
 
-def test_two_folders_are_one_too_many(files: Files, tmp_path: Path) -> None:
+def test_two_model_folders_are_refused(files: Files, tmp_path: Path) -> None:
     twice = {f"{name}/{file}": data for name in ("a", "b") for file, data in files.items()}
     refused(packed.tarred(twice, tmp_path / "upload"), "invalid-model", "2 config.json files")
     refused(packed.tarred({"a.txt": b"hello"}, tmp_path / "upload"), "invalid-model", "no config.json")
@@ -159,7 +139,7 @@ def test_two_folders_are_one_too_many(files: Files, tmp_path: Path) -> None:
         ([], b"", "invalid-model"),
     ],
 )
-def test_weights_that_are_not_where_their_header_says_are_refused(
+def test_a_safetensors_header_that_does_not_match_the_file_is_refused(
     files: Files, tmp_path: Path, header: Any, data: bytes, slug: str
 ) -> None:
     changed = files | {"model.safetensors": packed.safetensors(header, data)}
@@ -204,7 +184,7 @@ def test_links_in_a_zip_are_refused(files: Files, tmp_path: Path) -> None:
     refused(path, "unsafe-model", "link or a device")
 
 
-def test_an_entry_that_is_there_twice_is_refused(files: Files, tmp_path: Path) -> None:
+def test_a_duplicate_entry_is_refused(files: Files, tmp_path: Path) -> None:
     path = packed.tarred(files, tmp_path / "upload", mode="w:")
     with tarfile.open(path, "a") as archive:
         archive.addfile(tarfile.TarInfo("CONFIG.json"))
@@ -222,14 +202,14 @@ def test_a_tar_bomb_ends_early(tmp_path: Path) -> None:
     refused(path, "invalid-model")
 
 
-def test_an_extended_header_without_end_is_refused(files: Files, tmp_path: Path) -> None:
+def test_an_oversized_extended_header_is_refused(files: Files, tmp_path: Path) -> None:
     """tarfile would read it into memory whole."""
     path = packed.tarred(files, tmp_path / "upload", mode="w:", pax_headers={"comment": "x" * (1 << 20)})
     refused(path, "invalid-model", "extended header")
 
 
 @pytest.mark.parametrize("pack", [packed.zipped, packed.tarred])
-def test_an_archive_cut_off_anywhere_is_told_so(files: Files, tmp_path: Path, pack: Callable[..., Path]) -> None:
+def test_an_archive_cut_off_anywhere_is_called_damaged(files: Files, tmp_path: Path, pack: Callable[..., Path]) -> None:
     data = pack(files, tmp_path / "whole").read_bytes()
     for keep in (100, len(data) // 2, len(data) - 30):
         path = tmp_path / "upload"
@@ -237,7 +217,7 @@ def test_an_archive_cut_off_anywhere_is_told_so(files: Files, tmp_path: Path, pa
         refused(path, "invalid-model")
 
 
-def test_bytes_changed_under_way_are_noticed(files: Files, tmp_path: Path) -> None:
+def test_changed_bytes_are_noticed(files: Files, tmp_path: Path) -> None:
     path = packed.zipped(files, tmp_path / "upload")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, data in files.items():
@@ -260,7 +240,7 @@ def test_long_names_and_other_folders_of_a_tar_pass(files: Files, tmp_path: Path
     assert scan(gnu) == "transformers"
 
 
-def test_only_what_is_needed_is_ever_written(files: Files, tmp_path: Path) -> None:
+def test_only_needed_files_are_extracted(files: Files, tmp_path: Path) -> None:
     from workers.intake.transformers_folders import extract
 
     more = files | {"modeling_evil.py": b"1/0", "adapter_config.json": b"{}", "sub/model.safetensors": b"x"}
@@ -285,7 +265,7 @@ def test_every_allowed_name_is_a_class_or_a_function_of_torch() -> None:
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_the_activation_a_transformer_keeps_is_let_through(activation: str, tmp_path: Path) -> None:
+def test_the_activation_a_transformer_keeps_is_allowed(activation: str, tmp_path: Path) -> None:
     path = packed.saved(packed.encoder(activation), tmp_path / "upload")
     assert scan(path) == "module"
     assert open_stock(path) is not None
@@ -297,7 +277,7 @@ def test_a_hostile_attribute_of_a_stock_module_is_named(tmp_path: Path, hostile:
     refused(packed.saved(module, tmp_path / "upload"), "unsafe-model", "posix.system")
 
 
-def test_a_function_that_is_looked_up_when_loaded_is_refused(tmp_path: Path) -> None:
+def test_a_function_looked_up_by_getattr_is_refused(tmp_path: Path) -> None:
     layer = nn.TransformerEncoderLayer(16, 4, 32, activation=torch.relu)
     refused(packed.saved(layer, tmp_path / "upload"), "unsafe-model", "getattr")
 
@@ -315,7 +295,7 @@ def test_a_module_of_a_newer_pickle_protocol_is_told_to_use_protocol_2(tmp_path:
     refused(tmp_path / "upload", "invalid-model", "pickle_protocol=2")
 
 
-def test_a_module_whose_parameters_names_are_source_text_is_refused(tmp_path: Path, canary: Path) -> None:
+def test_a_module_with_source_text_as_parameter_names_is_refused(tmp_path: Path, canary: Path) -> None:
     module = packed.sequential()
     module._modules[f"a')\nimport os; os.system('touch {canary}')#"] = nn.Linear(2, 2)
     path = packed.saved(module, tmp_path / "upload")
@@ -324,7 +304,7 @@ def test_a_module_whose_parameters_names_are_source_text_is_refused(tmp_path: Pa
         inspect_upload(path, "module")
 
 
-def test_a_module_inside_itself_is_invalid(tmp_path: Path) -> None:
+def test_a_module_that_contains_itself_is_invalid(tmp_path: Path) -> None:
     module = packed.sequential()
     module._modules["again"] = module
     with pytest.raises(EngineError, match="invalid-model"):
@@ -353,7 +333,9 @@ def test_a_module_inside_itself_is_invalid(tmp_path: Path) -> None:
         ("ops . aten.relu(x)", "ops"),
     ],
 )
-def test_source_that_reaches_out_is_refused(script: Path, tmp_path: Path, text: str, mention: str) -> None:
+def test_source_that_calls_files_or_other_machines_is_refused(
+    script: Path, tmp_path: Path, text: str, mention: str
+) -> None:
     path = packed.with_code(script, tmp_path / "upload", lambda code: f"{code}\ndef f(x):\n  return {text}\n")
     refused(path, "unsafe-model", mention)
 
@@ -379,7 +361,7 @@ def test_an_attribute_whose_name_is_source_text_is_refused(script: Path, tmp_pat
     refused(path, "unsafe-model", "attribute")
 
 
-def test_operators_of_others_are_named(script: Path, tmp_path: Path) -> None:
+def test_custom_operators_are_named(script: Path, tmp_path: Path) -> None:
     path = packed.with_code(script, tmp_path / "upload", lambda code: f"{code}\ndef f(x):\n  return ops.my.op(x)\n")
     refused(path, "invalid-model", "my::op")
 
@@ -394,7 +376,7 @@ def test_a_hostile_pickle_in_torchscript_is_named(script: Path, tmp_path: Path, 
     refused(path, "unsafe-model", "compiled code")
 
 
-def test_quantized_torchscript_is_told_so(tmp_path: Path) -> None:
+def test_quantized_torchscript_is_named_as_such(tmp_path: Path) -> None:
     float_values = torch.randn(4, 4)
 
     class Quantized(nn.Module):
@@ -408,7 +390,7 @@ def test_quantized_torchscript_is_told_so(tmp_path: Path) -> None:
     refused(packed.scripted(Quantized(), tmp_path / "upload"), "invalid-model", "quantized weights already")
 
 
-def test_what_scripting_writes_passes(tmp_path: Path) -> None:
+def test_scripted_models_pass(tmp_path: Path) -> None:
     for index, module in enumerate((packed.Scaled(), packed.Branching(), packed.encoder(), packed.convolutional())):
         assert scan(packed.scripted(module, tmp_path / f"{index}")) == "torchscript"
     frozen = torch.jit.freeze(torch.jit.script(packed.sequential()))
@@ -439,7 +421,7 @@ def test_every_kind_is_inspected_in_the_forked_child(engine: ForkServer, files: 
         assert [path.name for path in folder.iterdir()] == ["model"]
 
 
-def test_a_job_whose_record_names_another_kind_than_its_bytes_is_refused(engine: ForkServer, tmp_path: Path) -> None:
+def test_a_job_recorded_with_another_format_than_its_bytes_is_refused(engine: ForkServer, tmp_path: Path) -> None:
     """The engine opens what the record says, so the scan must have vouched for just that."""
     packed.saved(packed.sequential(), tmp_path / "model")
     model = ReportModel(id="mdl_1", sha256="0" * 64, format="torchscript")

@@ -46,7 +46,7 @@ def read_pids(path: Path) -> list[int]:
     return [int(word) for word in path.read_text().split()]
 
 
-def test_a_child_says_prints_and_ends(forks: ForkServer) -> None:
+def test_a_child_sends_a_result_prints_and_exits(forks: ForkServer) -> None:
     end = ended(forks, deed="hello")
     assert end.failure is None
     assert end.result == {}
@@ -112,7 +112,7 @@ def test_a_child_that_closes_its_pipes_is_still_watched(forks: ForkServer) -> No
         ended(forks, seconds=0.5, deed="close", sleep=60)
 
 
-def test_killing_takes_the_whole_family(forks: ForkServer, tmp_path: Path) -> None:
+def test_killing_a_child_kills_its_descendants(forks: ForkServer, tmp_path: Path) -> None:
     child = forks.fork({"deed": "family", "file": str(tmp_path / "pids")})
     pids = read_pids(tmp_path / "pids")
     with pytest.raises(DeadlinePassed):
@@ -199,7 +199,7 @@ time.sleep(600)
 """
 
 
-def test_when_the_owner_is_killed_everyone_dies(tmp_path: Path) -> None:
+def test_when_the_owner_is_killed_server_and_children_die(tmp_path: Path) -> None:
     owner = subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path / "pids")], stdout=subprocess.PIPE)
     assert owner.stdout is not None
     with owner, owner.stdout:

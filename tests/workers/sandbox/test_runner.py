@@ -94,7 +94,7 @@ def test_a_hostile_upload_is_refused_and_nothing_runs(forks: ForkServer, folder:
         ({"method": "hopeful"}, "/method"),
     ],
 )
-def test_a_spec_that_cannot_work_is_not_worth_posting_again(
+def test_a_spec_that_cannot_work_is_not_retryable(
     forks: ForkServer, folder: Path, asked: dict[str, Any], words: str
 ) -> None:
     """The gateway refuses it; one that came by another way ends as what it is, and not as a fault of the engine."""
@@ -169,7 +169,7 @@ def test_an_unexpected_exception_is_named_without_its_traceback() -> None:
         ("a share of /1 and ./data/model", "a share of /1 and ./data/model"),
     ],
 )
-def test_a_problem_does_not_say_where_things_lie_on_the_worker(said: str, told: str) -> None:
+def test_a_problem_does_not_reveal_the_workers_folders(said: str, told: str) -> None:
     assert runner.without_folders(said) == told
 
 

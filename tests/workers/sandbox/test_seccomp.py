@@ -58,7 +58,7 @@ def answer(call: int, *arguments: int, architecture: int) -> int:
             at += yes if true else no
 
 
-def test_every_number_is_the_kernels(machine: str) -> None:
+def test_every_number_is_the_running_kernels(machine: str) -> None:
     numbers = committed(machine) | installed(machine)
     named = {name: number for number, name in (seccomp.refused() | seccomp.denied()).items()}
     assert len(named) > 100
@@ -67,13 +67,13 @@ def test_every_number_is_the_kernels(machine: str) -> None:
         assert seccomp.call_name(numbers[name]) == name
 
 
-def test_what_is_committed_is_what_the_headers_say(machine: str) -> None:
+def test_the_table_matches_the_kernel_headers(machine: str) -> None:
     numbers = committed(machine)
     assert len(numbers) > 300
     assert numbers | installed(machine) == installed(machine) | numbers
 
 
-def test_a_number_names_one_call(machine: str) -> None:
+def test_a_number_belongs_to_one_call(machine: str) -> None:
     names = [*seccomp.refused().values(), *seccomp.denied().values()]
     assert len(seccomp.refused() | seccomp.denied()) == len(set(names)) == len(names)
 
@@ -103,13 +103,13 @@ def test_every_call_has_its_answer(machine: str) -> None:
         ("sched_setaffinity", (OTHER, 8), NOTIFY), ("openat", (3,), ALLOW), ("read", (3,), ALLOW),
     ],
 )  # fmt: skip
-def test_some_calls_are_judged_by_an_argument(
+def test_some_calls_are_decided_by_an_argument(
     machine: str, name: str, arguments: tuple[int, ...], expected: int
 ) -> None:
     assert answer(committed(machine)[name], *arguments, architecture=ARCHITECTURE[machine]) == expected
 
 
-def test_another_machines_calls_end_it_and_newer_ones_are_not_there(machine: str) -> None:
+def test_calls_of_another_machine_kill_and_newer_calls_do_not_exist(machine: str) -> None:
     other = next(column for name, column in ARCHITECTURE.items() if name != machine)
     assert answer(0, architecture=other) == KILL
     assert answer(0x40000000 | 59, architecture=ARCHITECTURE[machine]) == KILL  # x32

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
+from torch.export import ExportedProgram
 
 import fewbit.runtime
 from fewbit.runtime.calling import Signature, signature_of
@@ -19,7 +19,8 @@ from workers.engine.artifacts.onnx import load_onnx, save_onnx
 from workers.engine.artifacts.pt2 import save_pt2
 from workers.engine.artifacts.safetensors import check_safetensors, save_safetensors
 from workers.engine.artifacts.torchscript import save_torchscript
-from workers.engine.graph.pt2_reader import read_exported, reading_fast
+from workers.engine.graph.pt2_reader import fast_reading, read_exported
+from workers.engine.graph.torch_internals import pytree
 from workers.engine.quantization.reference import Reference
 
 Run = Callable[[Sequence[Tensor]], list[Any]]
@@ -50,24 +51,29 @@ class Kind:
 
 
 def load_torchscript(path: Path) -> Run:
-    module = torch.jit.load(path)  # type: ignore[no-untyped-call]
+    read: Any = torch.jit.load  # it has no types
+    module = read(path)
     return lambda inputs: pytree.tree_leaves(module(*inputs))
 
 
 def load_pt2(path: Path) -> Run:
     with path.open("rb") as file:
         exported = read_exported(file)
-    return _flat(exported.module(check_guards=False), signature_of(exported))
+    return run_exported(exported)
+
+
+def run_exported(exported: ExportedProgram) -> Run:
+    return _flatten_inputs(exported.module(check_guards=False), signature_of(exported))
 
 
 def load_runtime(path: Path) -> Run:
-    with reading_fast(), warnings.catch_warnings():
+    with fast_reading(), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # that it runs in float arithmetic
         model = fewbit.runtime.load(path)
-    return _flat(model, model.signature)
+    return _flatten_inputs(model, model.signature)
 
 
-def _flat(module: Callable[..., Any], signature: Signature) -> Run:
+def _flatten_inputs(module: Callable[..., Any], signature: Signature) -> Run:
     def run(inputs: Sequence[Tensor]) -> list[Any]:
         arguments, keywords = signature.arguments(inputs)
         return pytree.tree_leaves(module(*arguments, **keywords))

@@ -24,14 +24,14 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from fewbit.runtime.kernels import TINY
-from fewbit.runtime.program import Program, dtype_of, mutates, rank, viewed
+from fewbit.runtime.program import Program, argument, dtype_of, mutates, rank, viewed
 from fewbit.runtime.record import LayerRecord, PerToken, QuantizedValue, WeightRecord
 from fewbit.runtime.script import Call
 from fewbit.runtime.source import NotExpressible, user_outputs
 from workers.engine.artifacts.onnx_operators import dequantize, high_nibbles, quantize_dequantize, translations
 from workers.engine.artifacts.onnx_rewrites import rewrite_for_onnx
-from workers.engine.graph.editor import Surgery, after
+from workers.engine.graph.editor import GraphEditor, after
+from workers.engine.quantization.activations import scaled_rows
 from workers.engine.quantization.reference import Reference
 from workers.errors import first_line
 
@@ -50,7 +50,7 @@ def save_onnx(reference: Reference, path: Path) -> tuple[Call, ...]:
     _require_form(reference.program)
     rewriter = _Rewriter(reference)
     program = rewriter.rewrite()
-    model = _exported(program.exported)
+    model = _export(program.exported)
     for name, value in rewriter.nibbles.items():
         _as_int4(model, name, value)
     _save(model, path)
@@ -65,11 +65,11 @@ def save_onnx(reference: Reference, path: Path) -> tuple[Call, ...]:
 def load_onnx(path: Path) -> Callable[[Sequence[Tensor]], list[Any]]:
     """A session on the CPU with this process's number of threads: flat inputs to flat outputs."""
     session = _session(path)
-    names = [each.name for each in session.get_inputs()]
+    names = [taken.name for taken in session.get_inputs()]
 
     def run(inputs: Sequence[Tensor]) -> list[Any]:
-        given = {name: each.numpy() for name, each in zip(names, inputs, strict=True)}
-        return [torch.from_numpy(np.asarray(each)) for each in session.run(None, given)]
+        given = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(np.asarray(output)) for output in session.run(None, given)]
 
     return run
 
@@ -92,14 +92,14 @@ class _Rows:
     low: fx.Node | None = None
 
 
-class _Rewriter(Surgery):
+class _Rewriter(GraphEditor):
     """``fixed``: quantized values in float32, before they are cast back; ``rows``, ``operands`` and ``biases``: what
     several layers share; ``nibbles``: by the name of its graph input, a weight to be stored in four bits."""
 
     def __init__(self, reference: Reference) -> None:
-        super().__init__(reference.program, for_good=True)
+        super().__init__(reference.program, drop_unread=True)
         self.record = reference.record
-        self.held_by = {each.name: node.name for node, each in reference.program.constants.items()}
+        self.held_by = {constant.name: node.name for node, constant in reference.program.constants.items()}
         self.recorded = {node.name: node for node in reference.program.graph.nodes}
         self.fixed: dict[str, fx.Node] = {}
         self.biases: dict[tuple[str, str, str], list[fx.Node]] = {}
@@ -129,7 +129,7 @@ class _Rewriter(Surgery):
             wide = self.cast(node, source, torch.float32)
             fixed = self.call(node, quantize_dequantize, wide, value.scale, value.zero_point)
             self.fixed[value.node] = fixed
-            self.supersede(node, self.cast(node, fixed, dtype_of(node)))
+            self.replace(node, self.cast(node, fixed, dtype_of(node)))
 
     def _normalized(self, layer: LayerRecord, scheme: PerToken) -> _Rows:
         key = (layer.input, layer.left, scheme)
@@ -137,12 +137,7 @@ class _Rewriter(Surgery):
             x = self.nodes[layer.input]
             with self.graph.inserting_before(after(x)):
                 wide = self._prepared(layer, x)
-                low = self.call(x, aten.amin.default, wide, [-1], True) if scheme.range == "affine" else None
-                above = wide if low is None else self.call(x, aten.sub.Tensor, wide, low)
-                sized = self.call(x, aten.abs.default, above) if scheme.range == "symmetric" else above
-                largest = self.call(x, aten.amax.default, sized, [-1], True)
-                scale = self.call(x, aten.clamp_min.default, largest, TINY)
-                rows = self.call(x, aten.div.Tensor, above, scale)
+                rows, scale, low = self.insert(x, scaled_rows, wide, axes=(-1,), range=scheme.range)
                 fixed = self.call(x, quantize_dequantize, rows, 1 / scheme.steps, scheme.zero_point)
             self.rows[key] = _Rows(fixed, scale, low)
         return self.rows[key]
@@ -164,7 +159,7 @@ class _Rewriter(Surgery):
         return self.operands[key]
 
     def _stored(self, weight: WeightRecord) -> tuple[Tensor, Tensor]:
-        values, scale = self.held(weight.values), self.held(weight.scale)
+        values, scale = self.value(weight.values), self.value(weight.scale)
         assert values is not None
         assert scale is not None
         if weight.packed:
@@ -178,23 +173,24 @@ class _Rewriter(Surgery):
         grouped = weight.granularity == "per_group"
         if not grouped:
             scale = _by_channel(values, scale)
-        steps = self.buffer(name, scale.t().contiguous() if grouped and transposed else scale)
+        steps = self.add_buffer(name, scale.t().contiguous() if grouped and transposed else scale)
         if weight.packed:
             shape = values.t().contiguous() if transposed else values
-            held = self.buffer(f"{name}_values", shape)
+            held = self.add_buffer(f"{name}_values", shape)
             self.nibbles[held.name] = shape
         else:
             held = self.nodes[self.held_by[weight.values]]
             held = self.call(like, aten.t.default, held) if transposed else held
         axis = (0 if transposed else 1) if grouped else (1 if transposed else 0)
-        zero = None if grouped else self.buffer(f"{name}_zero", torch.zeros(len(scale), dtype=torch.int8))
+        zero = None if grouped else self.add_buffer(f"{name}_zero", torch.zeros(len(scale), dtype=torch.int8))
         return self.call(like, dequantize, held, steps, zero, axis, weight.group_size or 0)
 
     def _shift(self, node: fx.Node) -> None:
         """The reference's own shift of packed values: the exporter's translation makes int8 of uint8 (torch 2.13)."""
-        if dtype_of(node.args[0]) is torch.uint8 and node.args[1] == 4:  # type: ignore[arg-type]
+        packed = argument(node, "self")
+        if dtype_of(packed) is torch.uint8 and argument(node, "other") == 4:
             with self.graph.inserting_before(node):
-                self.supersede(node, self.call(node, high_nibbles, node.args[0]))
+                self.replace(node, self.call(node, high_nibbles, packed))
 
     # --- Layers ---
 
@@ -211,13 +207,13 @@ class _Rewriter(Surgery):
             if rows.low is not None:
                 share = self.call(node, aten.mul.Tensor, rows.low, self._sums(weight))
                 result = self.call(node, aten.add.Tensor, result, share)
-            self.supersede(node, self._finished(layer, node, result))
+            self.replace(node, self._finished(layer, node, result))
 
     def _sums(self, weight: WeightRecord) -> fx.Node:
         """What one unit more on every input adds to each output."""
         values, scale = self._stored(weight)
         sums = values.sum(1, dtype=torch.float32) * _by_channel(values, scale)
-        return self.buffer(f"{weight.scale}_sums_{len(self.specs)}", sums)
+        return self.add_buffer(f"{weight.scale}_sums_{len(self.specs)}", sums)
 
     def _multiplied(self, layer: LayerRecord) -> _Rows:
         if layer.per_token is not None:
@@ -247,7 +243,7 @@ class _Rewriter(Surgery):
         plain = layer.alpha == 1 and layer.beta == 1 and not layer.left
         if held is None or layer.quantized_input is None or rank(node) != 2 or not plain:
             return self.cast(node, bias, torch.float32)
-        step = next(each.scale for each in self.record.values if each.node == layer.quantized_input)
+        step = next(value.scale for value in self.record.values if value.node == layer.quantized_input)
         scale = _by_channel(*self._stored(layer.weights[0])).to(torch.float64) * step
         values = (held.to(torch.float64) / scale).round()
         if bool((values.abs() >= 2**31).any()):
@@ -256,8 +252,8 @@ class _Rewriter(Surgery):
         key = (layer.bias or "", layer.quantized_input, layer.weights[0].values)
         if key not in self.biases:
             tensors = values.to(torch.int32), scale.to(torch.float32), torch.zeros(len(scale), dtype=torch.int32)
-            parts = zip((name, f"{name}_scale", f"{name}_zero"), tensors, strict=True)
-            self.biases[key] = [self.buffer(part, each) for part, each in parts]
+            names = name, f"{name}_scale", f"{name}_zero"
+            self.biases[key] = [self.add_buffer(*buffer) for buffer in zip(names, tensors, strict=True)]
         return self.call(node, dequantize, *self.biases[key], 0, 0)
 
     def _convolution(self, layer: LayerRecord) -> None:
@@ -267,7 +263,7 @@ class _Rewriter(Surgery):
         old = self.nodes[weight.operand]
         result = self._operand(self.nodes[layer.node], weight, False)
         if old is not result:
-            self.supersede(old, result)
+            self.replace(old, result)
 
 
 def _by_channel(values: Tensor, scale: Tensor) -> Tensor:
@@ -286,7 +282,7 @@ def _has_kernel(layer: LayerRecord, weight: WeightRecord) -> bool:
 # --- The file ---
 
 
-def _exported(exported: Any) -> Any:
+def _export(exported: Any) -> Any:
     """The program in ONNX's own representation (``onnx_ir.Model``)."""
     try:
         with _quietly():
@@ -317,7 +313,8 @@ def _may_fold(node: Any) -> bool | None:
     import onnx_ir
 
     integers = (onnx_ir.DataType.INT8, onnx_ir.DataType.UINT8)
-    weights = any(each is not None and each.is_initializer() and each.dtype in integers for each in node.inputs)
+    given = (value for value in node.inputs if value is not None and value.is_initializer())
+    weights = any(value.dtype in integers for value in given)
     return False if weights or node.op_type == "Transpose" else None
 
 
@@ -326,7 +323,7 @@ def _as_int4(model: Any, name: str, values: Tensor) -> None:
     import ml_dtypes
     import onnx_ir
 
-    held = next((each for key, each in model.graph.initializers.items() if _same_name(key, name)), None)
+    held = next((value for key, value in model.graph.initializers.items() if _same_name(key, name)), None)
     if held is None:
         return  # the optimizer keeps one of equal weights, which a decoder's copied layers have before training
     held.const_value = onnx_ir.tensor(values.numpy().astype(ml_dtypes.int4), name=held.name)
@@ -340,7 +337,8 @@ def _same_name(key: str, node: str) -> bool:
 def _save(model: Any, path: Path) -> None:
     import onnx_ir
 
-    size = sum(each.const_value.nbytes for each in model.graph.initializers.values() if each.const_value is not None)
+    constants = (value.const_value for value in model.graph.initializers.values())
+    size = sum(constant.nbytes for constant in constants if constant is not None)
     if size > LARGEST_FILE:
         raise NotExpressible(f"its {size} bytes of weights do not fit one ONNX file, which holds {LARGEST_FILE}")
     onnx_ir.save(model, path)
@@ -350,11 +348,11 @@ def _require_form(program: Program) -> None:
     """What the exporter would write as something else, or not at all. An ONNX graph gives tensors and keeps nothing
     from one call to the next; its LSTM has one size for what it gives and what it keeps."""
     lstms = program.graph.find_nodes(op="call_function", target=aten.lstm.input)
-    projected = [each for each in lstms if len({state.meta["val"].shape[-1] for state in each.args[1]}) > 1]
+    projected = [lstm for lstm in lstms if len({state.meta["val"].shape[-1] for state in argument(lstm, "hx")}) > 1]
     if projected:
         raise NotExpressible(f"ONNX's LSTM has no projection, and {projected[0].name!r} projects its output")
     _require_no_writes(program)
-    plain = [each for each in user_outputs(program) if not isinstance(each, fx.Node)]
+    plain = [output for output in user_outputs(program) if not isinstance(output, fx.Node)]
     if plain:
         raise NotExpressible(f"an ONNX graph gives only tensors, and this program also returns {plain[0]!r}")
 
@@ -377,7 +375,7 @@ def _require_kernels(path: Path) -> None:
         session = _session(path)
     except Exception as error:  # the runtime's own, of many classes
         raise NotExpressible(f"ONNX Runtime cannot run this program: {first_line(error)}") from error
-    if any(each.type == "tensor(bfloat16)" for each in (*session.get_inputs(), *session.get_outputs())):
+    if any(value.type == "tensor(bfloat16)" for value in (*session.get_inputs(), *session.get_outputs())):
         raise NotExpressible("ONNX Runtime takes and gives no bfloat16")
 
 

@@ -9,45 +9,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_library = torch.library.Library("fewbit", "DEF")  # type: ignore[no-untyped-call]
-_library.define("quantize_dequantize(Tensor x, float scale, int zero_point) -> Tensor")  # type: ignore[no-untyped-call]
-_library.define("dequantize(Tensor values, Tensor scale, Tensor? zero, int axis, int group_size) -> Tensor")  # type: ignore[no-untyped-call]
-_library.define("high_nibbles(Tensor packed) -> Tensor")  # type: ignore[no-untyped-call]
+_torch_library: Any = torch.library  # its functions have no types
+_library = _torch_library.Library("fewbit", "DEF")
+_library.define("quantize_dequantize(Tensor x, float scale, int zero_point) -> Tensor")
+_library.define("dequantize(Tensor values, Tensor scale, Tensor? zero, int axis, int group_size) -> Tensor")
+_library.define("high_nibbles(Tensor packed) -> Tensor")
 
 
-@torch.library.impl(_library, "quantize_dequantize", "CompositeExplicitAutograd")
 def _quantize_dequantize(x: Tensor, scale: float, zero_point: int) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, 255)
 
 
-@torch.library.impl(_library, "dequantize", "CompositeExplicitAutograd")
 def _dequantize(values: Tensor, scale: Tensor, zero: Tensor | None, axis: int, group_size: int) -> Tensor:  # noqa: ARG001
     """``scale``: one for each index of ``axis``, or for each group along it. ``zero``: as many zeros, without which the
     runtime does not find its integer Gemm."""
     if group_size:
         return values.to(torch.float32) * scale.repeat_interleave(group_size, axis)
-    return values.to(torch.float32) * scale.view([-1 if each == axis else 1 for each in range(values.dim())])
+    return values.to(torch.float32) * scale.view([-1 if other == axis else 1 for other in range(values.dim())])
 
 
-@torch.library.impl(_library, "high_nibbles", "CompositeExplicitAutograd")
 def _high_nibbles(packed: Tensor) -> Tensor:
     return packed >> 4
 
 
-@torch.library.register_fake("fewbit::high_nibbles", lib=_library)  # type: ignore[untyped-decorator]
-def _alike(packed: Tensor) -> Tensor:
-    return torch.empty_like(packed)
+def _define(name: str, compute: Callable[..., Tensor], dtype: torch.dtype | None = None) -> None:
+    """What the operator gives, and what its result looks like: the first argument, in another ``dtype`` if any."""
+    _library.impl(name, compute, "CompositeExplicitAutograd")
+    register = _torch_library.register_fake(f"fewbit::{name}", lib=_library)
+    register(lambda first, *_: torch.empty_like(first, dtype=dtype))
 
 
-@torch.library.register_fake("fewbit::quantize_dequantize", lib=_library)  # type: ignore[untyped-decorator]
-def _like(x: Tensor, scale: float, zero_point: int) -> Tensor:  # noqa: ARG001
-    return torch.empty_like(x)
-
-
-@torch.library.register_fake("fewbit::dequantize", lib=_library)  # type: ignore[untyped-decorator]
-def _wide(values: Tensor, scale: Tensor, zero: Tensor | None, axis: int, group_size: int) -> Tensor:  # noqa: ARG001
-    return torch.empty_like(values, dtype=torch.float32)
-
+_define("quantize_dequantize", _quantize_dequantize)
+_define("dequantize", _dequantize, torch.float32)
+_define("high_nibbles", _high_nibbles)
 
 quantize_dequantize = torch.ops.fewbit.quantize_dequantize.default
 dequantize = torch.ops.fewbit.dequantize.default

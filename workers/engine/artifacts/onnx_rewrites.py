@@ -15,51 +15,51 @@ from typing import Any
 import torch
 from torch import fx
 
-from fewbit.runtime.program import argument, rank
-from workers.engine.graph.editor import Surgery
+from fewbit.runtime.program import argument, arguments, rank
+from workers.engine.graph.editor import GraphEditor
 
 aten = torch.ops.aten
 POOLS = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}
 ATTENTION = aten.scaled_dot_product_attention.default
 
 
-def rewrite_for_onnx(surgery: Surgery) -> None:
-    """All calls of ``surgery`` that need it."""
-    for node in list(surgery.graph.nodes):
+def rewrite_for_onnx(editor: GraphEditor) -> None:
+    """All calls of ``editor`` that need it."""
+    for node in list(editor.graph.nodes):
         if node.target is ATTENTION and rank(node) < 4:
-            _four_dimensions(surgery, node)
+            _add_leading_axes(editor, node)
         elif node.target in POOLS:
-            _plain_pool(surgery, node, POOLS[node.target])
+            _rewrite_pool(editor, node, POOLS[node.target])
 
 
-def _four_dimensions(surgery: Surgery, node: fx.Node) -> None:
+def _add_leading_axes(editor: GraphEditor, node: fx.Node) -> None:
     missing = 4 - rank(node)
-    with surgery.graph.inserting_before(node):
-        given = [_wrapped(surgery, node, operand, missing) for operand in node.args[:3]]
-        result = surgery.call(node, ATTENTION, *given, *node.args[3:], **node.kwargs)
+    with editor.graph.inserting_before(node):
+        operands = [_unsqueeze(editor, node, operand, missing) for operand in node.args[:3]]
+        result = editor.call(node, ATTENTION, *operands, *node.args[3:], **node.kwargs)
         for _ in range(missing):
-            result = surgery.call(node, aten.squeeze.dim, result, 0)
-    surgery.supersede(node, result)
+            result = editor.call(node, aten.squeeze.dim, result, 0)
+    editor.replace(node, result)
 
 
-def _wrapped(surgery: Surgery, node: fx.Node, operand: Any, missing: int) -> fx.Node:
+def _unsqueeze(editor: GraphEditor, node: fx.Node, operand: Any, missing: int) -> Any:
     for _ in range(missing):
-        operand = surgery.call(node, aten.unsqueeze.default, operand, 0)
-    return operand  # type: ignore[no-any-return]
+        operand = editor.call(node, aten.unsqueeze.default, operand, 0)
+    return operand
 
 
 # --- Average pooling ---
 
 
-def _plain_pool(surgery: Surgery, node: fx.Node, count: int) -> None:
-    kernel = _each(node.args[1], count)
-    stride = _each(argument(node, 2, "stride") or node.args[1], count)
-    padding = _each(argument(node, 3, "padding", 0), count)
-    ceil, counted = argument(node, 4, "ceil_mode", False), argument(node, 5, "count_include_pad", True)
-    divisor = argument(node, 6, "divisor_override") if count > 1 else None
+def _rewrite_pool(editor: GraphEditor, node: fx.Node, count: int) -> None:
+    pooled_over, ceil, counted = arguments(node, "kernel_size", "ceil_mode", "count_include_pad")
+    kernel = _per_axis(pooled_over, count)
+    stride = _per_axis(argument(node, "stride") or pooled_over, count)
+    padding = _per_axis(argument(node, "padding"), count)
+    divisor = argument(node, "divisor_override") if count > 1 else None
     if not ceil and divisor is None:
         return
-    size = list(node.args[0].meta["val"].shape[-count:])  # type: ignore[union-attr]
+    size = list(node.all_input_nodes[0].meta["val"].shape[-count:])
     result = list(node.meta["val"].shape[-count:])
     if ceil and not all(isinstance(length, int) for length in (*size, *result)):
         return  # a free size: what comes of it is measured
@@ -67,19 +67,19 @@ def _plain_pool(surgery: Surgery, node: fx.Node, count: int) -> None:
         max(0, (results - 1) * step + window - length - 2 * pad) if ceil else 0
         for results, step, window, length, pad in zip(result, stride, kernel, size, padding, strict=True)
     ]
-    with surgery.graph.inserting_before(node):
+    with editor.graph.inserting_before(node):
         edges = [
             edge for pad, extra in reversed(list(zip(padding, beyond, strict=True))) for edge in (pad, pad + extra)
         ]
-        x = surgery.call(node, aten.constant_pad_nd.default, node.args[0], edges) if any(edges) else node.args[0]
-        pooled = surgery.call(node, node.target, x, kernel, stride)
+        x = editor.call(node, aten.constant_pad_nd.default, node.args[0], edges) if any(edges) else node.args[0]
+        pooled = editor.call(node, node.target, x, kernel, stride)
         if divisor is not None:
-            pooled = surgery.call(node, aten.mul.Tensor, pooled, math.prod(kernel) / divisor)
+            pooled = editor.call(node, aten.mul.Tensor, pooled, math.prod(kernel) / divisor)
         elif any(edges):
             share = _share(result, kernel, stride, padding, size, counted)
-            held = surgery.buffer(f"pool_share_{len(surgery.specs)}", share.to(node.meta["val"].dtype))
-            pooled = surgery.call(node, aten.mul.Tensor, pooled, held)
-    surgery.supersede(node, pooled)
+            held = editor.add_buffer(f"pool_share_{len(editor.specs)}", share.to(node.meta["val"].dtype))
+            pooled = editor.call(node, aten.mul.Tensor, pooled, held)
+    editor.replace(node, pooled)
 
 
 def _share(
@@ -95,6 +95,6 @@ def _share(
     return (math.prod(kernel) / counts.clamp_min(1)).reshape(result)
 
 
-def _each(value: Any, count: int) -> list[int]:
+def _per_axis(value: Any, count: int) -> list[int]:
     values = list(value) if isinstance(value, list | tuple) else [value]
     return values * count if len(values) == 1 else values

@@ -22,5 +22,5 @@ def save_pt2(reference: Reference, path: Path) -> tuple[Call, ...]:
     torch.export.save(reference.program.exported, path, extra_files={FILE: reference.record.model_dump_json()})
     shrink(path)
     callers = Lowering(reference.program, reference.record).callers
-    nodes = (each for each in reference.program.graph.nodes if each.op == "call_function")
-    return of_layers(Call(operator_of(each), callers.get(each)) for each in nodes)
+    calls = (node for node in reference.program.graph.nodes if node.op == "call_function")
+    return of_layers(Call(operator_of(node), callers.get(node)) for node in calls)

@@ -79,9 +79,8 @@ def save_safetensors(reference: Reference, path: Path) -> tuple[Call, ...]:
         if layer.name not in layers:
             weights = tuple(_store(reference, layer, index, tensors, names) for index in range(len(layer.weights)))
             layers[layer.name] = StoredLayer(kind=layer.kind, weights=weights, activations=_activations(layer))
-    integers = {
-        name for layer in reference.record.layers for each in layer.weights for name in (each.values, each.scale)
-    }
+    records = [weight for layer in reference.record.layers for weight in layer.weights]
+    integers = {name for weight in records for name in (weight.values, weight.scale)}
     floats = {name: value.detach().clone().contiguous() for name, value in held.items() if name not in integers}
     manifest = Manifest(layers=layers, floats=tuple(floats))
     save_file(tensors | floats, path, {"format": "pt", METADATA: manifest.model_dump_json()})
@@ -109,16 +108,16 @@ def check_safetensors(path: Path) -> None:
     with safe_open(path, framework="pt") as file:
         manifest = Manifest.model_validate_json(file.metadata()[METADATA])
         for name, layer in manifest.layers.items():
-            for each in layer.weights:
-                parts = (file.get_tensor(tensor) for tensor in (each.values, each.scale, each.zero_point))
-                weight = dequantized(each, *parts).to(getattr(torch, each.float_dtype))
-                if tuple(weight.shape) != each.shape or _digest(weight) != each.sha256:
-                    raise ValueError(f"{name}: {each.values!r} and {each.scale!r} do not give the weight computed")
+            for stored in layer.weights:
+                tensors = map(file.get_tensor, (stored.values, stored.scale, stored.zero_point))
+                weight = dequantize(stored, *tensors).to(getattr(torch, stored.float_dtype))
+                if tuple(weight.shape) != stored.shape or _digest(weight) != stored.sha256:
+                    raise ValueError(f"{name}: {stored.values!r} and {stored.scale!r} do not give the weight computed")
         for name in manifest.floats:
             file.get_slice(name)
 
 
-def dequantized(stored: StoredWeight, values: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+def dequantize(stored: StoredWeight, values: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     """The weight in float32, of ``stored.shape``."""
     if stored.packed:
         values = torch.cat([values & 15, values >> 4], dim=-1).to(torch.int8) - 8
@@ -154,7 +153,7 @@ def _store(
     )
     weight = _of_reference(reference.program, record)
     if weight is None:
-        weight = dequantized(stored, values, scale, torch.zeros_like(scale))
+        weight = dequantize(stored, values, scale, torch.zeros_like(scale))
     float_dtype = str(weight.dtype).removeprefix("torch.")
     return stored.model_copy(update={"float_dtype": float_dtype, "sha256": _digest(weight)})
 
@@ -191,4 +190,4 @@ def _activations(layer: LayerRecord) -> Literal["dynamic", "static"] | None:
 
 def _digest(weight: Tensor) -> str:
     content = weight.detach().contiguous().flatten().view(torch.uint8).numpy()
-    return hashlib.sha256(content).hexdigest()  # type: ignore[arg-type]
+    return hashlib.sha256(content.data).hexdigest()

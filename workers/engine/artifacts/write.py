@@ -22,7 +22,7 @@ class Written:
     findings: tuple[Finding, ...]
 
 
-def package(reference: Reference, spec: JobSpec, folder: Path) -> Written:
+def write_artifacts(reference: Reference, spec: JobSpec, folder: Path) -> Written:
     """Write every kind to ``out/``. A kind that has no form for this program is left out, with a finding.
 
     Raises ``EngineError('quantization-failed')`` when none of them has.
@@ -34,13 +34,13 @@ def package(reference: Reference, spec: JobSpec, folder: Path) -> Written:
         try:
             calls[name] = kind.save(reference, folder / "out" / kind.file)
         except NotExpressible as error:
-            findings.append(not_written(kind.file, str(error)))
+            findings.append(not_written_finding(kind.file, str(error)))
     if findings and not calls:
         raise EngineError("quantization-failed", f"{findings[0].message} {findings[0].remedy}")
     return Written(calls, tuple(findings))
 
 
-def not_written(file: str, why: str) -> Finding:
+def not_written_finding(file: str, why: str) -> Finding:
     return Finding(
         severity="warning",
         code="artifact-not-written",

@@ -1,4 +1,4 @@
-"""The calibration data itself: whether it is enough, and whether it is what one meant to give."""
+"""The calibration data itself: whether there is enough of it, and whether it looks like what was meant."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from fewbit.contract.report import CalibrationReport, Convergence
 from workers.engine.data import Data
 
-SETTLED = 0.98  # of the final ranges: what one more outlier moves anyway
+SETTLED = 0.98  # of the final ranges: one more outlier moves the rest anyway
 Array = np.ndarray[Any, Any]
 
 
-class RangeWatch:
-    """The smallest and largest value of each sample: float32 [samples] each."""
+class SampleRanges:
+    """The smallest and the largest value of each sample: two float32 [samples]."""
 
     def __init__(self) -> None:
         self._low: list[Tensor] = []
@@ -32,9 +32,9 @@ class RangeWatch:
         self._low.append(rows.amin(1))
         self._high.append(rows.amax(1))
 
-    def shares(self, samples: int) -> Array | None:
-        """After each of ``samples``, the share of the final range: float64 [samples]. None where the value's first axis
-        does not count them."""
+    def range_shares(self, samples: int) -> Array | None:
+        """The share of the final range that is reached after each sample: float64 [samples]. None where the value's
+        first axis does not count samples."""
         if not self._low:
             return None
         low, high = torch.cat(self._low).clamp_max(0), torch.cat(self._high).clamp_min(0)
@@ -44,41 +44,42 @@ class RangeWatch:
         return (spread / spread[-1]).numpy() if float(spread[-1]) > 0 else None
 
 
-def calibration_report(data: Data, watches: Sequence[RangeWatch]) -> CalibrationReport:
-    """``watches``: of every value whose range was fixed on ``data``."""
-    shares = [each for watch in watches if (each := watch.shares(_rows(data))) is not None]
+def calibration_report(data: Data, extents: Sequence[SampleRanges]) -> CalibrationReport:
+    """``extents``: of every value whose range was fixed on ``data``."""
+    shares = [share for extent in extents if (share := extent.range_shares(_row_count(data))) is not None]
     mean = np.mean(shares, axis=0) if shares else np.empty(0)
     return CalibrationReport(
         samples=data.samples,
-        recommended_samples=_recommended(mean),
-        duplicates=_duplicates(data),
+        recommended_samples=_recommended_samples(mean),
+        duplicates=_count_duplicates(data),
         constant_inputs=tuple(name for name, array in _arrays(data) if array.size and bool((array == array[:1]).all())),
         non_finite_inputs=tuple(name for name, array in _arrays(data) if not _is_finite(array)),
         convergence=tuple(
-            Convergence(samples=int(count), range_share=round(float(mean[count - 1]), 4)) for count in _steps(len(mean))
+            Convergence(samples=count, range_share=round(float(mean[count - 1]), 4))
+            for count in _reported_counts(len(mean))
         ),
     )
 
 
-def _rows(data: Data) -> int:
-    """How many rows go through the model: the last batch is padded where the model takes whole batches only."""
+def _row_count(data: Data) -> int:
+    """Rows that go through the model: the last batch is padded where the model takes whole batches only."""
     return -(-data.samples // data.batch_size) * data.batch_size if data.fixed_batch else data.samples
 
 
-def _recommended(mean: Array) -> int | None:
-    """Twice the samples after which ranges had settled; None while they still grew in the second half."""
+def _recommended_samples(mean: Array) -> int | None:
+    """Twice the samples after which ranges settled; None if they still grew in the second half."""
     settled = int(np.argmax(mean >= SETTLED)) + 1 if mean.size and bool((mean >= SETTLED).any()) else None
     return 2 * settled if settled is not None and 2 * settled <= mean.size else None
 
 
-def _steps(samples: int) -> list[int]:
+def _reported_counts(samples: int) -> list[int]:
     """1, 2, 4, ... and all."""
     powers = [2**power for power in range(32) if 2**power < samples]
     return [*powers, samples] if samples else []
 
 
-def _duplicates(data: Data) -> int:
-    """Samples that are equal to an earlier one in every input."""
+def _count_duplicates(data: Data) -> int:
+    """Samples that equal an earlier one in every input."""
     if data.rows:
         return 0
     digests = {_digest(data, index) for index in range(data.samples)}

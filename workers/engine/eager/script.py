@@ -1,13 +1,13 @@
-"""A module on packed weights as TorchScript, which is the only way out for one: followed on a batch, or compiled.
+"""A module with packed weights as TorchScript, the only format it can be saved in: traced on a batch, or compiled.
 
-Following a run keeps the sizes of that run wherever the module's own code looks at them, so the script is held against
-the module on other sizes before anybody gets it. Compiling keeps the code, where TorchScript knows all of it.
+Tracing freezes the sizes of the traced batch wherever the module's code looks at them, so the script is compared with
+the module on other sizes before it is delivered. Compiling keeps the code, if TorchScript supports all of it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -23,19 +23,19 @@ from workers.errors import EngineError, first_line
 Inputs = tuple[Tensor, ...]
 
 LAYER_OPERATORS = re.compile(r"(linear|conv\w*|mm|matmul|bmm|mv|lstm|gru|rnn|embedding|embedding_bag|bilinear)(_|$)")
-"""The last part of the name of an operator that a layer can be a call of, with what the kernels' names add to it."""
-PATHS = frozenset(
+"""The last part of the name of an operator that a layer can be a call of; kernels add a suffix to it."""
+PASS_THROUGH = frozenset(
     {"prim::ListConstruct", "prim::ListUnpack", "prim::TupleUnpack", "aten::t", "aten::transpose", "aten::permute",
      "aten::numpy_T", "aten::detach", "aten::split", "aten::chunk", "aten::unflatten", "aten::squeeze"}
 )  # fmt: skip
-"""Calls that pass a weight on."""
+"""Calls between an attribute and the operator that reads it as a weight."""
 
 RUN_AS = {"aten::addmm": "aten::mm"}  # TorchScript takes these apart before it runs them
 
 
 class Positional(nn.Module):
-    """``model`` called as the program is: its inputs by position. Of a dict it gives the tensors: caches and the like
-    have no place in an artifact."""
+    """``model`` called like the program: inputs by position. Of a dict it returns the tensors only: an artifact has no
+    place for caches and the like."""
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
@@ -50,9 +50,9 @@ class Positional(nn.Module):
 
 
 @dataclass(frozen=True)
-class Owners:
-    """Whose weight an attribute is. ``floats``: by the attribute's path, the layers that read it as it is; ``packed``:
-    by the path of a module, or of a packed weight, the layer that was quantized there."""
+class WeightOwners:
+    """The layers that an attribute is the weight of. ``floats``: by the attribute's path, the layers that read it in
+    float; ``packed``: by the path of a module or packed weight, the layer that was quantized there."""
 
     floats: Mapping[str, tuple[str, ...]]
     packed: Mapping[str, str]
@@ -72,16 +72,16 @@ class Owners:
         return None
 
 
-def scripted(module: Positional, inputs: Inputs, signature: Sequence[InputSignature]) -> torch.jit.ScriptModule:
-    """``module`` as TorchScript, its free sizes free. Raises ``EngineError('quantization-failed')`` when neither way
-    gives what the module gives."""
-    expected = [(inputs, pytree.tree_leaves(module(*inputs))), *_on_other_sizes(module, inputs, signature)]
+def to_torchscript(module: Positional, inputs: Inputs, signature: Sequence[InputSignature]) -> torch.jit.ScriptModule:
+    """``module`` as TorchScript that keeps free sizes free. Raises ``EngineError('quantization-failed')`` if neither
+    tracing nor compiling gives the module's outputs."""
+    expected = [(inputs, pytree.tree_leaves(module(*inputs))), *_run_on_other_sizes(module, inputs, signature)]
     failures = []
-    for way in (_followed, _compiled):
+    for make_script in (_trace, _compile):
         try:
-            script = way(module, inputs)
-            for each, outputs in expected:
-                _require_same(script, each, outputs)
+            script = make_script(module, inputs)
+            for given, outputs in expected:
+                _require_same(script, given, outputs)
             return script
         except MemoryError:
             raise
@@ -95,59 +95,59 @@ def scripted(module: Positional, inputs: Inputs, signature: Sequence[InputSignat
 
 
 def other_sizes(inputs: Inputs, signature: Sequence[InputSignature]) -> Iterator[Inputs]:
-    """``inputs`` with one free size after the other changed by one. Sizes that are computed from each other are left
-    alone: one of them cannot change by itself."""
-    names = list(dict.fromkeys(size for each in signature for size in each.shape if isinstance(size, str)))
+    """``inputs`` with one free size after another changed by one. Sizes that are computed from each other are skipped:
+    one of them cannot change by itself."""
+    names = list(dict.fromkeys(size for given in signature for size in given.shape if isinstance(size, str)))
     if not all(map(str.isidentifier, names)):
         return
     for name in names:
-        low, high = next(each.dynamic[name] for each in signature if name in each.shape)
+        low, high = next(given.dynamic[name] for given in signature if name in given.shape)
         pairs = zip(inputs, signature, strict=True)
-        changed = tuple(_resized(value, _axes(each, name), low, high) for value, each in pairs)
+        changed = tuple(_resize(value, _axes(given, name), low, high) for value, given in pairs)
         if any(new is not old for new, old in zip(changed, inputs, strict=True)):
             yield changed
 
 
-def calls_of(script: torch.jit.ScriptModule, owners: Owners) -> tuple[Call, ...]:
+def layer_calls(script: torch.jit.ScriptModule, owners: WeightOwners) -> tuple[Call, ...]:
     """The calls that ``script`` makes to operators that layers run on, in the order of a forward pass."""
-    around = "model." if script.original_name == Positional.__name__ else ""
+    prefix = "model." if script.original_name == Positional.__name__ else ""
     return of_layers(
-        Call(RUN_AS.get(node.kind(), node.kind()), _owner(node, owners, around))
+        Call(RUN_AS.get(node.kind(), node.kind()), _owner(node, owners, prefix))
         for node in _nodes(script.inlined_graph)
         if LAYER_OPERATORS.search(node.kind().rpartition("::")[2])
     )
 
 
-def _followed(module: Positional, inputs: Inputs) -> torch.jit.ScriptModule:
-    options = {"check_trace": False, "strict": False}  # checked on other sizes too; a dict may be an output
-    return torch.jit.trace(module, inputs, **options)  # type: ignore[no-untyped-call,no-any-return]
+def _trace(module: Positional, inputs: Inputs) -> torch.jit.ScriptModule:
+    trace: Callable[..., torch.jit.ScriptModule] = torch.jit.trace
+    return trace(module, inputs, check_trace=False, strict=False)  # checked on other sizes too; a dict may be an output
 
 
-def _compiled(module: Positional, _inputs: Inputs) -> torch.jit.ScriptModule:
-    """TorchScript knows no dict of arguments, so this is the model itself."""
+def _compile(module: Positional, _inputs: Inputs) -> torch.jit.ScriptModule:
+    """The model without ``Positional``: TorchScript cannot pass a dict of arguments."""
     return torch.jit.script(module.model)
 
 
-def _on_other_sizes(
+def _run_on_other_sizes(
     module: Positional, inputs: Inputs, signature: Sequence[InputSignature]
 ) -> Iterator[tuple[Inputs, list[Any]]]:
-    """What the module gives on sizes that it takes: a size may be less free than torch.export believes."""
-    for each in other_sizes(inputs, signature):
+    """The module's outputs on other sizes that it accepts: a size may be less free than torch.export believes."""
+    for resized in other_sizes(inputs, signature):
         with suppress(Exception):
-            yield each, pytree.tree_leaves(module(*each))
+            yield resized, pytree.tree_leaves(module(*resized))
 
 
 def _require_same(script: nn.Module, inputs: Inputs, expected: Sequence[Any]) -> None:
-    for got, wanted in zip(pytree.tree_leaves(script(*inputs)), expected, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4, equal_nan=True)
+    for actual, output in zip(pytree.tree_leaves(script(*inputs)), expected, strict=True):
+        torch.testing.assert_close(actual, output, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
 def _axes(given: InputSignature, name: str) -> list[int]:
     return [axis for axis, size in enumerate(given.shape) if size == name]
 
 
-def _resized(value: Tensor, axes: Sequence[int], low: int, high: int | None) -> Tensor:
-    """One less along ``axes`` where ``low`` allows it, else one more: there may be a longest sequence nobody knows."""
+def _resize(value: Tensor, axes: Sequence[int], low: int, high: int | None) -> Tensor:
+    """One less along ``axes`` where ``low`` allows it, else one more: a longest sequence may not be recorded."""
     for axis in axes:
         size = value.shape[axis]
         if size > max(low, 1):
@@ -157,7 +157,7 @@ def _resized(value: Tensor, axes: Sequence[int], low: int, high: int | None) -> 
     return value
 
 
-# --- Whose call a node is ---------------------------------------------------------------------------------------------
+# --- The layer that a call belongs to ---------------------------------------------------------------------------------
 
 
 def _nodes(block: Any) -> Iterator[Any]:
@@ -167,18 +167,20 @@ def _nodes(block: Any) -> Iterator[Any]:
             yield from _nodes(inner)
 
 
-def _owner(node: Any, owners: Owners, around: str) -> str | None:
-    paths = (path.removeprefix(around) for value in node.inputs() for path in _attributes(value))
-    found = (owners.layer(path, node.kind()) for path in paths)
-    return next((layer for layer in found if layer is not None), None)
+def _owner(node: Any, owners: WeightOwners, prefix: str) -> str | None:
+    paths = (path.removeprefix(prefix) for value in node.inputs() for path in _attributes(value))
+    layers = (owners.layer(path, node.kind()) for path in paths)
+    return next((layer for layer in layers if layer is not None), None)
 
 
 def _attributes(value: Any) -> list[str]:
-    """The attributes a value is made of, by their paths."""
+    """The paths of the attributes that a value is made of."""
     node = value.node()
     if node.kind() == "prim::GetAttr":
         return [_path(node)]
-    return [path for each in node.inputs() for path in _attributes(each)] if node.kind() in PATHS else []
+    if node.kind() not in PASS_THROUGH:
+        return []
+    return [path for argument in node.inputs() for path in _attributes(argument)]
 
 
 def _path(node: Any) -> str:

@@ -1,6 +1,7 @@
-"""What the graph says about other routes: where they would leave a layer of this model float, or change the model.
+"""What the graph tells about other routes: where they would leave a layer of this model float, or change the model.
 
-All of it is information: none of it touches what this service made. One finding a code; ``evidence.layers`` lists all.
+All of it is information, and does not affect the artifacts of this service. There is one finding per code;
+``evidence.layers`` lists all its layers.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor, fx
 
 from fewbit.contract.report import Finding
-from fewbit.runtime.program import Program, rank
+from fewbit.runtime.program import Program, mutates, rank
 from fewbit.runtime.regions import REGION
-from workers.engine.explanation.eager_verdict import LINEAR
+from workers.engine.explanation.quantize_dynamic import LINEAR
 from workers.engine.graph.layers import Layer, Product
 from workers.engine.graph.program import layer_path
 
@@ -32,7 +33,7 @@ ADDED = frozenset((aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.rsub
 
 @dataclass(frozen=True)
 class Model:
-    """What every rule here looks at: the program as uploaded, and its table."""
+    """What every rule looks at: the program as uploaded, and its tables."""
 
     program: Program
     layers: tuple[Layer, ...]
@@ -40,17 +41,23 @@ class Model:
 
     @property
     def linears(self) -> list[Layer]:
-        return [each for each in self.layers if each.kind == "linear"]
+        return [layer for layer in self.layers if layer.kind == "linear"]
 
 
 @dataclass(frozen=True)
 class Remark:
-    """One code: ``names`` gives the layers it is true of; ``message`` is about those, ``{n}`` of them."""
+    """One code: ``names`` gives the layers it is true of. ``one`` and ``many`` are the message for one layer, and for
+    ``{n}`` layers; ``message`` follows either."""
 
     code: str
     names: Callable[[Model], Sequence[str]]
-    message: str
+    one: str
+    many: str
+    message: str = ""
     remedy: str | None = None
+
+    def about(self, count: int) -> str:
+        return f"{self.one if count == 1 else self.many.format(n=count)}{self.message}"
 
 
 def structure_findings(program: Program, layers: Sequence[Layer], products: Sequence[Product]) -> Iterator[Finding]:
@@ -63,7 +70,7 @@ def structure_findings(program: Program, layers: Sequence[Layer], products: Sequ
                 severity="info",
                 code=remark.code,
                 layer=names[0],
-                message=remark.message.format(n=f"{len(names)} layer" + ("s" if len(names) > 1 else "")),
+                message=remark.about(len(names)),
                 evidence={"layers": names[:MOST_NAMED], "count": len(names)},
                 remedy=remark.remedy,
             )
@@ -72,13 +79,13 @@ def structure_findings(program: Program, layers: Sequence[Layer], products: Sequ
 # --- Which layers -----------------------------------------------------------------------------------------------------
 
 
-def _in_region(kind: str) -> Callable[[Model], list[str]]:
+def _inside(kind: str) -> Callable[[Model], list[str]]:
     def names(model: Model) -> list[str]:
         regions = {layer.name: _regions(layer) for layer in model.layers}
         return [
             name
-            for name, found in regions.items()
-            if any(("autocast" in each) == (kind == "autocast") for each in found)
+            for name, operators in regions.items()
+            if any(("autocast" in operator) == (kind == "autocast") for operator in operators)
         ]
 
     return names
@@ -90,11 +97,11 @@ def _regions(layer: Layer) -> list[str]:
     return [str(use.node.meta[REGION]) for use in layer.uses if REGION in use.node.meta]
 
 
-def _deep(model: Model) -> list[str]:
+def _with_deep_inputs(model: Model) -> list[str]:
     return [layer.name for layer in model.linears if any(rank(use.input) > 2 for use in layer.uses)]
 
 
-def _deep_and_dynamic(model: Model) -> list[str]:
+def _with_deep_dynamic_inputs(model: Model) -> list[str]:
     return [
         layer.name
         for layer in model.linears
@@ -111,37 +118,37 @@ def _decomposed(model: Model) -> list[str]:
     return [name for name, node in written.items() if layer_path(node)[1] == LINEAR]
 
 
-def _post_op(model: Model) -> list[str]:
+def _before_added_scalar(model: Model) -> list[str]:
     return [
         layer.name
         for layer in model.linears
         for use in layer.uses
-        if any(each.target in ADDED and _has_scalar(each) for each in use.node.users)
+        if any(user.target in ADDED and _has_scalar(user) for user in use.node.users)
     ]
 
 
 def _has_scalar(node: fx.Node) -> bool:
-    return any(isinstance(each, int | float) for each in node.args[:2])
+    return any(isinstance(argument, int | float) for argument in node.args[:2])
 
 
-def _dead(model: Model) -> list[str]:
-    """Layers that lead to no output: a call without readers, or whose readers have none."""
-    read = _read(model.program)
+def _without_path_to_output(model: Model) -> list[str]:
+    """Layers without a path to an output: no call of theirs is read, or only by nodes that are not read."""
+    read = _nodes_on_path_to_output(model.program)
     named = [layer.name for layer in model.layers if not any(use.node in read for use in layer.uses)]
-    return [*named, *_unused(model)]
+    return [*named, *_unread_matrices(model)]
 
 
-def _read(program: Program) -> set[fx.Node]:
+def _nodes_on_path_to_output(program: Program) -> set[fx.Node]:
     read: set[fx.Node] = set()
     for node in reversed(program.graph.nodes):
-        mutable = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        mutable = mutates(node)
         if node.op == "output" or node in read or mutable:
             read.update((node, *node.all_input_nodes))
     return read
 
 
-def _unused(model: Model) -> list[str]:
-    """Matrices of the model that no call reads: of a branch that the example did not take."""
+def _unread_matrices(model: Model) -> list[str]:
+    """Matrices of the model that no call reads: they belong to a branch that the example did not take."""
     held = model.program.exported.state_dict
     constants = model.program.constants.items()
     read = {name for node, constant in constants if node.users for name in (constant.name, *constant.names)}
@@ -153,30 +160,34 @@ def _is_matrix(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() >= 2 and value.is_floating_point()
 
 
-def _strided(model: Model) -> list[str]:
+def _with_strided_weights(model: Model) -> list[str]:
     return [
         layer.name
         for layer in model.layers
-        if any(not _in_order(source.value) for operand in layer.operands for source in operand.sources)
+        if any(not _is_contiguous(source.value) for operand in layer.operands for source in operand.sources)
     ]
 
 
-def _in_order(value: Tensor) -> bool:
+def _is_contiguous(value: Tensor) -> bool:
     return value.layout is not torch.strided or value.is_contiguous()
 
 
-def _products(model: Model) -> list[str]:
+def _product_names(model: Model) -> list[str]:
     return [product.name for product in model.products]
 
 
-def _patched(model: Model) -> list[str]:
-    """Modules nn.Linear that record more than their product, however it is written."""
+def _with_extra_operations(model: Model) -> list[str]:
+    """nn.Linear modules whose calls record more than the product, however that is written."""
     names = {layer_path(use.node): layer.name for layer in model.linears for use in layer.uses}
     calls = [node for node in model.program.graph.nodes if node.op == "call_function" and node.target not in GEMMS]
-    return [names[layer_path(node)] for node in calls if layer_path(node) in names and _is_extra(model.program, node)]
+    return [
+        names[layer_path(node)]
+        for node in calls
+        if layer_path(node) in names and _is_extra_operation(model.program, node)
+    ]
 
 
-def _is_extra(program: Program, node: fx.Node) -> bool:
+def _is_extra_operation(program: Program, node: fx.Node) -> bool:
     if layer_path(node)[1] != LINEAR or program.constant(node) is not None or not _is_floating(node):
         return False
     return node.target not in QUIET or (node.target in ARITHMETIC and not _is_decomposition(program, node))
@@ -188,28 +199,30 @@ def _is_floating(node: fx.Node) -> bool:
 
 
 def _is_decomposition(program: Program, node: fx.Node) -> bool:
-    """The bias, added behind a product: what decompositions make of a linear of three dimensions."""
-    return node.target is aten.add.Tensor and any(program.constant(each) is not None for each in node.all_input_nodes)
+    """Whether this adds the bias after a product: decompositions turn a linear of three dimensions into that."""
+    if node.target is not aten.add.Tensor:
+        return False
+    return any(program.constant(argument) is not None for argument in node.all_input_nodes)
 
 
-def _called_again_around_relu(model: Model) -> list[str]:
+def _called_again_before_relu(model: Model) -> list[str]:
     return [
         layer.name
         for layer in model.linears
         if len(layer.uses) > 1
         and all(layer_path(use.node)[1] == LINEAR for use in layer.uses)
-        and any(each.target in RELUS for use in layer.uses for each in use.node.users)
+        and any(user.target in RELUS for use in layer.uses for user in use.node.users)
     ]
 
 
-def _shared(model: Model) -> list[str]:
+def _shared_by_parents(model: Model) -> list[str]:
     """One module called under two parents."""
     parents: dict[Any, dict[str, str]] = {}
     for layer in model.layers:
         source = layer.sources[0]
         for path in {layer_path(use.node)[0] for use in layer.uses} & set(source.modules):
             parents.setdefault(source.modules, {})[path.rpartition(".")[0]] = layer.name
-    return [name for found in parents.values() if len(found) > 1 for name in found.values()]
+    return [name for names in parents.values() if len(names) > 1 for name in names.values()]
 
 
 ARITHMETIC = frozenset((aten.mul.Tensor, aten.add.Tensor))
@@ -217,80 +230,97 @@ ARITHMETIC = frozenset((aten.mul.Tensor, aten.add.Tensor))
 REMARKS = (
     Remark(
         "higher-order-op",
-        _in_region("higher_order"),
-        "{n} stood in a no_grad block or a control-flow operator: PT2E's X86InductorQuantizer skips what is inside. "
-        "Here they are layers as any other.",
+        _inside("higher_order"),
+        "1 layer is in a no_grad block or a control-flow operator",
+        "{n} layers are in a no_grad block or a control-flow operator",
+        ": PT2E's X86InductorQuantizer skips what is inside. Here it is quantized like any other layer.",
         "For that route, export under torch.no_grad() instead of writing it into forward.",
     ),
     Remark(
         "autocast",
-        _in_region("autocast"),
-        "{n} stood in an autocast block: PT2E's X86InductorQuantizer skips what is inside. Here they are layers as any "
-        "other.",
+        _inside("autocast"),
+        "1 layer is in an autocast block",
+        "{n} layers are in an autocast block",
+        ": PT2E's X86InductorQuantizer skips what is inside. Here it is quantized like any other layer.",
         "For that route, take autocast out of forward.",
     ),
     Remark(
         "decomposed",
         _decomposed,
-        "{n} came as addmm, mm or bmm: the program was decomposed before it was saved, and prepare_pt2e fails on "
-        "such a graph.",
+        "1 linear layer is an addmm, mm or bmm in the graph",
+        "{n} linear layers are addmm, mm or bmm in the graph",
+        ": the program was decomposed before it was saved, and prepare_pt2e fails on such a graph.",
         "For that route, quantize before run_decompositions().",
     ),
     Remark(
         "not-lowered",
-        _deep,
-        "{n} read inputs of three dimensions or more: lower_pt2e_quantized_to_x86 leaves those in float.",
+        _with_deep_inputs,
+        "1 layer reads an input of three dimensions or more",
+        "{n} layers read inputs of three dimensions or more",
+        ": lower_pt2e_quantized_to_x86 leaves those in float.",
         "For that route, torch.compile with TORCHINDUCTOR_FREEZING=1.",
     ),
     Remark(
         "dynamic-shape",
-        _deep_and_dynamic,
-        "{n} read inputs of three dimensions with a free size: lower_pt2e_quantized_to_x86 lowers free sizes in two "
-        "dimensions only.",
+        _with_deep_dynamic_inputs,
+        "1 layer reads an input of three dimensions with a free size",
+        "{n} layers read inputs of three dimensions with a free size",
+        ": lower_pt2e_quantized_to_x86 lowers free sizes only in two dimensions.",
     ),
     Remark(
         "post-op",
-        _post_op,
-        "A Python number is added right behind {n}: prepare_pt2e with X86InductorQuantizer fails for the whole model.",
+        _before_added_scalar,
+        "1 layer has a Python number added to its output",
+        "{n} layers have a Python number added to their output",
+        ": prepare_pt2e with X86InductorQuantizer fails for the whole model.",
         "For that route, add a tensor, or fold the number into the bias.",
     ),
     Remark(
         "unreached",
-        _dead,
-        "{n} lead to no output of this program: the example took another branch, or nobody reads the result.",
+        _without_path_to_output,
+        "1 layer has no path to an output",
+        "{n} layers have no path to an output",
+        " of this program: the example took another branch, or nothing reads the result.",
         "Export with an example for every branch, or drop what is not needed.",
     ),
     Remark(
         "strides",
-        _strided,
-        "The weights of {n} are not contiguous: PT2E's lowering reads them as if they were, and computes garbage. Here "
-        "they were put in order first.",
+        _with_strided_weights,
+        "1 layer has a weight that is not contiguous",
+        "{n} layers have weights that are not contiguous",
+        ": PT2E's lowering ignores the strides and computes garbage. Here weights are made contiguous first.",
         "For that route, weight.contiguous() before export.",
     ),
     Remark(
         "act-act",
-        _products,
-        "{n} multiply two activations, as attention scores do: there is no weight to quantize, and they are counted "
-        "nowhere.",
+        _product_names,
+        "1 product multiplies two activations, as attention scores do",
+        "{n} products multiply two activations, as attention scores do",
+        ": there is no weight to quantize, and such products do not count as layers.",
     ),
     Remark(
         "hooks",
-        _patched,
-        "{n} compute more than an nn.Linear does, from a hook or a replaced forward. FX and quantize_dynamic lose part "
-        "of it without a word, and prepare_pt2e fails. Here it is part of the graph.",
+        _with_extra_operations,
+        "1 nn.Linear computes more than a product",
+        "{n} nn.Linear layers compute more than a product",
+        ", from a hook or a replaced forward. FX and quantize_dynamic silently lose part of it; prepare_pt2e fails. "
+        "Here it is part of the graph.",
         "For those routes, remove the hook, or register it on the quantized module.",
     ),
     Remark(
         "fx-fusion-bug",
-        _called_again_around_relu,
-        "{n} are called more than once, and a relu stands behind one of the calls: FX fuses it into all of them.",
+        _called_again_before_relu,
+        "1 layer is called more than once, and a relu follows one of the calls",
+        "{n} layers are called more than once, and a relu follows one of the calls",
+        ": FX fuses it into all of them.",
         "For that route, duplicate the module, or use torch.relu.",
     ),
     Remark(
         "shared",
-        _shared,
-        "{n} are one module under several parents: quantize_dynamic makes a copy for each, and torchao's quantize_ "
-        "fails. Here the weight is stored once.",
+        _shared_by_parents,
+        "1 layer is a module with several parents",
+        "{n} layers are modules with several parents",
+        ": quantize_dynamic copies it for each parent, and torchao's quantize_ fails. Here the weight is stored once.",
         "For those routes, quantize one and share it again.",
     ),
 )

@@ -1,4 +1,4 @@
-"""Why a layer is as it is: one function a code, each returning the ``Reason`` with its evidence and its remedy."""
+"""Why this service leaves a layer float: one function per code returns the ``Reason`` with evidence and remedy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def excluded_by_user(pattern: str, index: int) -> Reason:
 def analyze_only() -> Reason:
     return Reason(
         code="analyze-only",
-        message="method: analyze looks at the model and quantizes nothing. This layer can be quantized.",
+        message="method: analyze only looks at the model. This layer can be quantized.",
         remedy="Post the job with method: dynamic.",
         patch={"method": "dynamic"},
     )
@@ -31,7 +31,7 @@ def analyze_only() -> Reason:
 
 def unquantizable(layer: Layer) -> Reason | None:
     """Why no job can quantize this layer; None when one can."""
-    checks = (_opaque, _input_dtype, _shape, _layout, _nan_inf)
+    checks = (_opaque_operator, _not_a_float, _empty_weight, _other_layout, _non_finite_weight)
     return next((reason for check in checks if (reason := check(layer)) is not None), None)
 
 
@@ -57,7 +57,7 @@ def group_misfit(layer: Layer, weights: Weights) -> Reason | None:
     return None
 
 
-def _opaque(layer: Layer) -> Reason | None:
+def _opaque_operator(layer: Layer) -> Reason | None:
     if layer.kind != "opaque":
         return None
     return Reason(
@@ -68,7 +68,7 @@ def _opaque(layer: Layer) -> Reason | None:
     )
 
 
-def _input_dtype(layer: Layer) -> Reason | None:
+def _not_a_float(layer: Layer) -> Reason | None:
     if layer.weight.dtype.is_floating_point:
         return None
     if layer.weight.dtype.is_complex:
@@ -76,7 +76,7 @@ def _input_dtype(layer: Layer) -> Reason | None:
             code="dtype",
             message=f"The weight is {_dtype(layer)}: there are no integer kernels for complex numbers.",
             evidence={"dtype": _dtype(layer)},
-            remedy="Compute with real and imaginary parts as two real layers, or leave it float.",
+            remedy="Compute real and imaginary parts as two real layers, or leave it float.",
         )
     return Reason(
         code="input-dtype",
@@ -86,7 +86,7 @@ def _input_dtype(layer: Layer) -> Reason | None:
     )
 
 
-def _shape(layer: Layer) -> Reason | None:
+def _empty_weight(layer: Layer) -> Reason | None:
     if layer.weight.numel():
         return None
     return Reason(
@@ -97,7 +97,7 @@ def _shape(layer: Layer) -> Reason | None:
     )
 
 
-def _layout(layer: Layer) -> Reason | None:
+def _other_layout(layer: Layer) -> Reason | None:
     if layer.weight.layout is torch.strided:
         return None
     return Reason(
@@ -108,13 +108,13 @@ def _layout(layer: Layer) -> Reason | None:
     )
 
 
-def _nan_inf(layer: Layer) -> Reason | None:
+def _non_finite_weight(layer: Layer) -> Reason | None:
     bad = sum(int((~torch.isfinite(operand.value)).sum()) for operand in layer.operands)
     if not bad:
         return None
     return Reason(
         code="nan-inf",
-        message=f"{bad} of {layer.parameters} weights are NaN or infinite: no scale fits them.",
+        message=f"{bad} of {layer.parameters} weights {'is' if bad == 1 else 'are'} NaN or infinite: no scale fits.",
         evidence={"non_finite": bad},
         remedy="Find where training produced them; clamp or retrain the layer, and export again.",
     )

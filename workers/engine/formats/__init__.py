@@ -1,11 +1,11 @@
-"""Every kind of upload becomes one thing: a ``Program``. One entry of ``READERS`` for each kind.
+"""Every kind of upload becomes a ``Program``. ``READERS`` has one entry per kind.
 
     pt2            is an exported program already
     transformers   pretrained.py   a folder of config.json and safetensors; examples are made from the config
     module         stock.py        torch.save of torch.nn classes; the example is two samples of the dataset
     torchscript    torchscript.py  torch.jit.save; likewise
 
-Whatever is opened here was scanned before (``workers/intake/scan.py``), which also says which kind it is.
+Everything opened here was scanned before (``workers/intake/scan.py``), which also tells its kind.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from workers.errors import EngineError
 
 __all__ = ["inspect_upload", "open_module", "open_program"]
 
-Found = tuple[tuple[InputSignature, ...], tuple[ModelLayer, ...]]
+InputsAndLayers = tuple[tuple[InputSignature, ...], tuple[ModelLayer, ...]]
 
 
 @dataclass(frozen=True)
 class Reader:
-    """How one kind is read. ``program``: from the upload and the dataset, if there is one; ``found``: its inputs and
-    layer table, without any data; ``module``: as ``torch.ao`` takes it, where there is such a thing."""
+    """How one kind is read. ``program``: from the upload and the dataset, if there is one; ``inspect``: its inputs and
+    layer table, without any data; ``module``: the module that ``torch.ao`` takes, if the kind has one."""
 
     program: Callable[[Path, Path | None], Program]
-    found: Callable[[Path], Found]
+    inspect: Callable[[Path], InputsAndLayers]
     module: Callable[[Path], nn.Module] | None = None
 
 
 def open_program(path: Path, format: ModelFormat, dataset: Path | None) -> Program:
-    """The upload as a program. ``dataset`` (evaluation, else calibration) gives the example inputs where the upload
-    has none, and decides which arguments the program takes. Raises ``EngineError``."""
+    """The upload as a program. ``dataset`` (evaluation, else calibration) gives the example inputs if the upload has
+    none, and decides which arguments the program takes. Raises ``EngineError``."""
     return READERS[format].program(path, dataset)
 
 
 def open_module(path: Path, format: ModelFormat) -> nn.Module:
     """The upload as a module in eval mode, for ``backend: eager``. Raises ``EngineError('invalid-model')`` for a kind
-    that holds none."""
+    without a module."""
     reader = READERS[format].module
     if reader is None:
         raise EngineError("invalid-model", f"a {format} upload holds no nn.Module; backend eager takes {_MODULES}.")
@@ -58,29 +58,29 @@ def open_module(path: Path, format: ModelFormat) -> nn.Module:
 
 
 def inspect_upload(path: Path, format: ModelFormat) -> Inspection:
-    """Its inputs and its layer table. Raises ``EngineError``."""
-    inputs, layers = READERS[format].found(path)
+    """The upload's inputs and its layer table. Raises ``EngineError``."""
+    inputs, layers = READERS[format].inspect(path)
     return Inspection(format=format, inputs=inputs, layers=layers)
 
 
-def _in_program(program: Program) -> tuple[ModelLayer, ...]:
+def _program_layers(program: Program) -> tuple[ModelLayer, ...]:
     layers, _ = find_layers(program)
     return model_layers(layers)
 
 
-def _in_exported(path: Path) -> Found:
+def _inspect_exported(path: Path) -> InputsAndLayers:
     program = load(path)
-    return signature(program), _in_program(program)
+    return signature(program), _program_layers(program)
 
 
-def _in_pretrained(path: Path) -> Found:
+def _inspect_pretrained(path: Path) -> InputsAndLayers:
     program, inputs = inspect_pretrained(path)
-    return inputs, _in_program(program)
+    return inputs, _program_layers(program)
 
 
 READERS: dict[ModelFormat, Reader] = {
-    "pt2": Reader(lambda path, _: load(path), _in_exported),
-    "transformers": Reader(pretrained_program, _in_pretrained, open_pretrained),
+    "pt2": Reader(lambda path, _: load(path), _inspect_exported),
+    "transformers": Reader(pretrained_program, _inspect_pretrained, open_pretrained),
     "module": Reader(stock_program, lambda path: ((), stock_layers(path)), open_stock),
     "torchscript": Reader(script_program, lambda path: ((), script_layers(path))),
 }

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from workers.engine.data import is_npz
 from workers.errors import EngineError
 
-SAMPLES = 2  # torch.export takes a size of one for a constant
+SAMPLES = 2  # torch.export treats a size of one as a constant
 TOKENS = 8
-SOME_TOKENS = 50  # ids below this are in every vocabulary worth the name
+SOME_TOKENS = 50  # ids below this are in every real vocabulary
 AUDIO_SAMPLES = 16_000  # one second, at the rate that speech models take
-IMAGE_SIZE = 224  # where the config names none: a convolutional network takes any
+IMAGE_SIZE = 224  # if the config names none: a convolutional network takes any
 LABELS = "labels"
 
 
@@ -30,37 +30,38 @@ class Argument:
     required: bool
 
 
-def from_dataset(path: Path, accepted: Sequence[Argument], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The first two samples of a dataset, by forward argument and in forward's order: arrays go by name, and the only
-    array to the only argument that is needed. Floating-point arrays become ``dtype``, integers int64.
+def example_from_dataset(path: Path, accepted: Sequence[Argument], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The first two samples of a dataset, by forward argument and in forward's order. Arrays are matched by name; a
+    single array goes to a single required argument. Floating-point arrays become ``dtype``, integers int64.
 
     Raises ``EngineError('calibration-failed')`` when they do not fit.
     """
     arrays = first_samples(path)
     arrays.pop(LABELS, None)
     named = _by_name(arrays, accepted)
-    return {each.name: _tensor(named[each.name], dtype) for each in accepted if each.name in named}
+    return {argument.name: _tensor(named[argument.name], dtype) for argument in accepted if argument.name in named}
 
 
 def first_samples(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """Two samples of every array; of a dataset with one sample, that one twice."""
+    """Two samples of every array; if there is only one, that one twice."""
     if is_npz(path):
         with np.load(path, allow_pickle=False) as archive:
-            return {name: _two(archive[name]) for name in archive.files}
+            return {name: _two_samples(archive[name]) for name in archive.files}
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:
-        return {name: _two(file.get_slice(name)[:SAMPLES]) for name in file.keys()}  # noqa: SIM118  # no iterator
+        return {name: _two_samples(file.get_slice(name)[:SAMPLES]) for name in file.keys()}  # noqa: SIM118  # no iterator
 
 
 def float_dtype(module: nn.Module) -> torch.dtype:
-    """What the module computes in: its first floating-point parameter's dtype."""
-    return next((each.dtype for each in module.parameters() if each.dtype.is_floating_point), torch.float32)
+    """The dtype the module computes in: that of its first floating-point parameter."""
+    dtypes = (parameter.dtype for parameter in module.parameters())
+    return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
 
 
-def from_config(config: Any, names: Sequence[str], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Made-up inputs of a Transformers model, [2, ...] each: those of ``names`` that ``MAKERS`` knows."""
-    made = {name: MAKERS[name](config) for name in names if name in MAKERS}
+def example_from_config(config: Any, names: Sequence[str], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Made-up inputs [2, ...] of a Transformers model: those of ``names`` that ``EXAMPLE_MAKERS`` has."""
+    made = {name: EXAMPLE_MAKERS[name](config) for name in names if name in EXAMPLE_MAKERS}
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in made.items()}
 
 
@@ -70,24 +71,24 @@ def has_image_size(config: Any) -> bool:
 
 
 def _by_name(arrays: dict[str, np.ndarray[Any, Any]], accepted: Sequence[Argument]) -> dict[str, np.ndarray[Any, Any]]:
-    names = {each.name for each in accepted}
-    required = [each.name for each in accepted if each.required] or [each.name for each in accepted[:1]]
+    names = {argument.name for argument in accepted}
+    needed = [argument.name for argument in accepted if argument.required]
+    required = needed or [argument.name for argument in accepted[:1]]
     if len(arrays) == len(required) == 1 and not names & set(arrays):
         arrays = dict(zip(required, arrays.values(), strict=True))
-    strange, missing = sorted(set(arrays) - names), sorted(set(required) - set(arrays))
-    needed = any(each.required for each in accepted)
-    if strange or not arrays or (needed and missing):
-        raise EngineError("calibration-failed", _misfit(strange, missing if needed else required, accepted))
+    unknown, missing = sorted(set(arrays) - names), sorted(set(required) - set(arrays))
+    if unknown or not arrays or (needed and missing):
+        raise EngineError("calibration-failed", _mismatch(unknown, missing if needed else required, accepted))
     return arrays
 
 
-def _misfit(strange: Sequence[str], missing: Sequence[str], accepted: Sequence[Argument]) -> str:
-    takes = ", ".join(each.name for each in accepted) or "nothing"
-    found = f"has {', '.join(strange)}, which forward does not take" if strange else f"lacks {', '.join(missing)}"
-    return f"the dataset {found}. forward takes {takes}: name the arrays so, with numpy.savez(path, name=...)."
+def _mismatch(unknown: Sequence[str], missing: Sequence[str], accepted: Sequence[Argument]) -> str:
+    takes = ", ".join(argument.name for argument in accepted) or "nothing"
+    problem = f"has {', '.join(unknown)}, which forward does not take" if unknown else f"lacks {', '.join(missing)}"
+    return f"the dataset {problem}. forward takes {takes}: name the arrays so, with numpy.savez(path, name=...)."
 
 
-def _two(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _two_samples(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     first = array[:SAMPLES]
     if not len(first):
         raise EngineError("calibration-failed", "the dataset holds no samples")
@@ -101,7 +102,7 @@ def _tensor(array: np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:
     return value.to(torch.int64) if array.dtype.kind == "i" else value
 
 
-# --- What a config tells ----------------------------------------------------------------------------------------------
+# --- Inputs made from a config ----------------------------------------------------------------------------------------
 
 
 def _token_ids(config: Any) -> Tensor:
@@ -131,7 +132,7 @@ def _input_features(config: Any) -> Tensor:
 
 
 def _input_values(config: Any) -> Tensor:
-    """A waveform, or where the config tells its size, the spectrogram that some audio models call by the same name."""
+    """A waveform; or a spectrogram, for models that use the same name for it and have its size in their config."""
     if hasattr(config, "frequency_stride"):
         return _floats(int(config.max_length), int(config.num_mel_bins))
     return _floats(AUDIO_SAMPLES)
@@ -141,7 +142,7 @@ def _floats(*shape: int) -> Tensor:
     return torch.randn(SAMPLES, *shape, generator=torch.Generator().manual_seed(0))
 
 
-MAKERS: dict[str, Callable[[Any], Tensor]] = {
+EXAMPLE_MAKERS: dict[str, Callable[[Any], Tensor]] = {
     "input_ids": _token_ids,
     "attention_mask": _attention_mask,
     "decoder_input_ids": _token_ids,

@@ -1,7 +1,7 @@
-"""Mixtures of experts without a loop over data: every expert computes every token, and the router's weight decides.
+"""Mixtures of experts without a loop over data: every expert computes every token, weighted by the router.
 
-A loop over the experts that were hit cannot be exported, and a batched product gathers its weights by index, which
-makes them activations: int8 could not reach them. Computed one after the other, each expert's matrices are constants.
+A loop over the experts that are hit cannot be exported. A batched product gathers its weights by index, which makes
+them activations, and those have no int8 weights. Computed one after the other, each expert's matrices are constants.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NAME = "every_expert"
 
 
 def compute_all(model: Any) -> None:
-    """Let ``model`` use this, if it has experts that can."""
+    """Let ``model`` compute its experts this way, if it has any that can."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     ALL_EXPERTS_FUNCTIONS.register(NAME, forward)

@@ -1,7 +1,7 @@
-"""A module of ``torch.nn`` classes only, as ``torch.save(model)`` writes it: loaded without running code of its own.
+"""A module of ``torch.nn`` classes only, as ``torch.save(model)`` writes it: loaded without running code from it.
 
-The scan has read the pickle and let it through because every name in it is in ``workers.intake``. Here torch's
-restricted unpickler is given the same names and no other, so that both would have to be wrong at once.
+The scan has read the pickle, and let it through because every name in it is allowed by ``workers.intake``. Here torch's
+restricted unpickler gets the same names and no others: an attack would have to get past both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fewbit.contract.resources import ModelLayer
 from fewbit.runtime.program import Program, program_of
-from workers.engine.formats.examples import Argument, float_dtype, from_dataset
+from workers.engine.formats.examples import Argument, example_from_dataset, float_dtype
 from workers.engine.formats.exporting import export
 from workers.errors import EngineError, first_line
 from workers.intake.stock_modules import ACTIVATIONS, MODULES
@@ -29,7 +29,7 @@ _NAME = re.compile(r"[\w.-]{0,512}")  # names end up in generated source
 def open_stock(path: Path) -> nn.Module:
     """The module, in eval mode. Raises ``EngineError('invalid-model')`` when torch cannot load it."""
     try:
-        with torch.serialization.safe_globals(_allowed()):
+        with torch.serialization.safe_globals(_allowed_globals()):
             module = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(module, nn.Module):
             raise EngineError("invalid-model", f"the upload holds a {type(module).__name__}, not a module.")
@@ -37,7 +37,7 @@ def open_stock(path: Path) -> nn.Module:
         return module.eval()
     except (MemoryError, EngineError):
         raise
-    except Exception as error:  # torch raises many kinds here, and the file is the user's: each is his to mend
+    except Exception as error:  # torch raises many kinds here, and the user can fix all of them in the file
         raise EngineError(
             "invalid-model", f"torch {torch.__version__} cannot load this module: {first_line(error)}"
         ) from error
@@ -46,26 +46,27 @@ def open_stock(path: Path) -> nn.Module:
 def stock_program(path: Path, dataset: Path | None) -> Program:
     """The module as a program, on two samples of the dataset. Raises ``EngineError('export-failed')`` without one."""
     module = open_stock(path)
-    accepted = arguments_of(module)
-    example = from_dataset(require(dataset, accepted), accepted, float_dtype(module))
+    accepted = forward_arguments(module)
+    example = example_from_dataset(require_dataset(dataset, accepted), accepted, float_dtype(module))
     return program_of(export(module, example, module.forward))
 
 
 def stock_layers(path: Path) -> tuple[ModelLayer, ...]:
-    """The layer table as far as the modules tell it: the exact one comes with the program, which needs an example."""
-    return tuple(table(open_stock(path)))
+    """The layer table as far as the modules tell: the exact one needs the program, which needs an example."""
+    return tuple(layer_table(open_stock(path)))
 
 
-def arguments_of(module: nn.Module) -> tuple[Argument, ...]:
+def forward_arguments(module: nn.Module) -> tuple[Argument, ...]:
     parameters = inspect.signature(module.forward).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return tuple(Argument(each.name, each.default is each.empty) for each in parameters if each.kind in kinds)
+    positional = (parameter for parameter in parameters if parameter.kind in kinds)
+    return tuple(Argument(parameter.name, parameter.default is parameter.empty) for parameter in positional)
 
 
-def require(dataset: Path | None, accepted: tuple[Argument, ...]) -> Path:
-    """The gateway refuses such a job; this is for everybody else."""
+def require_dataset(dataset: Path | None, accepted: tuple[Argument, ...]) -> Path:
+    """The dataset; raises ``EngineError`` without one. The gateway refuses such jobs too, but may be bypassed."""
     if dataset is None:
-        names = ", ".join(f"{each.name}=..." for each in accepted if each.required)
+        names = ", ".join(f"{argument.name}=..." for argument in accepted if argument.required)
         raise EngineError(
             "export-failed",
             "this upload does not say what its inputs look like, so the job needs a dataset: "
@@ -74,38 +75,38 @@ def require(dataset: Path | None, accepted: tuple[Argument, ...]) -> Path:
     return dataset
 
 
-def table(module: nn.Module) -> Iterator[ModelLayer]:
+def layer_table(module: nn.Module) -> Iterator[ModelLayer]:
     """One row for each weight that a layer multiplies by, in the order of the modules."""
-    for path, each in module.named_modules():
-        kind = class_of(each)
+    for path, child in module.named_modules():
+        kind = stock_class(child)
         if kind == "MultiheadAttention":
-            yield from _projections(path, each)
+            yield from _projections(path, child)
         elif kind in OPERATORS:
-            own = list(each.parameters(recurse=False))
+            own = list(child.parameters(recurse=False))
             yield _row(path, kind, max(own, key=Tensor.numel), own)
 
 
 def check_names(module: nn.Module) -> None:
-    """Raises ``EngineError('unsafe-model')`` for a submodule, parameter or buffer called by what is no name."""
+    """Raises ``EngineError('unsafe-model')`` for a submodule, parameter or buffer whose name is not an identifier."""
     names = [*dict(module.named_modules()), *dict(module.named_parameters()), *dict(module.named_buffers())]
-    strange = next((name for name in names if not _NAME.fullmatch(name)), None)
-    if strange is not None:
-        raise EngineError("unsafe-model", f"a submodule or parameter is called {strange[:200]!r}: no name, but text.")
+    invalid = next((name for name in names if not _NAME.fullmatch(name)), None)
+    if invalid is not None:
+        raise EngineError("unsafe-model", f"a submodule or parameter is called {invalid[:200]!r}, which is not a name.")
 
 
-def class_of(module: nn.Module) -> str:
-    """The stock class's name; a scripted module still knows what it was."""
+def stock_class(module: nn.Module) -> str:
+    """The name of the stock class; a scripted module remembers it."""
     return str(getattr(module, "original_name", type(module).__name__))
 
 
 def shown_class(kind: str) -> str:
-    """As the layer table names it. Attention computes its last projection itself, whatever class that has."""
+    """The class in the layer table. Attention computes its last projection itself, whatever class that has."""
     known = {"NonDynamicallyQuantizableLinear": "MultiheadAttention"}.get(kind, kind)
     return f"torch.nn.{known}" if kind in OPERATORS else known
 
 
 def _projections(path: str, attention: nn.Module) -> Iterator[ModelLayer]:
-    """Attention keeps the projections of query, key and value in one matrix, or in three; the fourth is a module."""
+    """Attention stores the projections of query, key and value in one matrix or in three; the fourth is a module."""
     own = dict(attention.named_parameters(recurse=False))
     for name, weight in own.items():
         if name.endswith("proj_weight"):
@@ -136,10 +137,10 @@ OPERATORS = {
 }
 
 
-def _allowed() -> list[Any]:
-    return [_resolved(name) for name in sorted(MODULES | ACTIVATIONS)] + [set]
+def _allowed_globals() -> list[Any]:
+    return [_resolve(name) for name in sorted(MODULES | ACTIVATIONS)] + [set]
 
 
-def _resolved(name: str) -> Any:
+def _resolve(name: str) -> Any:
     module, _, attribute = name.rpartition(".")
     return getattr(import_module(module), attribute)

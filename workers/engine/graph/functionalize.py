@@ -1,4 +1,4 @@
-"""A program without writes: what it changes becomes what it gives.
+"""A program without writes: what it changes becomes an output.
 
 A quantized copy of a value that stands before a later write to it is wrong, and so is a constant that a call changes.
 So before anything looks for layers, no call writes: not in place, not through a view. What a program keeps from one
@@ -20,34 +20,37 @@ import torch
 from torch import Tensor, fx
 
 from fewbit.runtime.program import Program, mutates, program_of
-from workers.engine.graph.editor import Surgery
+from workers.engine.graph.editor import GraphEditor
+from workers.engine.graph.ops import DROPOUTS, EMBEDDINGS, SAME_MEMORY
+from workers.engine.graph.torch_internals import (
+    OpOverload,
+    base_name,
+    gives_view,
+    is_operator,
+    overload_name,
+    result_count,
+)
 
 aten = torch.ops.aten
-VIEWS_OF_ALL = frozenset((aten.detach.default, aten.alias.default, aten.detach_.default))
-LOOKUPS = frozenset((
-    aten.embedding.default, aten.embedding_bag.default, aten.embedding_bag.padding_idx, aten._embedding_bag.default,
-    aten._embedding_bag_forward_only.default,
-))  # fmt: skip
-DROPOUTS = frozenset((aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default))
 
 
-def functionalized(program: Program) -> Program:
+def functionalize(program: Program) -> Program:
     """``program`` itself where nothing is written."""
-    if not writes(program):
+    if not has_writes(program):
         return program
-    program = _with_renormalized_tables(program)
+    program = _renormalize_tables(program)
     written = [node for node in program.graph.nodes if mutates(node)]
-    if not _writes_in_regions(program) and all(_pure_overload(node) is not None for node in written):
-        return _with_pure_overloads(program) if written else program
-    return _functionalized_by_torch(program)
+    if not _has_region_writes(program) and all(_pure_overload(node) is not None for node in written):
+        return _use_pure_overloads(program) if written else program
+    return _functionalize_by_torch(program)
 
 
-def writes(program: Program) -> bool:
+def has_writes(program: Program) -> bool:
     """Whether any call of the program, or of a region it calls, writes into one of its arguments."""
-    return any(mutates(node) for node in program.graph.nodes) or _writes_in_regions(program)
+    return any(mutates(node) for node in program.graph.nodes) or _has_region_writes(program)
 
 
-def _writes_in_regions(program: Program) -> bool:
+def _has_region_writes(program: Program) -> bool:
     whole = program.exported.graph_module
     regions = (region for region in whole.modules() if isinstance(region, fx.GraphModule) and region is not whole)
     return any(mutates(node) for region in regions for node in region.graph.nodes)
@@ -56,7 +59,7 @@ def _writes_in_regions(program: Program) -> bool:
 # --- Tables whose rows are shortened when they are read ---
 
 
-def _with_renormalized_tables(program: Program) -> Program:
+def _renormalize_tables(program: Program) -> Program:
     """``embedding_renorm_`` gives a row that it has shortened before once more: where all readers of a table look up
     rows that were just shortened, it may as well be done to all rows at once."""
     shortened = {node for node in program.graph.nodes if node.target is aten.embedding_renorm_.default}
@@ -64,23 +67,22 @@ def _with_renormalized_tables(program: Program) -> Program:
     ready = {table: calls for table in tables if (calls := _only_lookups(table))}
     if not ready:
         return program
-    surgery = Surgery(program)
+    editor = GraphEditor(program)
     for table, calls in ready.items():
-        hole = surgery.nodes[table.name]
-        target, settings = surgery.target_of(hole), calls[0].args[2:4]
-        value = surgery.held(target) if target is not None else None
-        if target is None or value is None:
+        name, settings = editor.constant_name(editor.nodes[table.name]), calls[0].args[2:4]
+        value = editor.value(name) if name is not None else None
+        if name is None or value is None:
             continue
-        surgery.put(target, _shortened(value, *settings))
+        editor.set_value(name, _shorten_rows(value, *settings))
         for call in calls:
-            node = surgery.nodes[call.name]
-            surgery.unread.discard(node)
-            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
-            surgery.graph.erase_node(node)
-    return surgery.finish()
+            node = editor.nodes[call.name]
+            editor.unread.discard(node)
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            editor.graph.erase_node(node)
+    return editor.finish()
 
 
-def _shortened(table: Tensor, largest: Any, norm: Any) -> Tensor:
+def _shorten_rows(table: Tensor, largest: Any, norm: Any) -> Tensor:
     with torch.no_grad():
         shortened: Tensor = aten.embedding_renorm_(table.detach().clone(), torch.arange(len(table)), largest, norm)
     return shortened
@@ -96,7 +98,7 @@ def _only_lookups(table: fx.Node) -> list[fx.Node]:
         if reader.target is aten.embedding_renorm_.default:
             calls.append(reader)
             shortened.add(reader.args[1])
-        elif reader.target not in LOOKUPS or reader.args[1] not in shortened:
+        elif reader.target not in EMBEDDINGS or reader.args[1] not in shortened:
             return []
     return calls if len({call.args[2:4] for call in calls}) == 1 else []
 
@@ -107,14 +109,14 @@ def _position(node: fx.Node) -> int:
 
 def _readers(node: fx.Node) -> Iterator[fx.Node]:
     for user in node.users:
-        if user.target in VIEWS_OF_ALL:
+        if user.target in SAME_MEMORY:
             yield from _readers(user)
         else:
             yield user
 
 
 def _root(node: Any) -> Any:
-    while isinstance(node, fx.Node) and node.target in VIEWS_OF_ALL:
+    while isinstance(node, fx.Node) and node.target in SAME_MEMORY:
         node = node.args[0]
     return node
 
@@ -122,52 +124,53 @@ def _root(node: Any) -> Any:
 # --- Values that nobody else can see ---
 
 
-def _with_pure_overloads(program: Program) -> Program:
-    surgery = Surgery(program)
-    for node in list(surgery.graph.nodes):
+def _use_pure_overloads(program: Program) -> Program:
+    editor = GraphEditor(program)
+    for node in list(editor.graph.nodes):
         pure = _pure_overload(node)
         if pure is not None:
-            _make_pure(surgery, node, pure)
-    return surgery.finish()
+            _make_pure(editor, node, pure)
+    return editor.finish()
 
 
-def _pure_overload(node: fx.Node) -> Any:
+def _pure_overload(node: fx.Node) -> OpOverload | None:
     """The pure overload of a call such as ``relu_`` whose argument nobody else can see; None for all others."""
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or not mutates(node) or not target._opname.endswith("_"):
+    if not is_operator(target) or not mutates(node) or not base_name(target).endswith("_"):
         return None
     written = node.args[0] if node.args else None
     if not isinstance(written, fx.Node) or written.op != "call_function" or _is_view(written):
         return None
     if any(_is_view(user) for user in written.users):
         return None
-    return getattr(getattr(aten, target._opname[:-1], None), target._overloadname, None)
+    packet = getattr(aten, base_name(target)[:-1], None)
+    pure = getattr(packet, overload_name(target), None)
+    return pure if is_operator(pure) else None
 
 
 def _is_view(node: fx.Node) -> bool:
-    """Whether what ``node`` gives may share memory with what it reads. Dropout gives its input itself in eval mode."""
+    """Whether the result may share memory with an argument: also where nothing is known of the call. In eval mode
+    dropout returns its input itself."""
     target = node.target
-    returns = target._schema.returns if isinstance(target, torch._ops.OpOverload) else ()
-    shares = any(result.alias_info is not None and not result.alias_info.is_write for result in returns)
-    return not returns or shares or target in DROPOUTS
+    return not is_operator(target) or not result_count(target) or gives_view(target) or target in DROPOUTS
 
 
-def _make_pure(surgery: Surgery, node: fx.Node, pure: Any) -> None:
-    written = node.args[0]
+def _make_pure(editor: GraphEditor, node: fx.Node, pure: OpOverload) -> None:
+    written = node.all_input_nodes[0]
     node.target = pure
-    after = False
-    for reader in list(surgery.graph.nodes):
-        if after and written in reader.all_input_nodes:
+    behind = False
+    for reader in list(editor.graph.nodes):
+        if behind and written in reader.all_input_nodes:
             reader.replace_input_with(written, node)
-        after = after or reader is node
+        behind = behind or reader is node
 
 
 # --- All others ---
 
 
-def _functionalized_by_torch(program: Program) -> Program:
+def _functionalize_by_torch(program: Program) -> Program:
     """Where torch cannot, the program as it is: what comes of it is measured against the upload."""
-    exported = _without_dropout(program).exported
+    exported = _remove_idle_dropout(program).exported
     try:
         return program_of(exported.run_decompositions({}))
     except MemoryError:
@@ -176,14 +179,14 @@ def _functionalized_by_torch(program: Program) -> Program:
         return program
 
 
-def _without_dropout(program: Program) -> Program:
+def _remove_idle_dropout(program: Program) -> Program:
     """A dropout that does nothing gives its input, and a write to one is a write to the other, which torch's
     functionalization does not know."""
     idle = [node.name for node in program.graph.nodes if node.target in DROPOUTS and not node.args[2]]
     if not idle:
         return program
-    surgery = Surgery(program)
+    editor = GraphEditor(program)
     for name in idle:
-        node = surgery.nodes[name]
-        surgery.supersede(node, node.args[0])  # type: ignore[arg-type]
-    return surgery.finish()
+        node = editor.nodes[name]
+        editor.replace(node, node.all_input_nodes[0])
+    return editor.finish()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import fx
 from torch.export.graph_signature import InputKind
 
 from fewbit.runtime.program import Constant
 from workers.engine.graph.program import WRITTEN_AS
+from workers.engine.graph.torch_internals import base_name, is_operator
 
 _SUFFIXES = (".weight", "_weight", ".weight_orig", ".weight_mask", ".weight_v", ".weight_g")
 
@@ -36,7 +36,8 @@ def _without_suffix(name: str, kind: str) -> str:
 
 
 def op_name(node: fx.Node) -> str:
+    """``aten.linear``: the operator of the user's own graph."""
     target = node.target
     if WRITTEN_AS in node.meta:
         return str(node.meta[WRITTEN_AS])
-    return f"{target.namespace}.{target._opname}" if isinstance(target, torch._ops.OpOverload) else str(target)
+    return f"{target.namespace}.{base_name(target)}" if is_operator(target) else str(target)

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._export.serde.schema import SCHEMA_VERSION
 from torch.export import ExportedProgram
 
 from fewbit.contract.resources import InputSignature
 from fewbit.runtime.program import Program, program_of
 from workers.engine.graph.pt2_reader import read_exported
+from workers.engine.graph.torch_internals import SCHEMA_VERSION
 from workers.errors import EngineError, first_line
 
 WRITTEN_AS = "fewbit_written_as"  # in a node's metadata: the operator of the user's graph that it stands for
@@ -26,7 +26,7 @@ def load(path: Path) -> Program:
     try:
         with path.open("rb") as file:
             exported = read_exported(file)
-    except Exception as error:  # torch raises many kinds here, and the file is the user's: each is his to mend
+    except Exception as error:  # torch raises many kinds here; the file is the user's, so all are theirs to fix
         raise EngineError(
             "invalid-model", f"torch {torch.__version__} cannot load this .pt2: {first_line(error)}"
         ) from error

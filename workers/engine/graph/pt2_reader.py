@@ -15,11 +15,9 @@ from typing import IO, Any
 from unittest.mock import patch
 
 import torch
-from torch._export.serde import schema, serialize
-from torch._export.serde.union import _Union, _UnionTag
 from torch.export import ExportedProgram
 
-from workers.engine.graph.fake_tensors import CPU, fake_tensor
+from workers.engine.graph.torch_internals import CPU, Union, fake_tensor, schema, serialize, union_tag
 
 Build = Callable[[Any], Any]
 
@@ -31,12 +29,12 @@ _torchs_size, _torchs_tensor = _graphs.deserialize_sym_int, _graphs.deserialize_
 
 def read_exported(file: IO[bytes]) -> ExportedProgram:
     """``torch.export.load``: raises what it raises."""
-    with reading_fast():
+    with fast_reading():
         return torch.export.load(file)
 
 
 @contextmanager
-def reading_fast() -> Iterator[None]:
+def fast_reading() -> Iterator[None]:
     """While this is open, ``torch.export.load`` remembers."""
     with (
         patch.object(serialize, "_dict_to_dataclass", lambda kind, data: _builder(kind)(data)),
@@ -55,7 +53,7 @@ def _builder(kind: Any) -> Build:
     kind = _torchs_class(kind)
     if typing.get_origin(kind) is typing.Annotated:
         return _builder(kind.__origin__)
-    if isinstance(kind, type) and issubclass(kind, _Union):
+    if isinstance(kind, type) and issubclass(kind, Union):
         return functools.partial(_union, kind)
     if dataclasses.is_dataclass(kind):
         return functools.partial(_record, kind)
@@ -78,7 +76,7 @@ def _union(kind: Any, data: Any) -> Any:
     chosen = _fields(kind)[name](value)
     made = kind.__new__(kind)  # as its ``create`` makes it, which first gives every other field its None by name
     made.__dict__.update(dict.fromkeys(_fields(kind)), **{name: chosen})
-    made._type = _UnionTag.create(name, kind)  # type: ignore[no-untyped-call]
+    made._type = union_tag(name, kind)
     return made
 
 
@@ -88,7 +86,7 @@ def _record(kind: Any, data: Any) -> Any:
 
 def _list(kind: Any, data: Any) -> Any:
     build = _builder(typing.get_args(kind)[0])
-    return [build(each) for each in data] if isinstance(data, list) else _torchs_build(kind, data)
+    return [build(item) for item in data] if isinstance(data, list) else _torchs_build(kind, data)
 
 
 # --- What a value's metadata says of it ---
@@ -109,6 +107,6 @@ def _size(reader: Any, size: Any) -> Any:
 def _tensor(reader: Any, meta: Any) -> Any:
     if serialize.deserialize_device(meta.device) != CPU:
         return _torchs_tensor(reader, meta)
-    sizes, strides = (tuple(_size(reader, each) for each in given) for given in (meta.sizes, meta.strides))
+    sizes, strides = (tuple(_size(reader, size) for size in given) for given in (meta.sizes, meta.strides))
     dtype = serialize._SERIALIZE_TO_TORCH_DTYPE[meta.dtype]
     return fake_tensor(reader.fake_tensor_mode, sizes, strides, dtype, meta.requires_grad)

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import fx
 
 from fewbit.runtime.program import Program, argument
+from workers.engine.graph.torch_internals import base_name, is_operator
 
 DRAWS = frozenset((
     "rand", "rand_like", "randn", "randn_like", "randint", "randint_like", "randperm", "bernoulli", "normal",
     "normal_functional", "multinomial", "poisson", "binomial", "uniform", "exponential", "geometric", "cauchy",
     "log_normal", "random", "_standard_gamma", "_sample_dirichlet", "rand_and_normalize",
 ))  # fmt: skip
-TRAINING = {  # by operator: where the argument is that says whether it draws
-    "dropout": (2, "train"), "native_dropout": (2, "train"), "feature_dropout": (2, "train"),
-    "alpha_dropout": (2, "train"), "feature_alpha_dropout": (2, "train"), "rrelu": (3, "training"),
-}  # fmt: skip
+DRAWS_IN_TRAINING = frozenset((
+    "dropout", "native_dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "rrelu",
+))  # fmt: skip
 
 
-def draws(program: Program) -> tuple[fx.Node, ...]:
-    """The calls, in regions too, that draw."""
-    return tuple(node for graph in _graphs(program) for node in graph.nodes if _draws(node))
+def random_draws(program: Program) -> tuple[fx.Node, ...]:
+    """The calls that draw, in regions too."""
+    return tuple(node for graph in _graphs(program) for node in graph.nodes if _is_draw(node))
 
 
 def _graphs(program: Program) -> Iterator[fx.Graph]:
@@ -31,11 +30,10 @@ def _graphs(program: Program) -> Iterator[fx.Graph]:
             yield module.graph
 
 
-def _draws(node: fx.Node) -> bool:
-    if not isinstance(node.target, torch._ops.OpOverload):
+def _is_draw(node: fx.Node) -> bool:
+    if not is_operator(node.target):
         return False
-    name = node.target._opname.removesuffix("_")
-    if name in TRAINING:
-        position, keyword = TRAINING[name]
-        return bool(argument(node, position, keyword, False))
+    name = base_name(node.target).removesuffix("_")
+    if name in DRAWS_IN_TRAINING:
+        return bool(argument(node, "train", "training"))
     return name in DRAWS

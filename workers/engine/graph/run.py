@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.export.graph_signature import ConstantArgument
 
-from fewbit.runtime.program import Program
+from fewbit.runtime.program import Program, call
 from workers.errors import EngineError
 
 Around = Callable[[fx.Node, Callable[[], Any], Callable[[Any], Any]], Any]
@@ -31,7 +31,7 @@ class ProgramRun:
         self.env: dict[fx.Node, Any] = {}
         last = {argument: node for node in program.graph.nodes for argument in node.all_input_nodes}
         self._steps = [
-            (node, [each for each in node.all_input_nodes if last[each] is node])
+            (node, [operand for operand in node.all_input_nodes if last[operand] is node])
             for node in program.graph.nodes
             if node.op != "placeholder" or node in self.around
         ]
@@ -43,8 +43,8 @@ class ProgramRun:
         with torch.set_grad_enabled(grad):
             for node, spent in self._steps:
                 self.env[node] = self._result(node)
-                for each in spent:
-                    del self.env[each]
+                for operand in spent:
+                    del self.env[operand]
         results, self.env = self.env[self._steps[-1][0]], {}
         count = len(self.program.exported.graph_signature.user_outputs)
         return list(results[len(results) - count :])
@@ -58,8 +58,8 @@ class ProgramRun:
             return self.env[node]
         if node.op == "get_attr":
             return attrgetter(str(node.target))(self.program.exported.graph_module)
-        arguments, keywords = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
-        return arguments[0] if node.op == "output" else node.target(*arguments, **keywords)  # type: ignore[operator]
+        given: Any = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
+        return given[0][0] if node.op == "output" else call(node.target, *given)
 
     def _value(self, node: Any) -> Any:
         if node is None:
@@ -87,12 +87,12 @@ class ProgramRun:
 
 def primary_output(outputs: Sequence[Any]) -> Tensor:
     """The output that accuracy is measured on: the first floating-point tensor, as float32."""
-    return with_gradient(outputs).detach()
+    return differentiable_output(outputs).detach()
 
 
-def with_gradient(outputs: Sequence[Any]) -> Tensor:
+def differentiable_output(outputs: Sequence[Any]) -> Tensor:
     """The primary output, still part of the pass that gave it."""
-    for each in outputs:
-        if isinstance(each, Tensor) and each.dtype.is_floating_point:
-            return each.to(torch.float32)
+    for output in outputs:
+        if isinstance(output, Tensor) and output.dtype.is_floating_point:
+            return output.to(torch.float32)
     raise EngineError("calibration-failed", "the model returns no floating-point tensor to compare")

@@ -39,5 +39,5 @@ def frames(node: fx.Node) -> tuple[Frame, ...]:
 
 def source_line(node: fx.Node) -> str | None:
     """The innermost line of the user's own code: neither torch's nor this service's."""
-    own = [each for each in frames(node) if not _LIBRARY.search(each.file)]
+    own = [frame for frame in frames(node) if not _LIBRARY.search(frame.file)]
     return own[-1].shown if own else None

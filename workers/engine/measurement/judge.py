@@ -1,34 +1,40 @@
 """The judge: what may be delivered.
 
-Every artifact is loaded and run, each documented way, before this process opens the upload. Then the upload itself is
-run, as it came: the engine's own float results count only where they are the same, and are replaced where they are not.
-An artifact that fails, that is further from float than the reference explains, or than another one, is not delivered.
+Every artifact is loaded and run, in each documented way, before this process opens the upload. Then the upload itself
+is run: as it came, or with those weights repaired that the job asks to repair. The engine's float results count only if
+they are the same, and are replaced if not. An artifact that fails, that is further from float than the reference
+explains, or than another one, is not delivered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
 
 from fewbit.contract.report import Finding
-from workers.engine.artifacts.kinds import KINDS, load_pt2
+from workers.engine.artifacts.kinds import KINDS, Run, run_exported
 from workers.engine.data import Data
 from workers.engine.draft import Draft
+from workers.engine.graph.pt2_reader import read_exported
 from workers.engine.measurement.parting import parting_layer
 from workers.engine.measurement.verification import (
     AGREEMENT_DB,
-    Measured,
-    Runs,
+    LoadedArtifacts,
+    MeasuredArtifact,
+    Rows,
     Standard,
     measure_artifact,
     representative,
-    rows_of,
+    run_batch,
 )
 from workers.engine.metrics.similarity import Comparison
+from workers.engine.quantization.repair import finite
 from workers.engine.task import Task
 from workers.errors import EngineError
 
@@ -40,117 +46,140 @@ MOST_APART_DB = 3.0
 class Judgement:
     """``measured``: what is delivered and runs; ``findings``: what is not, and why."""
 
-    measured: dict[str, Measured]
+    measured: dict[str, MeasuredArtifact]
     findings: tuple[Finding, ...]
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """``parted``: it runs, and answers otherwise than it should."""
+    """``disagrees``: it runs, and gives another answer than it should."""
 
     why: str
-    parted: bool
+    disagrees: bool
 
 
 def judge(
-    runs: Runs, task: Task, draft: Draft, data: Data, folder: Path, advance: Callable[[float], None]
+    artifacts: LoadedArtifacts, task: Task, draft: Draft, data: Data, folder: Path, advance: Callable[[float], None]
 ) -> Judgement:
     """Measure every artifact, and reject those that are not right: their files are deleted.
 
     Raises ``EngineError('verification-failed')`` when none is left.
     """
-    asked = (*runs.kinds, *runs.stores)
-    measured, rejected = _measured(runs, draft, data, folder, advance)
-    if not draft.random and runs.kinds and _replace_float_results(task, data, folder):
-        runs.kept.clear()  # what they keep from call to call begins anew
-        measured, rejected = _measured(runs, draft, data, folder, lambda _: None)
+    requested = (*artifacts.kinds, *artifacts.stores)
+    measured, rejected = _measure_all(artifacts, draft, data, folder, advance)
+    if not draft.random and artifacts.kinds and _replace_float_results(task, draft, data, folder):
+        artifacts.forget_loaded()
+        measured, rejected = _measure_all(artifacts, draft, data, folder, lambda _: None)
     if Standard.read(folder, draft).comparable:
-        rejected |= _parted(measured)
-    rejected |= _wrong_stores(runs)
-    findings = tuple(_findings(runs, rejected, data))
-    if asked and set(rejected) >= set(asked):
+        rejected |= _outliers(measured)
+    rejected |= _wrong_stores(artifacts)
+    findings = tuple(_findings(artifacts, rejected, data))
+    if requested and set(rejected) >= set(requested):
         raise EngineError("verification-failed", next(iter(rejected.values())).why)
-    before = representative(runs.kinds) if runs.kinds else None
+    before = representative(artifacts.kinds) if artifacts.kinds else None
     for kind in rejected:
-        runs.reject(kind)
+        artifacts.reject(kind)
         measured.pop(kind, None)
-    if runs.kinds and representative(runs.kinds) != before:  # another one speaks for the job: with its kernels
-        runs.kept.clear()
-        measured, _ = _measured(runs, draft, data, folder, lambda _: None)
+    if artifacts.kinds and representative(artifacts.kinds) != before:  # the report shows another one's kernels
+        artifacts.forget_loaded()
+        measured, _ = _measure_all(artifacts, draft, data, folder, lambda _: None)
     return Judgement(measured, findings)
 
 
-def _measured(
-    runs: Runs, draft: Draft, data: Data, folder: Path, advance: Callable[[float], None]
-) -> tuple[dict[str, Measured], dict[str, Rejection]]:
-    measured, rejected = dict[str, Measured](), dict[str, Rejection]()
-    standard, count = Standard.read(folder, draft), len(runs.kinds)
-    for index, kind in enumerate(runs.kinds):
+def _measure_all(
+    artifacts: LoadedArtifacts, draft: Draft, data: Data, folder: Path, advance: Callable[[float], None]
+) -> tuple[dict[str, MeasuredArtifact], dict[str, Rejection]]:
+    measured, rejected = dict[str, MeasuredArtifact](), dict[str, Rejection]()
+    standard, count = Standard.read(folder, draft), len(artifacts.kinds)
+    for index, kind in enumerate(artifacts.kinds):
 
         def advance_kind(share: float, done: int = index) -> None:
             advance((done + share) / count)
 
         try:
-            measured[kind] = measure_artifact(kind, runs, draft, data, standard, advance_kind)
+            measured[kind] = measure_artifact(kind, artifacts, draft, data, standard, advance_kind)
         except EngineError as error:
-            rejected[kind] = Rejection(error.detail, parted=" dB from float" in error.detail)
+            rejected[kind] = Rejection(error.detail, disagrees=" dB from float" in error.detail)
     return measured, rejected
 
 
-def _wrong_stores(runs: Runs) -> dict[str, Rejection]:
+def _wrong_stores(artifacts: LoadedArtifacts) -> dict[str, Rejection]:
     rejected = {}
-    for kind in runs.stores:
+    for kind in artifacts.stores:
         try:
-            runs.check_store(kind)
+            artifacts.check_store(kind)
         except EngineError as error:
-            rejected[kind] = Rejection(error.detail, parted=False)
+            rejected[kind] = Rejection(error.detail, disagrees=False)
     return rejected
 
 
 # --- The upload itself ---
 
 
-def _replace_float_results(task: Task, data: Data, folder: Path) -> bool:
-    """Whether the upload gives something else than the engine's float pass did; then ``float.npy`` holds what it
-    gives from now on."""
-    path, floats = folder / task.program_file, np.load(folder / "float.npy", mmap_mode="r")
-    against = Comparison()
-    for start, rows in _rows_of_upload(path, data):
-        given = np.asarray(floats[start : start + len(rows)])
-        if not np.isfinite(rows).all():
-            return False  # its weights are broken, and repaired where the job asks for it: there is nothing to compare
-        if given.shape != rows.shape:
-            break
-        against.add(np.nan_to_num(given), np.nan_to_num(rows))
-    else:
-        if against.similarity.sqnr_db >= SAME_DB:
-            return False
-    _write_rows(path, data, folder / "float.npy")
+def _replace_float_results(task: Task, draft: Draft, data: Data, folder: Path) -> bool:
+    """Whether the upload returns something else than the engine's float pass did; then ``float.npy`` holds what the
+    upload returns from now on."""
+    path, floats = folder / task.program_file, folder / "float.npy"
+    if _is_same(np.load(floats, mmap_mode="r"), _upload_rows(path, draft, data)):
+        return False
+    if draft.repaired and not _can_repair(path, draft.repaired):
+        return False
+    new = floats.with_suffix(".new.npy")
+    np.save(new, np.concatenate(list(_upload_rows(path, draft, data))))
+    new.replace(floats)
     return True
 
 
-def _write_rows(path: Path, data: Data, target: Path) -> None:
-    parts = [rows for _, rows in _rows_of_upload(path, data)]
-    np.save(target.with_suffix(".new.npy"), np.concatenate(parts))
-    target.with_suffix(".new.npy").replace(target)
+def _is_same(floats: Rows, upload: Iterator[Rows]) -> bool:
+    comparison, start = Comparison(), 0
+    for rows in upload:
+        computed = np.asarray(floats[start : start + len(rows)])
+        if computed.shape != rows.shape:
+            return False
+        comparison.add(np.nan_to_num(computed), np.nan_to_num(rows))
+        start += len(rows)
+    return comparison.similarity.sqnr_db >= SAME_DB
 
 
-def _rows_of_upload(path: Path, data: Data) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
-    run, row = load_pt2(path), 0
+def _upload_rows(path: Path, draft: Draft, data: Data) -> Iterator[Rows]:
+    run = _load_upload(path, draft.repaired)
     for batch in data.batches():
-        rows = rows_of("the uploaded program", run, batch)
-        yield row, rows
-        row += len(rows)
+        yield run_batch("the uploaded program", run, batch)
+
+
+def _load_upload(path: Path, repaired: Collection[str]) -> Run:
+    exported = _read_upload(path)
+    for value in _weights(exported, repaired):
+        with torch.no_grad():
+            value.copy_(finite(value))  # in place: the same tensor may have several names
+    return run_exported(exported)
+
+
+def _can_repair(path: Path, repaired: Collection[str]) -> bool:
+    """Whether the upload holds the repaired weights under the same names, and none is infinite: the engine repairs
+    after folding batch norms, and then another number takes the place of infinity."""
+    weights = _weights(_read_upload(path), repaired)
+    return len(weights) == len(set(repaired)) and not any(bool(torch.isinf(weight).any()) for weight in weights)
+
+
+def _weights(exported: ExportedProgram, names: Collection[str]) -> list[Tensor]:
+    values = (exported.state_dict.get(name, exported.constants.get(name)) for name in sorted(set(names)))
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def _read_upload(path: Path) -> ExportedProgram:
+    with path.open("rb") as file:
+        return read_exported(file)
 
 
 # --- The artifacts against one another ---
 
 
-def _parted(measured: dict[str, Measured]) -> dict[str, Rejection]:
+def _outliers(measured: dict[str, MeasuredArtifact]) -> dict[str, Rejection]:
     """Those that are further from float than the nearest by more than ``MOST_APART_DB``, any way they are loaded."""
     found = {
-        kind: {name: given.similarity.sqnr_db for name, given in each.loaders.items()}
-        for kind, each in measured.items()
+        kind: {loader: comparison.similarity.sqnr_db for loader, comparison in artifact.loaders.items()}
+        for kind, artifact in measured.items()
     }
     best = max((sqnr for loaders in found.values() for sqnr in loaders.values()), default=0.0)
     nearest = next((kind for kind, loaders in found.items() if best in loaders.values()), "")
@@ -159,25 +188,25 @@ def _parted(measured: dict[str, Measured]) -> dict[str, Rejection]:
         loader, sqnr = min(loaders.items(), key=lambda pair: pair[1])
         if sqnr < min(best - MOST_APART_DB, AGREEMENT_DB):
             why = f"{KINDS[kind].file}, loaded by {loader}, is {sqnr} dB from float; {KINDS[nearest].file} is {best} dB"
-            rejected[kind] = Rejection(why, parted=True)
+            rejected[kind] = Rejection(why, disagrees=True)
     return rejected
 
 
 # --- What is said of it ---
 
 
-def _findings(runs: Runs, rejected: dict[str, Rejection], data: Data) -> Iterator[Finding]:
+def _findings(artifacts: LoadedArtifacts, rejected: dict[str, Rejection], data: Data) -> Iterator[Finding]:
     for kind, rejection in rejected.items():
-        layer = _layer_of(kind, runs, data) if rejection.parted else None
+        layer = _first_difference(kind, artifacts, data) if rejection.disagrees else None
         yield _not_delivered(kind, rejection, layer)
-        if rejection.parted:
+        if rejection.disagrees:
             yield _disagreement(kind, layer)
 
 
-def _layer_of(kind: str, runs: Runs, data: Data) -> str | None:
-    if "pt2" not in runs.kinds:
+def _first_difference(kind: str, artifacts: LoadedArtifacts, data: Data) -> str | None:
+    if "pt2" not in artifacts.kinds:
         return None
-    return parting_layer(runs.path("pt2"), KINDS[kind], next(data.batches()), runs.folder)
+    return parting_layer(artifacts.path("pt2"), KINDS[kind], next(data.batches()), artifacts.folder)
 
 
 def _not_delivered(kind: str, rejection: Rejection, layer: str | None) -> Finding:

@@ -1,4 +1,4 @@
-"""Which kernel each layer really ran on: the profiler's record of one forward pass, matched call by call."""
+"""The kernel that each layer ran on: the profiler's record of a forward pass, matched call by call."""
 
 from __future__ import annotations
 
@@ -21,54 +21,54 @@ PASSES = 2
 
 
 @dataclass(frozen=True)
-class Executed:
-    """The kernel of one layer, and the milliseconds of all its calls in one pass: the fastest seen of each call."""
+class ExecutedKernel:
+    """The kernel of one layer, and the milliseconds of all its calls in one pass, each at its fastest."""
 
     kernel: str
     ms: float
 
 
-def executed_kernels(calls: Sequence[Call], forward: Callable[[], Any]) -> dict[str, Executed]:
-    """By layer. One is left out when the pass made another number of calls than the program says, but for equal calls
-    of one layer, which TorchScript makes once."""
-    wanted: dict[str, list[str | None]] = defaultdict(list)
+def executed_kernels(calls: Sequence[Call], forward: Callable[[], Any]) -> dict[str, ExecutedKernel]:
+    """The kernels by layer. A layer is left out if the pass made another number of calls than the program has, except
+    for equal calls of one layer, which TorchScript merges."""
+    layers_of_calls: dict[str, list[str | None]] = defaultdict(list)
     for call in calls:
-        wanted[call.operator].append(call.layer)
-    seen = _fastest([_profiled(forward, frozenset(wanted)) for _ in range(PASSES)])
-    executed: dict[str, Executed] = {}
-    for operator, layers in wanted.items():
-        kernels = seen[operator]
+        layers_of_calls[call.operator].append(call.layer)
+    fastest = _fastest_calls([_profile_kernels(forward, frozenset(layers_of_calls)) for _ in range(PASSES)])
+    executed: dict[str, ExecutedKernel] = {}
+    for operator, layers in layers_of_calls.items():
+        kernels = fastest[operator]
         distinct = layers if len(layers) == len(kernels) else list(dict.fromkeys(layers))
         pairs = zip(distinct, kernels, strict=True) if len(distinct) == len(kernels) else ()
         for layer, kernel in pairs:
             if layer is not None:
                 before = executed[layer].ms if layer in executed else 0.0
-                executed[layer] = Executed(kernel.kernel, before + kernel.ms)
+                executed[layer] = ExecutedKernel(kernel.kernel, before + kernel.ms)
     return executed
 
 
-def _fastest(passes: Sequence[Mapping[str, list[Executed]]]) -> dict[str, list[Executed]]:
-    """Call by call: one pass alone is as noisy as the machine is busy."""
-    fastest: dict[str, list[Executed]] = defaultdict(list)
+def _fastest_calls(passes: Sequence[Mapping[str, list[ExecutedKernel]]]) -> dict[str, list[ExecutedKernel]]:
+    """The fastest run of each call: a single pass is as noisy as the machine is busy."""
+    fastest: dict[str, list[ExecutedKernel]] = defaultdict(list)
     for operator, first in passes[0].items():
-        others = [each[operator] for each in passes[1:] if len(each.get(operator, ())) == len(first)]
-        columns = zip(first, *others, strict=True)
-        fastest[operator] = [min(column, key=lambda each: each.ms) for column in columns]
+        others = [later[operator] for later in passes[1:] if len(later.get(operator, ())) == len(first)]
+        runs_of_calls = zip(first, *others, strict=True)
+        fastest[operator] = [min(runs, key=lambda kernel: kernel.ms) for runs in runs_of_calls]
     return fastest
 
 
-def _profiled(forward: Callable[[], Any], operators: frozenset[str]) -> dict[str, list[Executed]]:
-    """For each operator, in order, the kernel below each of its outermost calls."""
+def _profile_kernels(forward: Callable[[], Any], operators: frozenset[str]) -> dict[str, list[ExecutedKernel]]:
+    """For each operator, the kernels below its outermost calls, in order."""
     with torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as record:
         forward()
-    seen: dict[str, list[Executed]] = defaultdict(list)
-    for event in sorted(record.events(), key=lambda each: each.time_range.start):
-        if event.name in operators and not _inside_operator(event):
-            seen[event.name].append(Executed(_kernel(event), event.cpu_time_total / 1000))
-    return seen
+    kernels: dict[str, list[ExecutedKernel]] = defaultdict(list)
+    for event in sorted(record.events(), key=lambda event: event.time_range.start):
+        if event.name in operators and not _is_inside_operator(event):
+            kernels[event.name].append(ExecutedKernel(_kernel_name(event), event.cpu_time_total / 1000))
+    return kernels
 
 
-def _inside_operator(event: Any) -> bool:
+def _is_inside_operator(event: Any) -> bool:
     parent = event.cpu_parent
     while parent is not None:
         if parent.name.startswith(OPERATOR_SPACES):
@@ -77,12 +77,12 @@ def _inside_operator(event: Any) -> bool:
     return False
 
 
-def _kernel(event: Any) -> str:
-    """The operator that did the work: a quantized one itself, else the one below ``event`` that took most time."""
+def _kernel_name(event: Any) -> str:
+    """The operator that did the work: a quantized operator itself, else the one below ``event`` that took most time."""
     if event.name.startswith("quantized::"):
         return str(event.name)
     below = [event]
-    for each in below:
-        below.extend(child for child in each.cpu_children if child.name.startswith((*OPERATOR_SPACES, "mkldnn::")))
-    kernels = [each for each in below if KERNELS.search(each.name)] or below
-    return str(max(kernels, key=lambda each: each.self_cpu_time_total).name)
+    for parent in below:
+        below.extend(child for child in parent.cpu_children if child.name.startswith((*OPERATOR_SPACES, "mkldnn::")))
+    kernels = [event for event in below if KERNELS.search(event.name)] or below
+    return str(max(kernels, key=lambda event: event.self_cpu_time_total).name)

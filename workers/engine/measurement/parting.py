@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind, OutputSpec, TensorArgument
-from torch.utils import _pytree as pytree
 
 from fewbit.runtime.program import Program, program_of
 from fewbit.runtime.record import FILE, LayerRecord, Record
 from workers.engine.artifacts.kinds import Kind
 from workers.engine.data import Batch
-from workers.engine.graph.editor import Surgery
+from workers.engine.graph.editor import GraphEditor
 from workers.engine.graph.run import ProgramRun
+from workers.engine.graph.torch_internals import pytree
 from workers.engine.quantization.reference import Reference
 from workers.engine.quantization.weights import sqnr_db
 
@@ -54,18 +54,18 @@ def _parts(program: Program, record: Record, layer: LayerRecord, kind: Kind, bat
     path = folder / f"part-{kind.file}"
     kind.save(part, path)
     try:
-        given = next(result for result in kind.loaders[kind.loader](path)(batch.inputs) if isinstance(result, Tensor))
+        output = next(result for result in kind.loaders[kind.loader](path)(batch.inputs) if isinstance(result, Tensor))
     finally:
         path.unlink(missing_ok=True)
-    wanted: Tensor = ProgramRun(part.program).outputs(batch.inputs)[0]
-    return wanted.shape != given.shape or sqnr_db(wanted.float(), given.float()) < APART_DB
+    expected: Tensor = ProgramRun(part.program).outputs(batch.inputs)[0]
+    return expected.shape != output.shape or sqnr_db(expected.float(), output.float()) < APART_DB
 
 
-class _Cut(Surgery):
+class _Cut(GraphEditor):
     """The program up to one node, which is all that it gives."""
 
     def __init__(self, program: Program, name: str) -> None:
-        super().__init__(program, for_good=True)
+        super().__init__(program, drop_unread=True)
         self.cut = name
         output = next(node for node in self.graph.nodes if node.op == "output")
         output.args = ((self.nodes[name],),)

@@ -1,20 +1,20 @@
-"""What the whole model loses if only one layer is quantized, for all layers at once.
+"""What the model loses if only one layer is quantized, for all layers at once.
 
-The error that quantizing layer ``l`` makes in its own output is known from one pass: ``d[l]``. To first order it
-reaches the model's output as ``J[l] d[l]``, and with signs ``v`` drawn at random (Hutchinson 1990)
+One pass tells the error ``d[l]`` that quantizing layer ``l`` makes in its own output. To first order it reaches the
+model's output as ``J[l] d[l]``, and with random signs ``v`` (Hutchinson 1990)
 
     E[(v . J[l] d[l])**2] = |J[l] d[l]|**2          v . J[l] d[l] = (J[l].T v) . d[l]
 
-where ``J[l].T v`` is what one backward pass from ``v`` leaves at *every* layer: two or three passes give the number for
-all layers, however many there are. Samples of a batch do not mix, so each is a draw of its own, where a layer's values
-can be told apart by sample: the gradient of one sample's output alone says which are its own.
+where one backward pass from ``v`` gives ``J[l].T v`` at *every* layer: two or three passes give the number for all
+layers, however many there are. Samples of a batch do not mix, so each sample is a draw of its own wherever a layer's
+values can be told apart by sample: the gradient of one sample's output shows which are its own.
 
-What sparing a layer gains is seen from the quantized model, for its layers read values that are rounded already, and so
-make other errors: with its output error ``e`` in place of ``v``, and ``d`` and ``J`` of its own pass (gradients go
-through as if nothing were rounded), ``|e - J[l] d[l]|**2 = |e|**2 - 2 e . J[l] d[l] + |J[l] d[l]|**2``.
+What sparing a layer gains is measured on the quantized model, because its layers read values that are already rounded
+and make other errors. With the model's output error ``e`` in place of ``v``, and ``d`` and ``J`` from its own pass
+(gradients pass through rounding unchanged), ``|e - J[l] d[l]|**2 = |e|**2 - 2 e . J[l] d[l] + |J[l] d[l]|**2``.
 
-``brute_force`` evaluates the model once for each layer, with only that one quantized: the truth, and what layers get
-whose error has no gradient.
+``brute_force`` evaluates the model once per layer, with only that layer quantized. It is exact, and the only way for
+layers whose error has no gradient.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from torch import Tensor, fx
 
 from fewbit.contract.report import SensitivitySummary
 from fewbit.runtime.program import Program
+from workers.engine.calibration.conversion import Conversion
 from workers.engine.data import Batch, Data
 from workers.engine.graph.layers import Use
-from workers.engine.graph.run import ProgramRun, primary_output, with_gradient
+from workers.engine.graph.run import ProgramRun, differentiable_output, primary_output
 from workers.engine.quantization.quantize import QuantizedLayer
 from workers.engine.quantization.reference import FixedRange
-from workers.engine.quantization.simulation import imitated, operand_value
+from workers.engine.quantization.simulation import operand_value, simulate_layer
 from workers.errors import EngineError
 
 PASSES = 4.0  # of the float model over all samples: what it may cost
@@ -59,53 +60,44 @@ class Sensitivity:
     summary: SensitivitySummary
 
 
-def sensitivity_of(
-    method: str,
-    program: Program,
-    quantized: Sequence[QuantizedLayer],
-    ranges: Mapping[fx.Node, FixedRange],
-    data: Data,
-    advance: Callable[[float], None],
+def measure_sensitivity(
+    method: str, conversion: Conversion, data: Data, advance: Callable[[float], None]
 ) -> Sensitivity | None:
-    """``method``: estimate, brute_force or off. None when there is nothing to say it of."""
+    """``method``: estimate, brute_force or off. None if it is off, or no layer is quantized."""
+    quantized = conversion.quantized
     if method == "off" or not quantized:
         return None
     if method == "brute_force":
-        return brute_force(program, quantized, ranges, list(data.batches()), advance)
-    regions = [each for each in quantized if each.layer.kind == "nested"]
+        return brute_force(conversion, list(data.batches()), advance)
+    regions = tuple(entry for entry in quantized if entry.layer.kind == "nested")
     try:
-        found = estimate(program, quantized, ranges, _budgeted(data, REGIONS if regions else 0), advance)
-        return _with_regions(found, program, regions, ranges, data, advance) if regions else found
+        estimated = estimate(conversion, _allocate_budget(data, REGIONS if regions else 0), advance)
+        return _add_regions(estimated, replace(conversion, quantized=regions), data, advance) if regions else estimated
     except EngineError:
         raise
     except RuntimeError:  # the model writes over what a gradient needs, or has none
         few = max(1, 4 * data.samples // max(1, 2 * len(quantized) + 1))
-        return brute_force(program, quantized, ranges, _some(data, few), advance, data.samples)
+        return brute_force(conversion, _first_batches(data, few), advance, data.samples)
 
 
-def _some(data: Data, samples: int) -> list[Batch]:
-    """The first batches that hold so many samples; smaller ones where the model takes any size, one at least."""
+def _first_batches(data: Data, samples: int) -> list[Batch]:
+    """The first batches that hold this many samples, at least one; smaller ones where the model takes any size."""
     if not data.fixed_batch and not data.rows:
         data = replace(data, batch_size=max(1, min(samples, data.batch_size)))
     return list(islice(data.batches(), max(1, samples // data.batch_size)))
 
 
-def _with_regions(
-    found: Sensitivity,
-    program: Program,
-    regions: Sequence[QuantizedLayer],
-    ranges: Mapping[fx.Node, FixedRange],
-    data: Data,
-    advance: Callable[[float], None],
+def _add_regions(
+    estimated: Sensitivity, regions: Conversion, data: Data, advance: Callable[[float], None]
 ) -> Sensitivity:
     """Layers inside a region of the graph have no gradient here: they are evaluated one by one, on few samples."""
-    few = _some(data, max(1, int(REGIONS * data.samples / (2 * len(regions) + 2))))
-    exact = brute_force(program, regions, ranges, few, advance, data.samples)
-    passes = round(found.summary.passes + exact.summary.passes, 2)
+    few = _first_batches(data, max(1, int(REGIONS * data.samples / (2 * len(regions.quantized) + 2))))
+    exact = brute_force(regions, few, advance, data.samples)
+    passes = round(estimated.summary.passes + exact.summary.passes, 2)
     return Sensitivity(
-        found.own | exact.own,
-        found.spared_db | exact.spared_db,
-        found.summary.model_copy(update={"passes": passes}),
+        estimated.own | exact.own,
+        estimated.spared_db | exact.spared_db,
+        estimated.summary.model_copy(update={"passes": passes}),
     )
 
 
@@ -114,8 +106,9 @@ def _with_regions(
 
 @dataclass(frozen=True)
 class _Budget:
-    """What the passes are spent on. ``spared`` batches also tell what sparing a layer gains, the ``others`` do not;
-    ``few`` samples show how samples lie, the first batch where the model takes no fewer (None)."""
+    """What the passes are spent on. ``spared``: batches that also tell what sparing a layer gains; ``others`` do not.
+    ``few``: some samples that show how values are laid out; None where the model takes whole batches only, and the
+    first batch does."""
 
     spared: tuple[Batch, ...]
     others: tuple[Batch, ...]
@@ -125,7 +118,7 @@ class _Budget:
     passes: float
 
 
-def _budgeted(data: Data, taken: float = 0.0) -> _Budget:
+def _allocate_budget(data: Data, taken: float = 0.0) -> _Budget:
     """As many samples, then as many probes, as ``PASSES`` over all of ``data`` pay for, less what is ``taken``."""
     whole = data.fixed_batch or bool(data.rows)  # the model takes batches of this size only
     data = data if whole else replace(data, batch_size=max(data.batch_size, LEAST_BATCH))
@@ -141,16 +134,16 @@ def _budgeted(data: Data, taken: float = 0.0) -> _Budget:
     probes = max(FEWEST_PROBES, min(MOST_PROBES, (left - SPARING * spared) // used - 2))
     spent = (2 + probes) * used + SPARING * spared + look
     return _Budget(
-        spared=tuple(_part(data, 0, spared * unit)),
-        others=tuple(_part(data, spared * unit, used * unit)),
-        few=next(_part(data, 0, few), None),
+        spared=tuple(_slice_batches(data, 0, spared * unit)),
+        others=tuple(_slice_batches(data, spared * unit, used * unit)),
+        few=next(_slice_batches(data, 0, few), None),
         probes=probes,
         samples=min(used * unit, data.samples),
         passes=round(spent / total, 2),
     )
 
 
-def _part(data: Data, start: int, stop: int) -> Iterator[Batch]:
+def _slice_batches(data: Data, start: int, stop: int) -> Iterator[Batch]:
     """The batches of samples ``start`` to ``stop``."""
     return data.part(start, stop).batches()
 
@@ -164,89 +157,94 @@ class _Taps:
     names: list[str] = field(default_factory=list)
 
 
-def estimate(
-    program: Program,
-    quantized: Sequence[QuantizedLayer],
-    ranges: Mapping[fx.Node, FixedRange],
-    budget: _Budget,
-    advance: Callable[[float], None],
-) -> Sensitivity:
-    """A forward pass that also makes each layer's error, then backward passes, as many as the budget leaves; for
-    some batches one more, from the error of the whole. Raises ``RuntimeError`` where the program has no gradient."""
-    own = {each.layer.name: 0.0 for each in quantized}
+def estimate(conversion: Conversion, budget: _Budget, advance: Callable[[float], None]) -> Sensitivity:
+    """A forward pass that also computes each layer's error, then as many backward passes as the budget leaves. Some
+    batches get one more, from the error of the whole. Raises ``RuntimeError`` where the program has no gradient."""
+    own = {entry.layer.name: 0.0 for entry in conversion.quantized}
     changes = dict.fromkeys(own, 0.0) if budget.spared else {}
     signal = everything = 0.0
     generator = torch.Generator().manual_seed(0)
-    layouts = _layouts(*_forward(program, quantized, ranges, budget.few), budget.few) if budget.few else None
+    layouts = _layouts(*_forward(conversion, budget.few), budget.few) if budget.few else None
     batches = (*budget.spared, *budget.others)
     for index, batch in enumerate(batches):
-        output, taps = _forward(program, quantized, ranges, batch)
+        output, taps = _forward(conversion, batch)
         usable = torch.isfinite(output)
-        signal += float(torch.where(usable, output.detach(), 0.0).double().square().sum())
+        signal += _power(torch.where(usable, output.detach(), 0.0))
         layouts = layouts or _layouts(output, taps, batch)
-        powers = dict.fromkeys(own, 0.0)
-        for _ in range(budget.probes):
-            signs = torch.randint(0, 2, output.shape, generator=generator).to(output.dtype).mul_(2).sub_(1)
-            reached = _reached(output, taps, torch.where(usable, signs, 0.0), layouts)
-            for name, each in reached.items():
-                powers[name] += float(each.square().sum()) / budget.probes
-        own = {name: each + powers[name] for name, each in own.items()}
+        powers = _probe(output, usable, taps, layouts, budget.probes, generator)
+        own = {name: power + powers.get(name, 0.0) for name, power in own.items()}
         if index < len(budget.spared):
-            rounded, taps = _forward(program, quantized, ranges, batch, rounded=True)
+            rounded, taps = _forward(conversion, batch, rounded=True)
             error = torch.where(usable & torch.isfinite(rounded), rounded - output, 0.0).detach()
             everything += _power(error)
-            for name, each in _reached(rounded, taps, error, layouts).items():
-                changes[name] += powers[name] - 2 * float(each.sum())
+            for name, products in _project_errors(rounded, taps, error, layouts).items():
+                changes[name] += powers.get(name, 0.0) - 2 * float(products.sum())
         advance((index + 1) / len(batches))
     return Sensitivity(
-        {name: each / max(signal, SMALLEST) for name, each in own.items()},
-        {name: _gain_db(everything, everything + each) for name, each in changes.items()},
+        {name: power / max(signal, SMALLEST) for name, power in own.items()},
+        {name: _gain_db(everything, everything + change) for name, change in changes.items()},
         SensitivitySummary(method="estimate", samples=budget.samples, passes=budget.passes),
     )
 
 
-def _forward(
-    program: Program,
-    quantized: Iterable[QuantizedLayer],
-    ranges: Mapping[fx.Node, FixedRange],
-    batch: Batch,
-    rounded: bool = False,
-) -> tuple[Tensor, _Taps]:
-    """The float model's output, or the ``rounded`` one's, with a gradient at every layer."""
+def _probe(
+    output: Tensor,
+    usable: Tensor,
+    taps: _Taps,
+    layouts: Sequence[_Layout | None],
+    probes: int,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """By layer, ``|J d|**2`` estimated from backward passes with random signs. ``usable``: where the output is
+    finite."""
+    powers: dict[str, float] = {}
+    for _ in range(probes):
+        signs = torch.randint(0, 2, output.shape, generator=generator).to(output.dtype).mul_(2).sub_(1)
+        for name, products in _project_errors(output, taps, torch.where(usable, signs, 0.0), layouts).items():
+            powers[name] = powers.get(name, 0.0) + float(products.square().sum()) / probes
+    return powers
+
+
+def _forward(conversion: Conversion, batch: Batch, rounded: bool = False) -> tuple[Tensor, _Taps]:
+    """The output of the float model, or of the ``rounded`` one, with a gradient at every layer."""
     taps = _Taps()
-    around = {use.node: _tapped(each, use, ranges, taps, rounded) for each in quantized for use in each.layer.uses}
-    output = with_gradient(ProgramRun(program, around).outputs(batch.inputs, grad=True))
+    around = {
+        use.node: _tap(entry, use, conversion.ranges, taps, rounded)
+        for entry in conversion.quantized
+        for use in entry.layer.uses
+    }
+    output = differentiable_output(ProgramRun(conversion.program, around).outputs(batch.inputs, grad=True))
     if not output.requires_grad:
         raise RuntimeError("the output has no gradient")
     return output.reshape(output.shape or (1,)), taps
 
 
-def _tapped(
-    quantized: QuantizedLayer, use: Use, ranges: Mapping[fx.Node, FixedRange], taps: _Taps, rounded: bool
-) -> Any:
+def _tap(quantized: QuantizedLayer, use: Use, ranges: Mapping[fx.Node, FixedRange], taps: _Taps, rounded: bool) -> Any:
     def around(_: fx.Node, compute: Callable[[], Any], value: Callable[[Any], Any]) -> Any:
         with torch.no_grad():
-            given = imitated(quantized, use, value, ranges)
+            approximation = simulate_layer(quantized, use, value, ranges)
         result = compute()
         first = result[0] if isinstance(result, list | tuple) else result
-        if given is None:
+        if approximation is None:
             return result
         tap = torch.zeros_like(first, requires_grad=True)
-        error = torch.nan_to_num((given - first).detach(), posinf=0.0, neginf=0.0)
+        error = torch.nan_to_num((approximation - first).detach(), posinf=0.0, neginf=0.0)
         taps.taps.append(tap)
         taps.errors.append(error.float())
         taps.names.append(quantized.layer.name)
-        return _with_first(result, first + error + tap if rounded else first + tap)
+        return _replace_first(result, first + error + tap if rounded else first + tap)
 
     return around
 
 
-def _with_first(result: Any, first: Tensor) -> Any:
+def _replace_first(result: Any, first: Tensor) -> Any:
     return type(result)((first, *result[1:])) if isinstance(result, list | tuple) else first
 
 
-def _reached(output: Tensor, taps: _Taps, direction: Tensor, layouts: Sequence[_Layout | None]) -> dict[str, Tensor]:
-    """By layer, ``direction . J d``, of each sample where they can be told apart: float64 [samples] or [1]."""
+def _project_errors(
+    output: Tensor, taps: _Taps, direction: Tensor, layouts: Sequence[_Layout | None]
+) -> dict[str, Tensor]:
+    """By layer, ``direction . J d``, per sample where samples can be told apart: float64 [samples] or [1]."""
     gradients = torch.autograd.grad(output, taps.taps, direction, retain_graph=True, allow_unused=True)
     sums: dict[str, Tensor] = {}
     for name, gradient, error, layout in zip(taps.names, gradients, taps.errors, layouts, strict=True):
@@ -274,11 +272,12 @@ class _Layout:
 
 
 def _layouts(output: Tensor, taps: _Taps, batch: Batch) -> list[_Layout | None]:
-    return [_layout(each, batch.size) for each in _of_one_sample(output, taps, batch)]
+    gradients = _gradients_of_second_sample(output, taps, batch)
+    return [_layout(gradient, batch.size) for gradient in gradients]
 
 
-def _of_one_sample(output: Tensor, taps: _Taps, batch: Batch) -> tuple[Tensor | None, ...]:
-    """What the second sample's output alone leaves at each layer."""
+def _gradients_of_second_sample(output: Tensor, taps: _Taps, batch: Batch) -> tuple[Tensor | None, ...]:
+    """The gradient of the second sample's output at each layer; None where the batch has no such sample."""
     samples = batch.size
     if samples < 2 or len(output) != samples:
         return (None,) * len(taps.taps)
@@ -313,71 +312,62 @@ def _gain_db(before: float, after: float) -> float:
 
 
 def brute_force(
-    program: Program,
-    quantized: Sequence[QuantizedLayer],
-    ranges: Mapping[fx.Node, FixedRange],
-    batches: Sequence[Batch],
-    advance: Callable[[float], None],
-    samples: int | None = None,
+    conversion: Conversion, batches: Sequence[Batch], advance: Callable[[float], None], samples: int | None = None
 ) -> Sensitivity:
-    """Twice as many passes as there are layers: with only each one quantized, and with all but each one."""
-    own = {each.layer.name: 0.0 for each in quantized}
+    """Two passes per layer: with only that layer quantized, and with all others quantized."""
+    program, quantized = conversion.program, conversion.quantized
+    own = {entry.layer.name: 0.0 for entry in quantized}
     spared = dict.fromkeys(own, 0.0)
     signal = everything = 0.0
     for index, batch in enumerate(batches):
         output = primary_output(ProgramRun(program).outputs(batch.inputs))
-        usable = torch.isfinite(output)
-        signal += float(torch.where(usable, output, 0.0).double().square().sum())
-        everything += _power(_error_of_all(program, quantized, ranges, batch, output, usable))
-        for position, each in enumerate(quantized):
-            others = [one for one in quantized if one is not each]
-            own[each.layer.name] += _power(_error_of_all(program, [each], ranges, batch, output, usable))
-            spared[each.layer.name] += _power(_error_of_all(program, others, ranges, batch, output, usable))
+        signal += _power(torch.where(torch.isfinite(output), output, 0.0))
+        everything += _power(_output_error(conversion, batch, output))
+        for position, entry in enumerate(quantized):
+            only = replace(conversion, quantized=(entry,))
+            others = replace(conversion, quantized=tuple(other for other in quantized if other is not entry))
+            own[entry.layer.name] += _power(_output_error(only, batch, output))
+            spared[entry.layer.name] += _power(_output_error(others, batch, output))
             advance((index + (position + 1) / len(quantized)) / len(batches))
     used = sum(batch.count for batch in batches)
     passes = round((2 * len(quantized) + 2) * used / max(1, samples or used), 2)
     return Sensitivity(
-        {name: each / max(signal, SMALLEST) for name, each in own.items()},
-        {name: _gain_db(everything, each) for name, each in spared.items()},
+        {name: power / max(signal, SMALLEST) for name, power in own.items()},
+        {name: _gain_db(everything, power) for name, power in spared.items()},
         SensitivitySummary(method="brute_force", samples=used, passes=passes),
     )
 
 
-def _error_of_all(
-    program: Program,
-    quantized: Iterable[QuantizedLayer],
-    ranges: Mapping[fx.Node, FixedRange],
-    batch: Batch,
-    output: Tensor,
-    usable: Tensor,
-) -> Tensor:
-    """The output's error with these layers quantized, 0 where either side is not finite."""
-    quantized = tuple(quantized)
-    around = {use.node: _replaced(each, use, ranges) for each in quantized for use in each.layer.uses}
-    difference = primary_output(ProgramRun(_with_weights(program, quantized), around).outputs(batch.inputs)) - output
-    return torch.where(usable & torch.isfinite(difference), difference, 0.0)
+def _output_error(conversion: Conversion, batch: Batch, output: Tensor) -> Tensor:
+    """How far the output of the quantized layers' model is from ``output``, the float one; 0 where either is not
+    finite."""
+    quantized, ranges = conversion.quantized, conversion.ranges
+    around = {use.node: _substitute_output(entry, use, ranges) for entry in quantized for use in entry.layer.uses}
+    run = ProgramRun(_quantize_regions(conversion.program, quantized), around)
+    difference = primary_output(run.outputs(batch.inputs)) - output
+    return torch.where(torch.isfinite(output) & torch.isfinite(difference), difference, 0.0)
 
 
-def _with_weights(program: Program, quantized: Iterable[QuantizedLayer]) -> Program:
-    """The layers inside regions, which only have their weights in integers, on those."""
-    inside = [each for each in quantized if each.layer.kind == "nested"]
-    given = {
-        use.operands[0]: operand_value(each.layer.operands[0], each.weights[0])
-        for each in inside
-        for use in each.layer.uses
+def _quantize_regions(program: Program, quantized: Iterable[QuantizedLayer]) -> Program:
+    """The program with integer weights for layers inside regions, which only have their weights in integers."""
+    inside = [entry for entry in quantized if entry.layer.kind == "nested"]
+    weights = {
+        use.operands[0]: operand_value(entry.layer.operands[0], entry.weights[0])
+        for entry in inside
+        for use in entry.layer.uses
     }
     constants = {
-        node: replace(each, value=given[node].to(each.value.dtype)) if node in given else each
-        for node, each in program.constants.items()
+        node: replace(constant, value=weights[node].to(constant.value.dtype)) if node in weights else constant
+        for node, constant in program.constants.items()
     }
     return replace(program, constants=constants, folded={}) if inside else program
 
 
-def _replaced(quantized: QuantizedLayer, use: Use, ranges: Mapping[fx.Node, FixedRange]) -> Any:
+def _substitute_output(quantized: QuantizedLayer, use: Use, ranges: Mapping[fx.Node, FixedRange]) -> Any:
     def around(_: fx.Node, compute: Callable[[], Any], value: Callable[[Any], Any]) -> Any:
-        given = imitated(quantized, use, value, ranges)
+        approximation = simulate_layer(quantized, use, value, ranges)
         result = compute()
-        return result if given is None else _with_first(result, given)
+        return result if approximation is None else _replace_first(result, approximation)
 
     return around
 

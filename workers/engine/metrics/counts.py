@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from workers.engine.metrics.fitting import Array, Fitted
+from workers.engine.metrics.fitting import Array, FittedRows
 from workers.engine.metrics.resampling import Statistic
 
 
 @dataclass(frozen=True)
 class Counts:
-    """[draws, classes] each: right, predicted, true; ``total`` [draws, 1]. ``averaged``: macro, over the classes that
-    occur (torchmetrics leaves the others out, except of labels)."""
+    """Counts in each draw: ``right``, ``predicted`` and ``true`` [draws, classes]; ``total`` [draws, 1]. ``averaged``:
+    macro, over the classes that occur (torchmetrics leaves the others out, except for labels)."""
 
     right: Array
     predicted: Array
@@ -38,7 +38,7 @@ class Counts:
         return self.total - self.predicted - self.missed
 
     def mean(self, scores: Array) -> Array:
-        """Of the classes' scores, 0 where one is not defined."""
+        """The mean over classes; an undefined score counts as 0."""
         scores = np.nan_to_num(scores, nan=0.0)
         if not self.averaged:
             return np.asarray(scores.mean(-1))
@@ -46,45 +46,45 @@ class Counts:
         return np.asarray((scores * occurs).sum(-1) / occurs.sum(-1))
 
 
-def precision(of: Counts) -> Array:
-    return of.mean(of.right / of.predicted)
+def precision(counts: Counts) -> Array:
+    return counts.mean(counts.right / counts.predicted)
 
 
-def recall(of: Counts) -> Array:
-    return of.mean(of.right / of.true)
+def recall(counts: Counts) -> Array:
+    return counts.mean(counts.right / counts.true)
 
 
-def f1_score(of: Counts) -> Array:
-    return of.mean(2 * of.right / (of.predicted + of.true))
+def f1_score(counts: Counts) -> Array:
+    return counts.mean(2 * counts.right / (counts.predicted + counts.true))
 
 
-def jaccard_index(of: Counts) -> Array:
-    return of.mean(of.right / (of.predicted + of.missed))
+def jaccard_index(counts: Counts) -> Array:
+    return counts.mean(counts.right / (counts.predicted + counts.missed))
 
 
-def specificity(of: Counts) -> Array:
-    return of.mean(of.rejected / (of.rejected + of.wrong))
+def specificity(counts: Counts) -> Array:
+    return counts.mean(counts.rejected / (counts.rejected + counts.wrong))
 
 
-def negative_predictive_value(of: Counts) -> Array:
-    return of.mean(of.rejected / (of.rejected + of.missed))
+def negative_predictive_value(counts: Counts) -> Array:
+    return counts.mean(counts.rejected / (counts.rejected + counts.missed))
 
 
-def hamming_distance(of: Counts) -> Array:
-    if of.averaged:
-        return of.mean(1 - np.nan_to_num(of.right / of.true))
-    return of.mean((of.wrong + of.missed) / of.total)
+def hamming_distance(counts: Counts) -> Array:
+    if counts.averaged:
+        return counts.mean(1 - np.nan_to_num(counts.right / counts.true))
+    return counts.mean((counts.wrong + counts.missed) / counts.total)
 
 
-def cohen_kappa(of: Counts) -> Array:
-    right, predicted, true, total = _table(of, pooled=False)
+def cohen_kappa(counts: Counts) -> Array:
+    right, predicted, true, total = _table(counts, pooled=False)
     agreement, chance = right / total, (predicted * true).sum(-1) / total**2
     return np.asarray((agreement - chance) / (1 - chance))
 
 
-def matthews_corrcoef(of: Counts) -> Array:
-    """Gorodkin 2004, the correlation of two assignments to classes; of labels, over all of them pooled."""
-    right, predicted, true, total = _table(of, pooled=True)
+def matthews_corrcoef(counts: Counts) -> Array:
+    """Gorodkin 2004, the correlation of two assignments to classes; for labels, over all of them pooled."""
+    right, predicted, true, total = _table(counts, pooled=True)
     spread = (total**2 - np.square(predicted).sum(-1)) * (total**2 - np.square(true).sum(-1))
     return np.asarray((right * total - (predicted * true).sum(-1)) / np.sqrt(spread))
 
@@ -102,8 +102,8 @@ COUNTED: dict[str, Callable[[Counts], Array]] = {
 }
 
 
-def counted(rows: Fitted, formula: Callable[[Counts], Array]) -> Statistic:
-    """``formula`` of the counts in each draw."""
+def count_statistic(rows: FittedRows, formula: Callable[[Counts], Array]) -> Statistic:
+    """The statistic that applies ``formula`` to the counts in each draw."""
     true = _indicators(rows, rows.target)
     sides = []
     for predicted in rows.predicted:
@@ -114,9 +114,9 @@ def counted(rows: Fitted, formula: Callable[[Counts], Array]) -> Statistic:
     averaged = rows.task == "multiclass"
 
     def statistic(draws: Array) -> tuple[Array, Array]:
-        truth, total = _drawn(draws, true), (draws @ sizes)[:, None]
+        truth, total = _sum_per_draw(draws, true), (draws @ sizes)[:, None]
         before, after = (
-            formula(Counts(_drawn(draws, right), _drawn(draws, predicted), truth, total, averaged))
+            formula(Counts(_sum_per_draw(draws, right), _sum_per_draw(draws, predicted), truth, total, averaged))
             for right, predicted in sides
         )
         return before, after
@@ -124,25 +124,25 @@ def counted(rows: Fitted, formula: Callable[[Counts], Array]) -> Statistic:
     return statistic
 
 
-def _indicators(rows: Fitted, values: Array) -> sparse.csr_array:
-    """[samples, classes]: how many of a sample's rows are of each class; -1 is none."""
+def _indicators(rows: FittedRows, values: Array) -> sparse.csr_array:
+    """[samples, classes]: how many of a sample's rows are of each class; -1 stands for no class."""
     if rows.task != "multiclass":
         return sparse.csr_array(values.reshape(len(values), -1).astype(np.float64))
-    some = values >= 0
-    place = (rows.sample[some], values[some])
-    return sparse.csr_array((np.ones(int(some.sum())), place), shape=(rows.samples, rows.classes))
+    has_class = values >= 0
+    place = (rows.sample[has_class], values[has_class])
+    return sparse.csr_array((np.ones(int(has_class.sum())), place), shape=(rows.samples, rows.classes))
 
 
-def _drawn(draws: Array, of: sparse.csr_array) -> Array:
-    return np.asarray((of.T @ draws.T).T)
+def _sum_per_draw(draws: Array, indicators: sparse.csr_array) -> Array:
+    return np.asarray((indicators.T @ draws.T).T)
 
 
-def _table(of: Counts, pooled: bool) -> tuple[Array, Array, Array, Array]:
+def _table(counts: Counts, pooled: bool) -> tuple[Array, Array, Array, Array]:
     """(right [draws], predicted and true [draws, classes], total [draws]); a label is two classes, no and yes."""
-    if of.averaged:
-        return of.right.sum(-1), of.predicted, of.true, of.total[:, 0]
-    labels = of.right.shape[-1]
-    total = of.total[:, 0] * (labels if pooled else 1)
-    predicted, true = of.predicted.sum(-1), of.true.sum(-1)
-    two = (np.stack([total - each, each], -1) for each in (predicted, true))
-    return (of.right + of.rejected).sum(-1), *two, total
+    if counts.averaged:
+        return counts.right.sum(-1), counts.predicted, counts.true, counts.total[:, 0]
+    labels = counts.right.shape[-1]
+    total = counts.total[:, 0] * (labels if pooled else 1)
+    predicted, true = counts.predicted.sum(-1), counts.true.sum(-1)
+    two = (np.stack([total - yes, yes], -1) for yes in (predicted, true))
+    return (counts.right + counts.rejected).sum(-1), *two, total

@@ -1,4 +1,4 @@
-"""What the model's output and the labels have to look like for a metric, and both in the form that it reads."""
+"""Bringing the model's output and the labels into the form that a metric reads, if they fit it."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ Task = Literal["binary", "multiclass", "multilabel", "regression", "retrieval"]
 
 IGNORED = -100  # the label of tokens that do not count, as torch's losses have it
 
-ONE_CLASS = "one class a label: scores [N, C] with class numbers [N], or scores [N] with labels 0 and 1 [N]"
+ONE_CLASS = "one class per label: scores [N, C] with class numbers [N], or scores [N] with labels 0 and 1 [N]"
 
 
 class NotApplicable(Exception):
-    """The metric cannot be read off this output and these labels. The message says what was needed."""
+    """The metric cannot be computed from this output and these labels. The message says what it needs."""
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedRows:
     """Rows of outputs against rows of targets.
 
-    ``before``, ``after`` [samples, ...] as the model gave them; ``target`` [rows] or [rows, labels]; ``sample`` [rows]:
-    which of the ``samples`` a row is of. There are more rows than samples when tokens are labelled; those of a sample
-    are drawn together, for they are no independent witnesses. ``keep``: which tokens count; None: one row a sample.
+    ``before``, ``after`` [samples, ...]: the model's outputs; ``target`` [rows] or [rows, labels]; ``sample`` [rows]:
+    the sample that a row belongs to. There are more rows than samples when tokens are labelled; rows of one sample are
+    not independent, so they are drawn together. ``keep``: which tokens count; None for one row per sample.
     """
 
     task: Task
@@ -40,14 +40,14 @@ class Fitted:
     keep: Array | None = None
 
     @property
-    def is_one_a_sample(self) -> bool:
+    def is_one_per_sample(self) -> bool:
         return self.keep is None
 
     @cached_property
     def scores(self) -> tuple[Array, Array]:
-        """float64 scores, one row a target. Classification: between 0 and 1. What the float model gives decides whether
-        that takes a sigmoid (or softmax), for both: int8 may step over 1 by rounding."""
-        before, after = (self._rows(each).astype(np.float64) for each in (self.before, self.after))
+        """float64 scores, one row per target. Classification scores lie between 0 and 1: the float outputs decide for
+        both whether that takes a sigmoid (or softmax), because rounding may take int8 outputs above 1."""
+        before, after = (self._kept_rows(outputs).astype(np.float64) for outputs in (self.before, self.after))
         if self.task in ("regression", "retrieval"):
             return before, after
         if before.size and before.min() >= 0 and before.max() <= 1:
@@ -69,44 +69,44 @@ class Fitted:
         """Columns of one-against-the-rest counts: classes, labels, or 1 for binary."""
         return 1 if self.task == "binary" else int(self.before.shape[-1])
 
-    def _rows(self, outputs: Array) -> Array:
+    def _kept_rows(self, outputs: Array) -> Array:
         return np.asarray(outputs) if self.keep is None else np.asarray(outputs)[self.keep]
 
 
-def fitted(family: Family, before: Array, after: Array, labels: Array) -> Fitted:
+def fit(family: Family, before: Array, after: Array, labels: Array) -> FittedRows:
     """``before`` and ``after`` [samples, ...] float, ``labels`` [samples, ...]. Raises ``NotApplicable``."""
     if len(before) != len(labels):
-        raise NotApplicable(f"one row of output a label; there are {len(labels)} labels and {len(before)} rows")
-    rows = Fitted("regression", len(labels), np.arange(len(labels)), before, after, labels)
+        raise NotApplicable(f"one row of output per label; there are {len(labels)} labels and {len(before)} rows")
+    rows = FittedRows("regression", len(labels), np.arange(len(labels)), before, after, labels)
     if family == "regression":
-        return _regression(rows)
-    return _retrieval(rows) if family == "retrieval" else _classification(rows)
+        return _fit_regression(rows)
+    return _fit_retrieval(rows) if family == "retrieval" else _fit_classification(rows)
 
 
-def _regression(rows: Fitted) -> Fitted:
-    before, after, target = (each.reshape(len(each), -1) for each in (rows.before, rows.after, rows.target))
+def _fit_regression(rows: FittedRows) -> FittedRows:
+    before, after, target = (values.reshape(len(values), -1) for values in (rows.before, rows.after, rows.target))
     if before.shape != target.shape:
         raise NotApplicable("labels of the output's shape, [N] or [N, k] numbers")
     return replace(rows, before=before, after=after, target=target.astype(np.float64))
 
 
-def _retrieval(rows: Fitted) -> Fitted:
+def _fit_retrieval(rows: FittedRows) -> FittedRows:
     if rows.before.ndim != 2 or rows.before.shape != rows.target.shape or not _is_integer(rows.target):
-        raise NotApplicable("scores [N, C] of C candidates a sample, and the relevance of each as whole labels [N, C]")
+        raise NotApplicable("scores [N, C] of C candidates per sample, and their relevance as whole labels [N, C]")
     if rows.target.min(initial=0) < 0:
         raise NotApplicable("labels [N, C] of 0 for candidates that are not relevant, and 1 or more for those that are")
     return replace(rows, task="retrieval")
 
 
-def _classification(rows: Fitted) -> Fitted:
+def _fit_classification(rows: FittedRows) -> FittedRows:
     if not _is_integer(rows.target):
         raise NotApplicable("whole numbers as labels")
-    before, after, target = rows.before, rows.after, _without_last_one(rows.target)
+    before, after, target = rows.before, rows.after, _drop_last_axis_of_one(rows.target)
     if before.ndim == target.ndim + 1 and before.shape[-1] > 1 and before.shape[:-1] == target.shape:
-        return _multiclass(rows, before, after, target)
+        return _fit_multiclass(rows, before, after, target)
     if before.ndim > 2 and before.shape[1] > 1 and (before.shape[0], *before.shape[2:]) == target.shape:
-        return _multiclass(rows, np.moveaxis(before, 1, -1), np.moveaxis(after, 1, -1), target)
-    before, after = _without_last_one(before), _without_last_one(after)
+        return _fit_multiclass(rows, np.moveaxis(before, 1, -1), np.moveaxis(after, 1, -1), target)
+    before, after = _drop_last_axis_of_one(before), _drop_last_axis_of_one(after)
     if before.shape != target.shape or before.ndim > 2 or not np.isin(target, (0, 1)).all():
         raise NotApplicable(
             "class scores [N, C] with class numbers [N]; [N, T, C] with class numbers [N, T], scores [N] with labels 0 "
@@ -116,24 +116,24 @@ def _classification(rows: Fitted) -> Fitted:
     return replace(rows, task=task, before=before, after=after, target=target)
 
 
-def _multiclass(rows: Fitted, before: Array, after: Array, target: Array) -> Fitted:
+def _fit_multiclass(rows: FittedRows, before: Array, after: Array, target: Array) -> FittedRows:
     keep = target != IGNORED
-    counted = target[keep]
-    if not counted.size or counted.min() < 0 or counted.max() >= before.shape[-1]:
+    kept = target[keep]
+    if not kept.size or kept.min() < 0 or kept.max() >= before.shape[-1]:
         raise NotApplicable(f"class numbers from 0 to {before.shape[-1] - 1}, as there are {before.shape[-1]} scores")
-    one_a_sample = target.ndim == 1 and bool(keep.all())
+    one_per_sample = target.ndim == 1 and bool(keep.all())
     return replace(
         rows,
         task="multiclass",
         sample=np.nonzero(keep)[0],
         before=before,
         after=after,
-        target=counted,
-        keep=None if one_a_sample else keep,
+        target=kept,
+        keep=None if one_per_sample else keep,
     )
 
 
-def _without_last_one(array: Array) -> Array:
+def _drop_last_axis_of_one(array: Array) -> Array:
     return array[..., 0] if array.ndim > 1 and array.shape[-1] == 1 else array
 
 

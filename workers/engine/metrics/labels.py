@@ -1,4 +1,4 @@
-"""How the labels of each sample are ranked: those that hold should come first (Tsoumakas et al. 2010)."""
+"""Ranking the labels of a sample: those that hold should come first (Tsoumakas et al. 2010)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats
 
-from workers.engine.metrics.fitting import Array, Fitted, NotApplicable
+from workers.engine.metrics.fitting import Array, FittedRows, NotApplicable
 
 Formula = Callable[[Array, Array], Array]
 """(scores, whether each label holds) [samples, labels] -> [samples]"""
@@ -20,10 +20,11 @@ def coverage_error(scores: Array, holds: Array) -> Array:
 
 
 def ranking_average_precision(scores: Array, holds: Array) -> Array:
-    """Of the labels at least as high as one that holds, the share that holds; 1 where all or none do."""
-    every = stats.rankdata(-scores, "max", axis=1)
-    among = stats.rankdata(np.where(holds, -scores, np.inf), "max", axis=1)
-    mean = (among / every * holds).sum(1) / holds.sum(1)
+    """The mean over labels that hold: among labels ranked at least as high, the share that holds. 1 where all or none
+    hold."""
+    rank = stats.rankdata(-scores, "max", axis=1)
+    rank_among_holding = stats.rankdata(np.where(holds, -scores, np.inf), "max", axis=1)
+    mean = (rank_among_holding / rank * holds).sum(1) / holds.sum(1)
     return np.where(holds.all(1) | ~holds.any(1), 1.0, mean)
 
 
@@ -42,10 +43,10 @@ LABEL_RANKED: dict[str, Formula] = {
 }
 
 
-def of_labels(rows: Fitted, formula: Formula) -> tuple[Array, Array]:
-    """``formula`` of float and of int8, [samples] each. Raises ``NotApplicable``."""
+def label_ranking_scores(rows: FittedRows, formula: Formula) -> tuple[Array, Array]:
+    """``formula`` for float and for int8, both [samples]. Raises ``NotApplicable``."""
     if rows.task != "multilabel":
         raise NotApplicable("scores [N, L] with labels 0 and 1 [N, L]")
     with np.errstate(all="ignore"):
-        before, after = (formula(each.astype(np.float32), rows.target == 1) for each in rows.scores)
+        before, after = (formula(scores.astype(np.float32), rows.target == 1) for scores in rows.scores)
     return before, after

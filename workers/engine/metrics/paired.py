@@ -1,4 +1,4 @@
-"""Two proportions on the same samples: the interval and the test of their difference, both without resampling."""
+"""The difference of two proportions on the same samples: its interval and its test, both without resampling."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Z95 = 1.959963984540054
 
 
 def proportion_metric(name: str, before: Array, after: Array) -> Metric:
-    """The share of samples that is right, bool [samples] of float and of int8."""
+    """The share of correct samples; ``before`` and ``after`` bool [samples]."""
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
     low, high = paired_interval(lost, gained, before.size)
     return Metric(
@@ -26,7 +26,7 @@ def proportion_metric(name: str, before: Array, after: Array) -> Metric:
         delta=(gained - lost) / before.size,
         ci95=(low, high),
         p_value=mcnemar(lost, gained),
-        note=in_words(name, low, high, before.size),
+        note=describe_interval(name, low, high, before.size),
     )
 
 
@@ -41,14 +41,15 @@ def paired_interval(lost: int, gained: int, samples: int) -> tuple[float, float]
 
 
 def mcnemar(lost: int, gained: int) -> float:
-    """Exact two-sided p-value of McNemar's test (McNemar 1947): do as many samples turn right as turn wrong?"""
+    """Exact two-sided p-value of McNemar's test (McNemar 1947): do as many samples become correct as wrong?"""
     changed = lost + gained
     return float(stats.binomtest(lost, changed, 0.5).pvalue) if changed else 1.0
 
 
-def in_words(name: str, low: float, high: float, samples: int) -> str:
-    """What the 95 % interval of a difference says."""
+def describe_interval(name: str, low: float, high: float, samples: int) -> str:
+    """What the 95 % interval of a difference says, in words."""
+    count = "1 sample" if samples == 1 else f"{samples} samples"
     if low <= 0 <= high:
-        return f"not distinguishable from zero with {samples} samples"
+        return f"not distinguishable from zero with {count}"
     is_loss = (low > 0) == is_lower_better(name)
-    return f"a {'loss' if is_loss else 'gain'} beyond chance with {samples} samples"
+    return f"a {'loss' if is_loss else 'gain'} beyond chance with {count}"

@@ -1,4 +1,4 @@
-"""The paired bootstrap: the same samples drawn for float and int8, and what the differences then say.
+"""The paired bootstrap: the same samples are drawn for float and int8, and their differences give an interval.
 
 A draw is a row of counts, how often each sample was drawn. A metric made of sums over samples is then a product of
 matrices, for all draws at once.
@@ -16,7 +16,7 @@ from scipy import stats
 Array = np.ndarray[Any, Any]
 
 Statistic = Callable[[Array], tuple[Array, Array]]
-"""Counts [draws, samples] -> the metric of float and of int8, one value a draw."""
+"""Counts [draws, samples] -> the metric for float and for int8, one value per draw."""
 
 MOST_DRAWS, FEWEST_DRAWS = 1000, 200
 MOST_WORK = 2e7  # draws * samples * columns: about a second on one core
@@ -26,7 +26,7 @@ LEAST_FINITE = 0.9  # share of draws that must give a number
 
 @dataclass(frozen=True)
 class Interval:
-    """Of the paired difference; ``draws`` it was found with."""
+    """The 95 % interval of the paired difference, and the number of ``draws`` that gave it."""
 
     low: float
     high: float
@@ -34,13 +34,13 @@ class Interval:
     draws: int
 
 
-def draws_for(samples: int, columns: int = 1) -> int:
-    """As many draws as about a second pays for."""
+def affordable_draws(samples: int, columns: int = 1) -> int:
+    """As many draws as take about a second."""
     return int(np.clip(MOST_WORK / max(samples * columns, 1), FEWEST_DRAWS, MOST_DRAWS))
 
 
 def counts(samples: int, draws: int, seed: int) -> Iterator[Array]:
-    """Draws with replacement, float64 [some draws, samples], until there were ``draws``."""
+    """Draws with replacement, ``draws`` in all, in chunks of float64 [draws, samples]."""
     random = np.random.default_rng(seed)
     rows = max(1, CHUNK // samples)
     for start in range(0, draws, rows):
@@ -50,17 +50,17 @@ def counts(samples: int, draws: int, seed: int) -> Iterator[Array]:
 
 
 def paired_bootstrap(statistic: Statistic, samples: int, draws: int, seed: int) -> Interval | None:
-    """95 % interval and two-sided p-value of after less before. None where too few draws give a number, or there is one
-    sample only.
+    """95 % interval and two-sided p-value of after minus before. None where too few draws give a number, or there is
+    only one sample.
 
-    The percentile interval is too narrow by the factor sqrt((n - 1) / n) and takes the normal for Student's t; reading
-    it at wider percentiles mends both (Hesterberg 2015, "What teachers should know about the bootstrap", section 4.2).
+    The percentile interval is too narrow by the factor sqrt((n - 1) / n) and uses the normal in place of Student's t;
+    wider percentiles correct both (Hesterberg 2015, "What teachers should know about the bootstrap", section 4.2).
     """
     if samples < 2:
         return None
     with np.errstate(all="ignore"):
-        parts = [np.subtract(*reversed(statistic(each))) for each in counts(samples, draws, seed)]
-    differences = np.concatenate(parts)
+        chunks = [np.subtract(*reversed(statistic(drawn))) for drawn in counts(samples, draws, seed)]
+    differences = np.concatenate(chunks)
     differences = differences[np.isfinite(differences)]
     if len(differences) < LEAST_FINITE * draws:
         return None
@@ -70,6 +70,6 @@ def paired_bootstrap(statistic: Statistic, samples: int, draws: int, seed: int) 
 
 
 def _p_value(differences: Array) -> float:
-    """How often the draws lie beyond zero, twice: the interval turned round (Efron and Tibshirani 1993, 15.4)."""
+    """Twice the share of draws beyond zero: the interval inverted (Efron and Tibshirani 1993, 15.4)."""
     below, above = int((differences <= 0).sum()), int((differences >= 0).sum())
     return min(1.0, 2 * (min(below, above) + 1) / (len(differences) + 1))

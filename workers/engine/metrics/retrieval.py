@@ -1,4 +1,4 @@
-"""How well the candidates of each sample are ranked. Only the order of the scores counts."""
+"""How well the candidates of a sample are ranked. Only the order of the scores counts."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from workers.engine.metrics.fitting import Array, Fitted
+from workers.engine.metrics.fitting import Array, FittedRows
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """[samples, candidates], best score first: the scores, and the relevance of each. ``cutoff``: how many of them the
-    metric looks at."""
+    """The scores of candidates and their relevance, [samples, candidates], best score first. ``cutoff``: how many of
+    them the metric looks at."""
 
     scores: Array
     relevance: Array
@@ -25,74 +25,75 @@ class Ranking:
         return self.relevance > 0
 
     @property
-    def found(self) -> Array:
-        """Of the first ``cutoff``, which are relevant."""
+    def hits(self) -> Array:
+        """Whether each of the first ``cutoff`` candidates is relevant."""
         return self.relevant[:, : self.cutoff]
 
 
-def per_sample(rows: Fitted, formula: Callable[[Ranking], Array], cutoff: int | None) -> tuple[Array, Array]:
-    """``formula`` of each sample's ranking, [samples] each; 0 where it is not defined, as torchmetrics has it.
-    Candidates of equal score keep their order."""
-    values = []
+def ranking_scores(rows: FittedRows, formula: Callable[[Ranking], Array], cutoff: int | None) -> tuple[Array, Array]:
+    """``formula`` for each sample's ranking by float and by int8, both [samples]; 0 where it is not defined, like in
+    torchmetrics. Candidates of equal score keep their order."""
+    results = []
     for scores in rows.scores:
         order = np.argsort(-scores, axis=1, kind="stable")
-        ordered, relevance = (np.take_along_axis(each, order, 1).astype(np.float64) for each in (scores, rows.target))
+        ordered = np.take_along_axis(scores, order, 1).astype(np.float64)
+        relevance = np.take_along_axis(rows.target, order, 1).astype(np.float64)
         with np.errstate(all="ignore"):
-            values.append(np.nan_to_num(formula(Ranking(ordered, relevance, cutoff or scores.shape[1]))))
-    return values[0], values[1]
+            results.append(np.nan_to_num(formula(Ranking(ordered, relevance, cutoff or scores.shape[1]))))
+    return results[0], results[1]
 
 
-def precision(of: Ranking) -> Array:
-    return np.asarray(of.found.sum(1) / of.cutoff)
+def precision(ranking: Ranking) -> Array:
+    return np.asarray(ranking.hits.sum(1) / ranking.cutoff)
 
 
-def recall(of: Ranking) -> Array:
-    return np.asarray(of.found.sum(1) / of.relevant.sum(1))
+def recall(ranking: Ranking) -> Array:
+    return np.asarray(ranking.hits.sum(1) / ranking.relevant.sum(1))
 
 
-def hit_rate(of: Ranking) -> Array:
-    return np.asarray(of.found.any(1).astype(np.float64))
+def hit_rate(ranking: Ranking) -> Array:
+    return np.asarray(ranking.hits.any(1).astype(np.float64))
 
 
-def fall_out(of: Ranking) -> Array:
-    return np.asarray((~of.found).sum(1) / (~of.relevant).sum(1))
+def fall_out(ranking: Ranking) -> Array:
+    return np.asarray((~ranking.hits).sum(1) / (~ranking.relevant).sum(1))
 
 
-def reciprocal_rank(of: Ranking) -> Array:
-    return np.asarray(of.found.any(1) / (of.found.argmax(1) + 1))
+def reciprocal_rank(ranking: Ranking) -> Array:
+    return np.asarray(ranking.hits.any(1) / (ranking.hits.argmax(1) + 1))
 
 
-def average_precision(of: Ranking) -> Array:
-    precisions = np.cumsum(of.found, 1) / np.arange(1, of.found.shape[1] + 1)
-    return np.asarray((precisions * of.found).sum(1) / of.found.sum(1))
+def average_precision(ranking: Ranking) -> Array:
+    precisions = np.cumsum(ranking.hits, 1) / np.arange(1, ranking.hits.shape[1] + 1)
+    return np.asarray((precisions * ranking.hits).sum(1) / ranking.hits.sum(1))
 
 
-def r_precision(of: Ranking) -> Array:
-    count = of.relevant.sum(1)
-    first = np.arange(of.relevant.shape[1]) < count[:, None]
-    return np.asarray((of.relevant & first).sum(1) / count)
+def r_precision(ranking: Ranking) -> Array:
+    count = ranking.relevant.sum(1)
+    first = np.arange(ranking.relevant.shape[1]) < count[:, None]
+    return np.asarray((ranking.relevant & first).sum(1) / count)
 
 
-def auroc(of: Ranking) -> Array:
+def auroc(ranking: Ranking) -> Array:
     """Mann and Whitney's count of pairs in the right order, equal scores half."""
-    count = of.relevant.sum(1)
-    ranks = (stats.rankdata(of.scores, axis=1) * of.relevant).sum(1)
-    return np.asarray((ranks - count * (count + 1) / 2) / (count * (~of.relevant).sum(1)))
+    count = ranking.relevant.sum(1)
+    ranks = (stats.rankdata(ranking.scores, axis=1) * ranking.relevant).sum(1)
+    return np.asarray((ranks - count * (count + 1) / 2) / (count * (~ranking.relevant).sum(1)))
 
 
-def normalized_dcg(of: Ranking) -> Array:
+def normalized_dcg(ranking: Ranking) -> Array:
     """Järvelin and Kekäläinen 2002, linear gain; candidates of equal score share theirs (McSherry and Najork 2008)."""
-    discount = 1 / np.log2(np.arange(of.scores.shape[1]) + 2)
-    discount[of.cutoff :] = 0
-    ideal = -np.sort(-of.relevance, axis=1)
-    return np.asarray((_shared(of) * discount).sum(1) / (ideal * discount).sum(1))
+    discount = 1 / np.log2(np.arange(ranking.scores.shape[1]) + 2)
+    discount[ranking.cutoff :] = 0
+    ideal = -np.sort(-ranking.relevance, axis=1)
+    return np.asarray((_tied_relevance(ranking) * discount).sum(1) / (ideal * discount).sum(1))
 
 
-def _shared(of: Ranking) -> Array:
-    """The relevance, each the mean of those of equal score."""
-    starts = np.diff(of.scores, axis=1, prepend=np.inf) != 0
+def _tied_relevance(ranking: Ranking) -> Array:
+    """The relevance, averaged over candidates of equal score."""
+    starts = np.diff(ranking.scores, axis=1, prepend=np.inf) != 0
     group = (np.cumsum(starts.ravel()) - 1).reshape(starts.shape)
-    means = np.bincount(group.ravel(), of.relevance.ravel()) / np.bincount(group.ravel())
+    means = np.bincount(group.ravel(), ranking.relevance.ravel()) / np.bincount(group.ravel())
     return np.asarray(means[group])
 
 

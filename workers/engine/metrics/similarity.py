@@ -94,7 +94,7 @@ def _cosines(one: Array, other: Array) -> list[float]:
         lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
         dots = (one * other).sum(axis=1)
         cosines = np.divide(dots, lengths, out=np.ones_like(dots), where=lengths > 0)
-    return [float(each) for each in np.nan_to_num(np.clip(cosines, -1, 1), nan=0.0)]
+    return [float(cosine) for cosine in np.nan_to_num(np.clip(cosines, -1, 1), nan=0.0)]
 
 
 def _finite(value: float) -> float:

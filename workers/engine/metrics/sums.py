@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from workers.engine.metrics.fitting import Array, Fitted
+from workers.engine.metrics.fitting import Array, FittedRows
 from workers.engine.metrics.resampling import Statistic
 
 SMALLEST = 1.17e-06  # torchmetrics' least divisor of relative errors
@@ -15,8 +15,8 @@ SMALLEST = 1.17e-06  # torchmetrics' least divisor of relative errors
 
 @dataclass(frozen=True)
 class Moments:
-    """Means over the drawn samples, [draws, k] for the ``k`` columns of the output: of the target, the error and its
-    square; variances and covariance of target and prediction. ``unbiased`` [draws, 1]: n / (n - 1)."""
+    """Means over the drawn samples, [draws, k] for the ``k`` columns of the output: target, error and its square; the
+    variances and the covariance of target and prediction. ``unbiased`` [draws, 1]: n / (n - 1)."""
 
     target: Array
     error: Array
@@ -27,30 +27,30 @@ class Moments:
     unbiased: Array | float = 1.0
 
 
-def explained_variance(of: Moments) -> Array:
-    return np.asarray((1 - (of.squared_error - of.error**2) / of.target_variance).mean(1))
+def explained_variance(moments: Moments) -> Array:
+    return np.asarray((1 - (moments.squared_error - moments.error**2) / moments.target_variance).mean(1))
 
 
-def r2_score(of: Moments) -> Array:
-    return np.asarray((1 - of.squared_error / of.target_variance).mean(1))
+def r2_score(moments: Moments) -> Array:
+    return np.asarray((1 - moments.squared_error / moments.target_variance).mean(1))
 
 
-def relative_squared_error(of: Moments) -> Array:
-    return np.asarray((of.squared_error / of.target_variance).mean(1))
+def relative_squared_error(moments: Moments) -> Array:
+    return np.asarray((moments.squared_error / moments.target_variance).mean(1))
 
 
-def pearson_corrcoef(of: Moments) -> Array:
-    return np.asarray((of.covariance / np.sqrt(of.target_variance * of.predicted_variance)).mean(1))
+def pearson_corrcoef(moments: Moments) -> Array:
+    return np.asarray((moments.covariance / np.sqrt(moments.target_variance * moments.predicted_variance)).mean(1))
 
 
-def concordance_corrcoef(of: Moments) -> Array:
+def concordance_corrcoef(moments: Moments) -> Array:
     """Lin 1989, of the unbiased variances."""
-    spread = of.unbiased * (of.target_variance + of.predicted_variance) + of.error**2
-    return np.asarray((2 * of.unbiased * of.covariance / spread).mean(1))
+    spread = moments.unbiased * (moments.target_variance + moments.predicted_variance) + moments.error**2
+    return np.asarray((2 * moments.unbiased * moments.covariance / spread).mean(1))
 
 
-def normalized_root_mean_squared_error(of: Moments) -> Array:
-    return np.asarray(np.sqrt(of.squared_error.mean(1)) / of.target.mean(1))
+def normalized_root_mean_squared_error(moments: Moments) -> Array:
+    return np.asarray(np.sqrt(moments.squared_error.mean(1)) / moments.target.mean(1))
 
 
 FROM_MOMENTS: dict[str, Callable[[Moments], Array]] = {
@@ -63,8 +63,9 @@ FROM_MOMENTS: dict[str, Callable[[Moments], Array]] = {
 }
 
 
-def from_moments(rows: Fitted, formula: Callable[[Moments], Array]) -> Statistic:
-    """``formula`` of the moments in each draw. Values are taken from the target's mean, or rounding would eat them."""
+def moment_statistic(rows: FittedRows, formula: Callable[[Moments], Array]) -> Statistic:
+    """The statistic that applies ``formula`` to the moments in each draw. Values are measured from the target's mean,
+    or large ones would lose their digits."""
     origin = rows.target.mean(0)
     target = rows.target - origin
     squares, sides = target**2, [_products(scores - origin, target) for scores in rows.scores]
@@ -72,7 +73,9 @@ def from_moments(rows: Fitted, formula: Callable[[Moments], Array]) -> Statistic
     def statistic(draws: Array) -> tuple[Array, Array]:
         total = draws.sum(1, keepdims=True)
         first, second = draws @ target / total, draws @ squares / total
-        before, after = (_moments([draws @ each / total for each in side], first, second, origin) for side in sides)
+        before, after = (
+            _moments([draws @ products / total for products in side], first, second, origin) for side in sides
+        )
         unbiased = total / (total - 1)
         return formula(replace(before, unbiased=unbiased)), formula(replace(after, unbiased=unbiased))
 
@@ -97,46 +100,46 @@ def _moments(means: list[Array], target: Array, target_square: Array, origin: Ar
 
 
 Error = Callable[[Array, Array], Array]
-"""(prediction, target) [samples, k] -> each sample's error [samples]"""
+"""(prediction, target) [samples, k] -> the error of every sample [samples]"""
 
 
-def _squared(predicted: Array, target: Array) -> Array:
+def _squared_error(predicted: Array, target: Array) -> Array:
     return np.asarray(((predicted - target) ** 2).mean(1))
 
 
-def _absolute(predicted: Array, target: Array) -> Array:
+def _absolute_error(predicted: Array, target: Array) -> Array:
     return np.asarray(np.abs(predicted - target).mean(1))
 
 
-def _percentage(predicted: Array, target: Array) -> Array:
+def _percentage_error(predicted: Array, target: Array) -> Array:
     return np.asarray((np.abs(predicted - target) / np.maximum(np.abs(target), SMALLEST)).mean(1))
 
 
-def _symmetric_percentage(predicted: Array, target: Array) -> Array:
+def _symmetric_percentage_error(predicted: Array, target: Array) -> Array:
     size = np.maximum(np.abs(target) + np.abs(predicted), SMALLEST)
     return np.asarray((2 * np.abs(predicted - target) / size).mean(1))
 
 
-def _squared_log(predicted: Array, target: Array) -> Array:
+def _squared_log_error(predicted: Array, target: Array) -> Array:
     return np.asarray(((np.log1p(predicted) - np.log1p(target)) ** 2).mean(1))
 
 
-def _log_cosh(predicted: Array, target: Array) -> Array:
+def _log_cosh_error(predicted: Array, target: Array) -> Array:
     error = predicted - target
     return np.asarray((np.logaddexp(error, -error) - np.log(2)).mean(1))
 
 
-def _cosine(predicted: Array, target: Array) -> Array:
+def _cosine_similarity(predicted: Array, target: Array) -> Array:
     lengths = np.linalg.norm(predicted, axis=1) * np.linalg.norm(target, axis=1)
     return np.asarray((predicted * target).sum(1) / lengths)
 
 
 ERRORS: dict[str, Error] = {
-    "mean_squared_error": _squared,
-    "mean_absolute_error": _absolute,
-    "mean_absolute_percentage_error": _percentage,
-    "symmetric_mean_absolute_percentage_error": _symmetric_percentage,
-    "mean_squared_log_error": _squared_log,
-    "log_cosh_error": _log_cosh,
-    "cosine_similarity": _cosine,
+    "mean_squared_error": _squared_error,
+    "mean_absolute_error": _absolute_error,
+    "mean_absolute_percentage_error": _percentage_error,
+    "symmetric_mean_absolute_percentage_error": _symmetric_percentage_error,
+    "mean_squared_log_error": _squared_log_error,
+    "log_cosh_error": _log_cosh_error,
+    "cosine_similarity": _cosine_similarity,
 }

@@ -18,21 +18,22 @@ from fewbit.contract.spec import JobSpec
 from fewbit.runtime.kernels import FULL_LEVELS, FULL_RANGE_MAX_IN_FEATURES, MAX_IN_FEATURES, REDUCED_LEVELS
 from fewbit.runtime.program import dtype_of, rank
 from workers.engine.graph.layers import Layer
+from workers.engine.graph.ops import (
+    BATCHED_PRODUCTS,
+    BOUNDED_BELOW,
+    INTEGER_RECURRENT,
+    NONNEGATIVE,
+    PASSING,
+    PLAIN_CONVOLUTIONS,
+)
+from workers.engine.quantization.activations import Range
 
-aten = torch.ops.aten
 Mode = Literal["per_token", "static", "per_step", "float"]
 
 MOST_EXPERTS = 64  # a batched weight's matrices are called one by one
 # Below this width aten::lstm in float beats aten::quantized_lstm: 0.19 against 0.55 ms at 128, 25 against 0.8 ms at 512
 # (50 steps, batch 1, two cores with AVX-512).
 LEAST_RECURRENT_WIDTH = 256
-STATIC_CONVOLUTIONS = frozenset(
-    (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default,
-     aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
-)  # fmt: skip
-
-
-Range = Literal["symmetric", "nonnegative", "affine"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def range_of(layer: Layer) -> Range:
     behind = {_activation_behind(use.input) for use in layer.uses}
     if behind <= NONNEGATIVE:
         return "nonnegative"
-    return "affine" if behind <= NONNEGATIVE | BOUNDED else "symmetric"
+    return "affine" if behind <= NONNEGATIVE | BOUNDED_BELOW else "symmetric"
 
 
 def _activation_behind(node: fx.Node) -> Any:
@@ -98,39 +99,23 @@ def _linear(_: Layer, spec: JobSpec) -> Mode:
 
 
 def _batched(layer: Layer, _: JobSpec) -> Mode:
-    products = all(use.node.target in (aten.bmm.default, aten.matmul.default) for use in layer.uses)
+    products = all(use.node.target in BATCHED_PRODUCTS for use in layer.uses)
     square = all(rank(use.input) == 3 and not use.left for use in layer.uses)
     fits = products and square and len(layer.shape) == 3 and layer.shape[0] <= MOST_EXPERTS
     return "per_token" if fits else "float"
 
 
 def _convolution(layer: Layer, spec: JobSpec) -> Mode:
-    known = all(use.node.target in STATIC_CONVOLUTIONS for use in layer.uses)
+    known = all(use.node.target in PLAIN_CONVOLUTIONS for use in layer.uses)
     batched = all(rank(use.input) == len(layer.shape) and dtype_of(use.node) is torch.float32 for use in layer.uses)
     return "static" if spec.method == "static" and known and batched else "float"
 
 
 def _recurrent(layer: Layer, _: JobSpec) -> Mode:
-    known = all(use.node.target in (aten.lstm.input, aten.gru.input) for use in layer.uses)
+    known = all(use.node.target in INTEGER_RECURRENT for use in layer.uses)
     width = min(operand.value.shape[0] for operand in layer.operands) // 4
     complete = all(len(use.operands) % 2 == 0 for use in layer.uses)
     return "per_step" if known and complete and width >= LEAST_RECURRENT_WIDTH else "float"
 
-
-NONNEGATIVE = frozenset(
-    (aten.relu.default, aten.relu6.default, aten.softmax.int, aten._softmax.default, aten.sigmoid.default,
-     aten.exp.default, aten.abs.default, aten.softplus.default, aten.square.default)
-)  # fmt: skip
-BOUNDED = frozenset(
-    (aten.gelu.default, aten.silu.default, aten.hardswish.default, aten.mish.default, aten.elu.default)
-)  # fmt: skip
-PASSING = frozenset(
-    (aten.dropout.default, aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.clone.default,
-     aten.contiguous.default, aten.transpose.int, aten.permute.default, aten.unsqueeze.default, aten.squeeze.dim,
-     aten.max_pool2d.default, aten.max_pool1d.default, aten.avg_pool2d.default, aten.avg_pool1d.default,
-     aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool1d.default, aten.mean.dim, aten.slice.Tensor,
-     aten.select.int)
-)  # fmt: skip
-"""Calls after which nothing is smaller than before."""
 
 MODES = {"linear": _linear, "batched": _batched, "convolution": _convolution, "recurrent": _recurrent}

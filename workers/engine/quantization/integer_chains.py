@@ -17,12 +17,11 @@ import torch
 from torch import fx
 
 from fewbit.contract.spec import Activations
-from fewbit.runtime.lowering import CLAMPS, KEEPS_VALUES, RELUS
-from fewbit.runtime.program import Program, dtype_of
+from fewbit.runtime.program import Program, argument, dtype_of
+from workers.engine.graph.ops import CLAMPS, KEEPS_VALUES, RELUS
 from workers.engine.quantization.plan import Planned
 
 aten = torch.ops.aten
-ADDS = frozenset((aten.add.Tensor,))
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,10 @@ class FixedValue:
 
 def fixed_values(program: Program, planned: Iterable[Planned]) -> dict[fx.Node, FixedValue]:
     """Every value that gets a fixed range, in graph order."""
-    static = [each for each in planned if each.arithmetic.mode == "static"]
-    reads = {use.input: each for each in static for use in each.layer.uses}
-    makes = {use.node: each for each in static for use in each.layer.uses}
-    reduced = any(each.arithmetic.reduced for each in static)
+    static = [row for row in planned if row.arithmetic.mode == "static"]
+    reads = {use.input: row for row in static for use in row.layer.uses}
+    makes = {use.node: row for row in static for use in row.layer.uses}
+    reduced = any(row.arithmetic.reduced for row in static)
     integers = _integers(program, reads, makes)
     useful = _useful(program, reads, makes, integers)
     values: dict[fx.Node, FixedValue] = {}
@@ -67,7 +66,7 @@ def _integers(
             continue
         if _is_made(node, value, reads, makes) or _is_sum(node, integers):
             integers[value] = None
-        elif node.target is aten.cat.default and _all_in(integers, node.args[0]):
+        elif node.target is aten.cat.default and _all_in(integers, argument(node, "tensors")):
             integers[node] = None
         elif node.target in KEEPS_VALUES and _all_in(integers, node.args[:1]) and not _is_random(node):
             integers[node] = node.args[0]
@@ -79,7 +78,7 @@ def _is_made(node: fx.Node, value: fx.Node, reads: dict[fx.Node, Planned], makes
 
 
 def _is_sum(node: fx.Node, integers: dict[fx.Node, fx.Node | None]) -> bool:
-    return node.target in ADDS and _all_in(integers, node.args[:2]) and "alpha" not in node.kwargs
+    return node.target is aten.add.Tensor and _all_in(integers, node.args[:2]) and "alpha" not in node.kwargs
 
 
 def _useful(
@@ -90,7 +89,7 @@ def _useful(
 ) -> dict[fx.Node, Activations]:
     """Of those, the ones worth having: convolutions' results, and what leads to a layer's input."""
     useful: dict[fx.Node, Activations] = {}
-    made = {_activated(node): each for node, each in makes.items()}
+    made = {_activated(node): row for node, row in makes.items()}
     for node in reversed(program.graph.nodes):
         if node not in integers:
             continue
@@ -116,9 +115,9 @@ def _all_in(integers: dict[fx.Node, fx.Node | None], nodes: object) -> bool:
     return (
         isinstance(nodes, list | tuple)
         and bool(nodes)
-        and all(isinstance(each, fx.Node) and each in integers for each in nodes)
+        and all(isinstance(node, fx.Node) and node in integers for node in nodes)
     )
 
 
 def _is_random(node: fx.Node) -> bool:
-    return node.target is aten.dropout.default and bool(node.args[2])
+    return node.target is aten.dropout.default and bool(argument(node, "train"))

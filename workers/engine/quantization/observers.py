@@ -81,7 +81,8 @@ def observer_for(range_: ActivationRange) -> Observer:
 
 
 def fake_quantize(x: Tensor, q: QParams) -> Tensor:
-    """``x`` after a round trip through integers, in its own shape and dtype."""
+    """``x`` after a round trip through integers, in its own shape and dtype: ``activations.quantize_at``, in place,
+    since it runs on every value of the data."""
     steps = torch.div(x.to(torch.float32), q.scale).round_().add_(q.zero_point).clamp_(q.qmin, q.qmax)
     return steps.sub_(q.zero_point).mul_(q.scale).to(x.dtype)
 
@@ -236,8 +237,8 @@ def mse_bounds(histogram: Histogram, steps: int) -> Bounds:
     lowest, highest = low, high = error.low, error.high
     for shares in MSE_SHARES:
         for _ in range(2):
-            low = min({max(lowest, low * share) for share in shares}, key=lambda each: error(each, high))
-            high = min({min(highest, high * share) for share in shares}, key=lambda each: error(low, each))
+            low = min({max(lowest, low * share) for share in shares}, key=lambda bound: error(bound, high))
+            high = min({min(highest, high * share) for share in shares}, key=lambda bound: error(low, bound))
     return low, high
 
 

@@ -10,7 +10,8 @@ from fewbit.contract.spec import Weights
 from workers.engine.graph.layers import Layer, Operand
 from workers.engine.quantization.arithmetic import Arithmetic
 from workers.engine.quantization.plan import Planned
-from workers.engine.quantization.weights import QuantizedWeight, quantize_weight, weight_stats
+from workers.engine.quantization.weight_statistics import weight_stats
+from workers.engine.quantization.weights import QuantizedWeight, quantize_weight
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,20 @@ def quantize(
 ) -> tuple[QuantizedLayer, ...]:
     """Every layer the plan quantizes, in the plan's order. A weight that two layers share is quantized once, and one
     object. ``advance`` is told the share done."""
-    chosen = [each for each in planned if each.weights is not None]
+    chosen = [row for row in planned if row.weights is not None]
     shared: dict[str, QuantizedWeight] = {}
     quantized = []
-    for index, each in enumerate(chosen):
-        assert each.weights is not None
-        weights = tuple(_once(operand, each.weights, shared) for operand in each.layer.operands)
-        first = each.layer.operands[0]
-        stats = weight_stats(first.value, weights[0], first.reduce, each.weights.range) if with_stats else None
-        quantized.append(QuantizedLayer(each.layer, weights, each.arithmetic, stats))
+    for index, row in enumerate(chosen):
+        assert row.weights is not None
+        weights = tuple(_quantize_once(operand, row.weights, shared) for operand in row.layer.operands)
+        first = row.layer.operands[0]
+        stats = weight_stats(first.value, weights[0], first.reduce, row.weights.range) if with_stats else None
+        quantized.append(QuantizedLayer(row.layer, weights, row.arithmetic, stats))
         advance((index + 1) / len(chosen))
     return tuple(quantized)
 
 
-def _once(operand: Operand, weights: Weights, shared: dict[str, QuantizedWeight]) -> QuantizedWeight:
+def _quantize_once(operand: Operand, weights: Weights, shared: dict[str, QuantizedWeight]) -> QuantizedWeight:
     value = operand.value
     key = f"{value.data_ptr()} {tuple(value.shape)} {value.stride()} {operand.reduce} {weights.model_dump_json()}"
     if key not in shared or not value.numel():

@@ -9,25 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fewbit.runtime.kernels import TINY
-from fewbit.runtime.program import Program, dtype_of
+from fewbit.runtime.program import Program, argument, dtype_of
 from fewbit.runtime.record import LayerRecord, PerToken, QuantizedValue, Record, WeightRecord
-from workers.engine.graph.editor import Surgery, after
-from workers.engine.graph.layers import EXPANSIONS, Layer, Operand, Use
+from workers.engine.graph.editor import GraphEditor, after
+from workers.engine.graph.layers import Layer, Operand, Use
+from workers.engine.graph.ops import EMBEDDING_BAGS, EXPANSIONS
+from workers.engine.graph.torch_internals import is_operator, parameters
+from workers.engine.quantization.activations import quantize_at, quantize_per_token
+from workers.engine.quantization.dequantization import dequantize_groups, dequantize_rows, order_of, unpack_nibbles
 from workers.engine.quantization.observers import QParams
 from workers.engine.quantization.quantize import QuantizedLayer
 from workers.engine.quantization.weights import QuantizedWeight
 
 aten = torch.ops.aten
-BAGS = (
-    aten.embedding_bag.default, aten.embedding_bag.padding_idx,
-    aten._embedding_bag.default, aten._embedding_bag_forward_only.default,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class FixedRange:
     everywhere: bool
 
 
-def reference_of(
+def build_reference(
     program: Program,
     layers: Iterable[Layer],
     quantized: Iterable[QuantizedLayer],
@@ -53,17 +53,27 @@ def reference_of(
     """``program`` is not changed; the reference shares its float tensors. ``ranges``: of the values that static layers
     read, and of those that their chains pass on."""
     quantized = tuple(quantized)
-    chosen = {each.layer.name for each in quantized}
+    chosen = {row.layer.name for row in quantized}
     left = {use.node.name: layer.name for layer in layers if layer.name not in chosen for use in layer.uses}
     return _Rewriter(program).rewrite(quantized, ranges, left)
 
 
-class _Rewriter(Surgery):
+@dataclass(frozen=True)
+class _Stored:
+    """The graph inputs of a quantized weight, and the buffers they stand for."""
+
+    values: fx.Node
+    scale: fx.Node
+    values_name: str
+    scale_name: str
+
+
+class _Rewriter(GraphEditor):
     """``stored``: the buffers of each quantized weight; ``rows`` and ``fixed``: the quantized values of inputs."""
 
     def __init__(self, program: Program) -> None:
-        super().__init__(program, for_good=True)
-        self.stored: dict[int, tuple[fx.Node, fx.Node, str, str]] = {}
+        super().__init__(program, drop_unread=True)
+        self.stored: dict[int, _Stored] = {}
         self.rows: dict[tuple[str, PerToken], fx.Node] = {}
         self.fixed: dict[str, fx.Node] = {}
         self.layers: list[LayerRecord] = []
@@ -72,18 +82,18 @@ class _Rewriter(Surgery):
     def rewrite(
         self, quantized: tuple[QuantizedLayer, ...], ranges: Mapping[fx.Node, FixedRange], left: dict[str, str]
     ) -> Reference:
-        for node, each in ranges.items():
-            self._fix(node.name, each)
+        for node, fixed in ranges.items():
+            self._fix(node.name, fixed)
         order = {node.name: index for index, node in enumerate(self.program.graph.nodes)}
         calls = [(layer, use) for layer in quantized for use in layer.layer.uses]
-        for layer, use in sorted(calls, key=lambda each: order[each[1].node.name]):
+        for layer, use in sorted(calls, key=lambda call: order[call[1].node.name]):
             self._replace(layer, use)
         changed = self.finish()
         alive = {node.name for node in changed.graph.nodes}
         layers, values = map(self._current, self.layers), map(self._current, self.values)
         return Reference(changed, Record(
-            layers=tuple(each for each in layers if each.node in alive),
-            values=tuple(each for each in values if each.node in alive),
+            layers=tuple(layer for layer in layers if layer.node in alive),
+            values=tuple(value for value in values if value.node in alive),
             float_layers=left,
         ))  # fmt: skip
 
@@ -101,35 +111,33 @@ class _Rewriter(Surgery):
     def _replace(self, quantized: QuantizedLayer, use: Use) -> None:
         node = self.originals[use.node.name]
         x = self.nodes[use.input.name]
-        original = {operand: self.nodes[operand.name] for operand in use.operands}
         with self.graph.inserting_before(node):
             if quantized.layer.kind == "embedding":
                 self._embedding(quantized, use, node)
                 return
             read = self._quantized_input(quantized, use, x)
-            operands = [
-                self._operand(node, operand, weight, use_operand)
-                for operand, weight, use_operand in zip(
-                    quantized.layer.operands, quantized.weights, use.operands, strict=True
-                )
-            ]
-            swapped = {
-                read_by: self._through(node, read_by, old, new)
-                for old, new in zip(original.values(), operands, strict=True)
-                for read_by in [_argument_above(node, old)]
-            }
+            operands = self._operands(quantized, use, node)
+            swapped = self._swapped(node, use, operands)
             if read is not x:
                 swapped[x] = read
-            result = (
-                self._call_in_float32(node, swapped) if quantized.layer.kind != "nested" else self._swap(node, swapped)
-            )
+            swap = self._swap if quantized.layer.kind == "nested" else self._call_in_float32
+            result = swap(node, swapped)
         self._record(quantized, use, x, read, operands, result)
+
+    def _swapped(self, node: fx.Node, use: Use, operands: Iterable[fx.Node]) -> dict[fx.Node, fx.Node]:
+        """By the argument of ``node`` that is an operand, or a view of one: the same of the dequantized operand."""
+        swapped = {}
+        for operand, new in zip(use.operands, operands, strict=True):
+            old = self.nodes[operand.name]
+            argument = _argument_above(node, old)
+            swapped[argument] = self._through(node, argument, old, new)
+        return swapped
 
     def _through(self, node: fx.Node, argument: fx.Node, old: fx.Node, new: fx.Node) -> fx.Node:
         """``argument``, a view of ``old`` or ``old`` itself, as the same view of ``new``."""
         if argument is old:
             return new
-        inner = self._through(node, argument.args[0], old, new)  # type: ignore[arg-type]
+        inner = self._through(node, argument.all_input_nodes[0], old, new)
         return self.call(node, argument.target, inner, *argument.args[1:], **argument.kwargs)
 
     def _swap(self, node: fx.Node, swapped: Mapping[fx.Node, fx.Node]) -> fx.Node:
@@ -144,93 +152,88 @@ class _Rewriter(Surgery):
         if dtype is torch.float32 or not dtype.is_floating_point or node.target is aten._grouped_mm.default:
             return self._swap(node, swapped)  # _grouped_mm takes bfloat16 only
 
-        def widened(each: fx.Node) -> fx.Node:
-            each = swapped.get(each, each)
-            floating = isinstance(each.meta.get("val"), Tensor) and each.meta["val"].dtype.is_floating_point
-            return self.cast(node, each, torch.float32) if floating else each
+        def widened(operand: fx.Node) -> fx.Node:
+            operand = swapped.get(operand, operand)
+            floating = isinstance(operand.meta.get("val"), Tensor) and operand.meta["val"].dtype.is_floating_point
+            return self.cast(node, operand, torch.float32) if floating else operand
 
-        arguments, keywords = fx.node.map_arg((node.args, dict(node.kwargs)), widened)
+        given: Any = fx.node.map_arg((node.args, dict(node.kwargs)), widened)
+        arguments, keywords = given
         wide = self.call(node, node.target, *arguments, **keywords)
         result = self.cast(node, wide, dtype) if isinstance(wide.meta["val"], Tensor) else self._narrowed(node, wide)
-        self.supersede(node, result)
+        self.replace(node, result)
         return result
 
     def _narrowed(self, node: fx.Node, wide: fx.Node) -> fx.Node:
         """A call with several results: each reader gets its own, cast back."""
         for reader in list(node.users):
-            part = self.call(node, reader.target, wide, *reader.args[1:])
-            self.supersede(reader, self.cast(node, part, dtype_of(reader)))
+            result = self.call(node, reader.target, wide, *reader.args[1:])
+            self.replace(reader, self.cast(node, result, dtype_of(reader)))
         return wide
 
     def _embedding(self, quantized: QuantizedLayer, use: Use, node: fx.Node) -> None:
         """Rows are gathered as integers and scaled, so that the table is never dequantized as a whole."""
-        if node.target in BAGS and _padding(node) >= 0:
+        if node.target in EMBEDDING_BAGS and _padding(node) >= 0:
             operand = self._operand(node, quantized.layer.operands[0], quantized.weights[0], use.operands[0])
             result = self._swap(node, {self.nodes[use.operands[0].name]: operand})
-        elif node.target in BAGS:
+        elif node.target in EMBEDDING_BAGS:
             result = operand = self._bag(quantized, use, node)
         else:
-            dtype = dtype_of(node)
-            result = operand = self.cast(node, self._rows(quantized.weights[0], node, node.args[1]), dtype)  # type: ignore[arg-type]
-            self.supersede(node, result)
-        self._record(quantized, use, self.nodes[use.input.name], self.nodes[use.input.name], [operand], result)
+            rows = self._rows(quantized.weights[0], node, argument(node, "indices"))
+            result = operand = self.cast(node, rows, dtype_of(node))
+            self.replace(node, result)
+        x = self.nodes[use.input.name]
+        self._record(quantized, use, x, x, [operand], result)
 
     def _rows(self, weight: QuantizedWeight, node: fx.Node, indices: fx.Node) -> fx.Node:
-        values, scale, _, _ = self._stored(weight)
-        gathered = self.call(node, aten.embedding.default, values, indices)
-        shape = tuple(gathered.meta["val"].shape)
+        stored = self._stored(weight)
+        gathered = self.call(node, aten.embedding.default, stored.values, indices)
         if weight.dtype == "int4":
-            gathered = self.call(node, aten.sub.Scalar, self._nibbles(node, gathered), 8)
+            gathered = self.insert(node, unpack_nibbles, gathered)
         wide = self.cast(node, gathered, torch.float32)
         shared = weight.scale.shape[0] == 1
-        steps = scale if shared else self.call(node, aten.embedding.default, scale, indices)
+        steps = stored.scale if shared else self.call(node, aten.embedding.default, stored.scale, indices)
         if weight.group_size is None:
             return self.call(node, aten.mul.Tensor, wide, steps)
-        grouped = self.call(node, aten.unflatten.int, wide, len(shape) - 1, [-1, weight.group_size])
-        grouped = self.call(node, aten.mul.Tensor, grouped, self.call(node, aten.unsqueeze.default, steps, -1))
-        return self.call(node, aten.flatten.using_ints, grouped, len(shape) - 1, len(shape))
+        rows: fx.Node = self.insert(node, dequantize_rows, wide, steps, group_size=weight.group_size)
+        return rows
 
     def _bag(self, quantized: QuantizedLayer, use: Use, node: fx.Node) -> fx.Node:
         """The gathered rows are a table of their own, read in order."""
-        indices = node.args[1]
-        rows = self.cast(node, self._rows(quantized.weights[0], node, indices), dtype_of(use.operands[0]))  # type: ignore[arg-type]
-        ones = self.call(node, aten.ones_like.default, indices)
-        order = self.call(node, aten.sub.Tensor, self.call(node, aten.cumsum.default, ones, 0), ones)
-        node.args = (rows, self.cast(node, order, dtype_of(indices)), *node.args[2:])  # type: ignore[arg-type]
+        indices = argument(node, "indices")
+        rows = self.cast(node, self._rows(quantized.weights[0], node, indices), dtype_of(use.operands[0]))
+        order = self.cast(node, self.insert(node, order_of, indices), dtype_of(indices))
+        node.args = (rows, order, *node.args[2:])
         return node
 
     # --- Operands ---
 
+    def _operands(self, quantized: QuantizedLayer, use: Use, node: fx.Node) -> list[fx.Node]:
+        weights = zip(quantized.layer.operands, quantized.weights, use.operands, strict=True)
+        return [self._operand(node, operand, weight, like) for operand, weight, like in weights]
+
     def _operand(self, node: fx.Node, operand: Operand, weight: QuantizedWeight, like: fx.Node) -> fx.Node:
-        values, scale, _, _ = self._stored(weight)
-        if weight.dtype == "int4":
-            values = self.call(node, aten.sub.Scalar, self._nibbles(node, values), 8)
+        """The dequantized operand, as the call takes it."""
+        stored = self._stored(weight)
+        values = self.insert(node, unpack_nibbles, stored.values) if weight.dtype == "int4" else stored.values
         wide = self.cast(node, values, torch.float32)
         if weight.axis is None:
-            whole = self.call(node, aten.mul.Tensor, wide, scale)
+            whole = self.call(node, aten.mul.Tensor, wide, stored.scale)
         else:
-            axis, shape = weight.axis, list(weight.values.shape)
-            grouped = self.call(node, aten.unflatten.int, wide, axis, [-1, weight.group_size])
-            steps = self.call(node, aten.unsqueeze.default, scale, axis + 1)
-            whole = self.call(node, aten.view.default, self.call(node, aten.mul.Tensor, grouped, steps), shape)
+            whole = self.insert(
+                node, dequantize_groups, wide, stored.scale, axis=weight.axis, group_size=weight.group_size
+            )
         if operand.transposed:
             whole = self.call(node, aten.t.default, whole)
         return self.cast(node, whole, dtype_of(like))
 
-    def _nibbles(self, node: fx.Node, packed: fx.Node) -> fx.Node:
-        low = self.call(node, aten.bitwise_and.Scalar, packed, 15)
-        high = self.call(node, aten.bitwise_right_shift.Tensor_Scalar, packed, 4)
-        return self.call(
-            node, aten._to_copy.default, self.call(node, aten.cat.default, [low, high], -1), dtype=torch.int8
-        )
-
-    def _stored(self, weight: QuantizedWeight) -> tuple[fx.Node, fx.Node, str, str]:
+    def _stored(self, weight: QuantizedWeight) -> _Stored:
         if id(weight) not in self.stored:
             index = len(self.stored)
             values = pack_nibbles(weight.values) if weight.dtype == "int4" else weight.values
             names = f"{weight.dtype}_values_{index}", f"{weight.dtype}_scale_{index}"
-            nodes = self.buffer(names[0], values), self.buffer(names[1], weight.scale)
-            self.stored[id(weight)] = (*nodes, *names)
+            nodes = self.add_buffer(names[0], values), self.add_buffer(names[1], weight.scale)
+            self.stored[id(weight)] = _Stored(*nodes, *names)
         return self.stored[id(weight)]
 
     # --- Activations ---
@@ -249,38 +252,26 @@ class _Rewriter(Surgery):
         return self.rows[key]
 
     def _per_token(self, x: fx.Node, scheme: PerToken) -> fx.Node:
-        dtype, wide, axes = dtype_of(x), self.cast(x, x, torch.float32), list(scheme.axes)
-        low = self.call(x, aten.amin.default, wide, axes, True) if scheme.range == "affine" else None
-        above = wide if low is None else self.call(x, aten.sub.Tensor, wide, low)
-        sized = self.call(x, aten.abs.default, above) if scheme.range == "symmetric" else above
-        largest = self.call(x, aten.amax.default, sized, axes, True)
-        scale = self.alike(aten.clamp_min.default, largest, TINY)
-        steps = self.alike(aten.mul.Tensor, self.call(x, aten.div.Tensor, above, scale), float(scheme.steps))
-        rounded = self.alike(aten.round.default, steps)
-        step = self.alike(aten.div.Tensor, scale, float(scheme.steps))
-        result = self.alike(aten.mul.Tensor, rounded, step)
-        if low is not None:
-            result = self.alike(aten.add.Tensor, result, low)
-        return self.cast(x, result, dtype)
+        wide = self.cast(x, x, torch.float32)
+        return self.cast(x, self.insert(x, quantize_per_token, wide, scheme=scheme), dtype_of(x))
 
     def _fix(self, name: str, fixed: FixedRange) -> None:
         x, q = self.nodes[name], fixed.qparams
         dtype, readers = dtype_of(x), list(x.users)
+        at = {"scale": q.scale, "zero_point": float(q.zero_point), "qmin": float(q.qmin), "qmax": float(q.qmax)}
         with self.graph.inserting_before(after(x)):
             wide = self.cast(x, x, torch.float32)
-            steps = self.alike(aten.round.default, self.alike(aten.div.Tensor, wide, q.scale))
-            shifted = self.alike(aten.add.Tensor, steps, float(q.zero_point))
-            kept = self.alike(aten.clamp.default, shifted, float(q.qmin), float(q.qmax))
-            centred = self.alike(aten.sub.Tensor, kept, float(q.zero_point))
-            result = self.cast(x, self.alike(aten.mul.Tensor, centred, q.scale), dtype)
+            result = self.cast(x, self.insert(x, quantize_at, wide, numbers=at), dtype)
         if fixed.everywhere:
             for reader in readers:
                 reader.replace_input_with(x, result)
             self.nodes[name] = result
         self.fixed[name] = result
-        self.values.append(QuantizedValue(
-            source=x.name, node=result.name, scale=q.scale, zero_point=q.zero_point, qmin=q.qmin, qmax=q.qmax,
-        ))  # fmt: skip
+        self.values.append(
+            QuantizedValue(
+                source=x.name, node=result.name, scale=q.scale, zero_point=q.zero_point, qmin=q.qmin, qmax=q.qmax
+            )
+        )
 
     # --- The record, and the graph's own bookkeeping ---
 
@@ -297,7 +288,7 @@ class _Rewriter(Surgery):
             kind=quantized.layer.kind,
             node=result.name,
             input=x.name,
-            weights=tuple(self._weight_record(*each) for each in weights),
+            weights=tuple(starmap(self._weight_record, weights)),
             compute="float" if arithmetic.mode == "float" else "int8",
             per_token=per_token,
             quantized_input=read.name if arithmetic.mode == "static" else None,
@@ -308,10 +299,10 @@ class _Rewriter(Surgery):
         ))  # fmt: skip
 
     def _weight_record(self, operand: Operand, weight: QuantizedWeight, node: fx.Node) -> WeightRecord:
-        _, _, values, scale = self._stored(weight)
+        stored = self._stored(weight)
         return WeightRecord(
-            values=values,
-            scale=scale,
+            values=stored.values_name,
+            scale=stored.scale_name,
             operand=node.name,
             dtype=weight.dtype,
             granularity=weight.granularity,
@@ -325,12 +316,12 @@ def _argument_above(node: fx.Node, operand: fx.Node) -> fx.Node:
     """The argument of ``node`` that is ``operand``, or an expansion of it."""
     if operand in node.all_input_nodes:
         return operand
-    for each in node.all_input_nodes:
-        above = each
-        while above.target in EXPANSIONS:
-            above = above.args[0]  # type: ignore[assignment]
-            if above is operand:
-                return each
+    for candidate in node.all_input_nodes:
+        below = candidate
+        while below.target in EXPANSIONS:
+            below = below.all_input_nodes[0]
+            if below is operand:
+                return candidate
     raise ValueError(f"{node.name} does not read {operand.name}")
 
 
@@ -342,7 +333,6 @@ def pack_nibbles(values: Tensor) -> Tensor:
 
 def _padding(node: fx.Node) -> int:
     """``padding_idx`` of an embedding bag; -1 for none."""
-    names = [each.name for each in node.target._schema.arguments]  # type: ignore[union-attr]
-    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    padding = given.get("padding_idx")
+    known = is_operator(node.target) and "padding_idx" in parameters(node.target)
+    padding = argument(node, "padding_idx") if known else None
     return padding if isinstance(padding, int) else -1

@@ -13,36 +13,36 @@ import torch
 from torch import Tensor
 
 from fewbit.runtime.program import Program
-from workers.engine.graph.editor import Surgery
+from workers.engine.graph.editor import GraphEditor
 
 
 def non_finite(program: Program) -> dict[str, int]:
     """By the name of a parameter or buffer, how many of its values are NaN or infinite, where any is."""
-    counts = {each.name: _count(each.value) for each in program.constants.values()}
+    counts = {constant.name: _count(constant.value) for constant in program.constants.values()}
     return {name: count for name, count in counts.items() if count}
 
 
-def cleaned(program: Program) -> Program:
+def with_finite_weights(program: Program) -> Program:
     """``program`` on finite constants, on the same graph: what is behind a NaN can be measured again. ``program``
     itself where there is none."""
     broken = non_finite(program)
     if not broken:
         return program
     constants = {
-        node: replace(each, value=finite(each.value)) if each.name in broken else each
-        for node, each in program.constants.items()
+        node: replace(constant, value=finite(constant.value)) if constant.name in broken else constant
+        for node, constant in program.constants.items()
     }
     return replace(program, constants=constants, folded={})
 
 
-def repaired(program: Program, names: Collection[str]) -> Program:
+def repair_constants(program: Program, names: Collection[str]) -> Program:
     """A program whose parameters and buffers of these names are finite. ``program`` is not changed."""
-    surgery = Surgery(program)
+    editor = GraphEditor(program)
     for name in names:
-        value = surgery.held(name)
+        value = editor.value(name)
         if value is not None:
-            surgery.put(name, finite(value.detach()))
-    return surgery.finish()
+            editor.set_value(name, finite(value.detach()))
+    return editor.finish()
 
 
 def finite(value: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fewbit.runtime.kernels import TINY
+from fewbit.runtime.program import call
 from fewbit.runtime.record import PerToken
 from workers.engine.graph.layers import Operand, Use
+from workers.engine.quantization.activations import quantize_per_token
 from workers.engine.quantization.arithmetic import Arithmetic
 from workers.engine.quantization.observers import fake_quantize
 from workers.engine.quantization.quantize import QuantizedLayer
@@ -20,7 +21,7 @@ from workers.engine.quantization.weights import QuantizedWeight
 LARGEST_TABLE = 1 << 28  # elements: an embedding bag's table beyond this is not dequantized just to be measured
 
 
-def imitated(
+def simulate_layer(
     quantized: QuantizedLayer, use: Use, value: Callable[[Any], Any], ranges: Mapping[fx.Node, FixedRange]
 ) -> Tensor | None:
     """What the quantized layer gives for the float inputs ``value`` answers; None where that is not computed."""
@@ -29,21 +30,21 @@ def imitated(
         return None
     if node.target is torch.ops.aten.embedding.default:
         return _rows(quantized.weights[0], value(use.input))
-    if any(each not in node.all_input_nodes for each in use.operands):
+    if any(operand not in node.all_input_nodes for operand in use.operands):
         return None  # the call reads an expansion of the operand
     pairs = zip(use.operands, quantized.layer.operands, quantized.weights, strict=True)
     swapped: dict[fx.Node, Tensor] = {
-        each: operand_value(operand, weight).to(value(each).dtype) for each, operand, weight in pairs
+        read: operand_value(operand, weight).to(value(read).dtype) for read, operand, weight in pairs
     }
     x = value(use.input)
     if quantized.arithmetic.mode == "per_token" and use.axes:
         swapped[use.input] = per_token(x, use.axes, quantized.arithmetic)
     elif quantized.arithmetic.mode == "static":
         swapped[use.input] = fake_quantize(x.float(), ranges[use.input].qparams).to(x.dtype)
-    arguments, keywords = fx.node.map_arg(
-        (node.args, dict(node.kwargs)), lambda each: swapped[each] if each in swapped else value(each)
+    given: Any = fx.node.map_arg(
+        (node.args, dict(node.kwargs)), lambda read: swapped[read] if read in swapped else value(read)
     )
-    result: Any = node.target(*arguments, **keywords)  # type: ignore[operator]
+    result = call(node.target, *given)
     first: Tensor = result[0] if isinstance(result, tuple) else result
     return first
 
@@ -56,12 +57,8 @@ def operand_value(operand: Operand, weight: QuantizedWeight) -> Tensor:
 
 def per_token(x: Tensor, axes: tuple[int, ...], arithmetic: Arithmetic) -> Tensor:
     """``x`` quantized and dequantized, each slice over ``axes`` by its own range, in the dtype of ``x``."""
-    wide = x.float()
     scheme = PerToken(levels=arithmetic.levels, axes=axes, range=arithmetic.range)
-    low = wide.amin(axes, keepdim=True) if scheme.range == "affine" else torch.zeros(())
-    largest = (wide - low).abs() if scheme.range == "affine" else wide.abs()
-    scale = largest.amax(axes, keepdim=True).clamp_min(TINY)
-    return (torch.round((wide - low) / scale * scheme.steps) * (scale / scheme.steps) + low).to(x.dtype)
+    return quantize_per_token(x.float(), scheme).to(x.dtype)
 
 
 def _too_large(quantized: QuantizedLayer) -> bool:

@@ -1,4 +1,4 @@
-"""Weights to int8 or int4: symmetric, zero point 0, and what that does to them.
+"""Weights to int8 or int4: symmetric, zero point 0.
 
 A weight is any constant operand. ``reduce`` names the axes its product sums over; a scale covers all of those (per
 channel), everything (per tensor), or a group of neighbours along the longest of them (per group). Weights are read in
@@ -19,13 +19,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fewbit.contract.report import SQNR_CAP_DB, Histogram, WeightStats
+from fewbit.contract.report import SQNR_CAP_DB
 from fewbit.contract.spec import Clip, Granularity, Percentile, WeightRange, Weights
 from workers.errors import EngineError
 
 QMAX = {"int8": 127, "int4": 7}
-OUTLIER_SIGMAS = 6.0
-HISTOGRAM_BINS = 64
 BLOCK = 2**18  # elements; 1 MB of float32 stays in cache while several passes read it
 MSE_RATIO = 0.92  # each clip tried is this share of the one before
 MSE_CLIPS = 64  # 0.92**64: clips down to 1/200 of the largest magnitude
@@ -57,7 +55,7 @@ class QuantizedWeight:
 
 
 @dataclass(frozen=True)
-class _Grid:
+class Grid:
     """Where scales go: ``shape`` is the operand's with its group axis split in two; one scale covers ``reduce``."""
 
     shape: tuple[int, ...]
@@ -85,13 +83,13 @@ def quantize_weight(weight: Tensor, settings: Weights, reduce: tuple[int, ...] =
     for a convolution's [out, in, kh, kw]. Raises ``EngineError`` quantization-failed for values that are not finite
     and for a group size that does not divide the longest of ``reduce``.
     """
-    grid = _grid(weight, settings.granularity, settings.group_size, reduce)
+    grid = grid_for(weight, settings.granularity, settings.group_size, reduce)
     values = torch.empty(weight.shape, dtype=torch.int8)
     scale = torch.empty(grid.scale_shape)
     target = grid.view(values)
-    for index, _, rounded, steps in _rounded(weight, grid, settings.range, QMAX[settings.dtype]):
+    for index, _, rounded, steps in rounded_blocks(weight, grid, settings.range, QMAX[settings.dtype]):
         target[index] = rounded
-        scale[_of_scale(index, grid)] = steps
+        scale[scale_index(index, grid)] = steps
     if grid.axis is not None:
         scale = scale.squeeze(grid.axis + 1)
     return QuantizedWeight(values, scale, settings.granularity, settings.dtype, grid.axis, grid.group_size)
@@ -107,88 +105,17 @@ def sqnr_db(signal: Tensor, approximation: Tensor) -> float:
     unit = float(signal.abs().amax()) if signal.numel() else 0.0
     scaled = signal.to(torch.float32).flatten() / (unit or 1.0)  # so that squares of small signals do not vanish
     error = approximation.to(torch.float32).flatten() / (unit or 1.0) - scaled
-    return _decibels(float(scaled @ scaled), float(error @ error))
+    return decibels(float(scaled @ scaled), float(error @ error))
 
 
-def weight_stats(
-    weight: Tensor, quantized: QuantizedWeight, reduce: tuple[int, ...] = (1,), range_: WeightRange = "mse"
-) -> WeightStats:
-    """The float weight's statistics, and what this quantization does to it. ``weight`` must not be empty.
-
-    ``sqnr_db`` has per_tensor, per_channel and, where groups divide it, per_group, at the quantized weight's bits, and
-    its own granularity. Of a large weight, groups and the mse-best range are tried on a share of its rows.
-    """
-    low, high, mean = _extent(weight)
-    unit = max(-low, high) or 1.0
-    grid = _grid(weight, quantized.granularity, quantized.group_size, reduce)
-    sums = _sums(weight, quantized, grid, (low, high, mean, unit))
-    spread = math.sqrt(sums.square)
-    noises = {
-        name: sums.noise if name == quantized.granularity else _noise(weight, name, quantized.dtype, reduce, unit)
-        for name in dict.fromkeys(("per_tensor", "per_channel", quantized.granularity))
-    }
-    decibels = {name: round(_decibels(sums.power, noise), 2) for name, noise in noises.items()}
-    part = _some_rows(weight, reduce)
-    size = _group_size(part, reduce)
-    if size and quantized.granularity != "per_group":
-        decibels["per_group"] = _sqnr_at(part, Weights(granularity="per_group", group_size=size), quantized, reduce)
-    return WeightStats(
-        min=low,
-        max=high,
-        mean=mean,
-        std=spread * unit,
-        kurtosis=sums.fourth / sums.square**2 if sums.square else 0.0,
-        outlier_ratio=_outliers(weight, mean, OUTLIER_SIGMAS * spread * unit, max(high - mean, mean - low)),
-        zeroed_ratio=sums.zeroed,
-        saturated_ratio=sums.saturated,
-        sqnr_db=decibels,
-        mse_range_gain_db=_mse_gain_db(part, quantized, range_, reduce),
-        histogram=Histogram(edges=_edges(low, high), counts=sums.counts),
-    )
-
-
-SAMPLED = 2**17  # elements of a weight that settings are tried on
-GROUP_SIZES = (32, 16, 8)
-
-
-def _some_rows(weight: Tensor, reduce: tuple[int, ...]) -> Tensor:
-    """At most about ``SAMPLED`` elements: whole rows, evenly chosen."""
-    kept = [axis for axis in range(weight.dim()) if axis not in reduce]
-    axis = max(kept, key=lambda each: weight.shape[each], default=None)
-    if axis is None or weight.numel() <= SAMPLED:
-        return weight
-    count = max(1, SAMPLED * weight.shape[axis] // weight.numel())
-    return weight.index_select(axis, torch.linspace(0, weight.shape[axis] - 1, count).long())
-
-
-def _group_size(weight: Tensor, reduce: tuple[int, ...]) -> int | None:
-    length = max((weight.shape[axis] for axis in reduce), default=0)
-    return next((size for size in GROUP_SIZES if length > size and length % size == 0), None)
-
-
-def _sqnr_at(weight: Tensor, settings: Weights, like: QuantizedWeight, reduce: tuple[int, ...]) -> float:
-    given = quantize_weight(weight, settings.model_copy(update={"dtype": like.dtype}), reduce)
-    return round(sqnr_db(weight.detach(), given.dequantize()), 2)
-
-
-def _mse_gain_db(
-    weight: Tensor, quantized: QuantizedWeight, range_: WeightRange, reduce: tuple[int, ...]
-) -> float | None:
-    if range_ == "mse":
-        return 0.0
-    now = Weights(granularity=quantized.granularity, group_size=quantized.group_size, range=range_)
-    best = now.model_copy(update={"range": "mse"})
-    gain = _sqnr_at(weight, best, quantized, reduce) - _sqnr_at(weight, now, quantized, reduce)
-    return round(max(gain, 0.0), 2)
-
-
-def _grid(weight: Tensor, granularity: Granularity, group_size: int | None, reduce: tuple[int, ...]) -> _Grid:
+def grid_for(weight: Tensor, granularity: Granularity, group_size: int | None, reduce: tuple[int, ...]) -> Grid:
+    """Raises ``EngineError`` quantization-failed for a group size that does not divide the axis it is for."""
     shape = tuple(weight.shape)
     if granularity == "per_tensor":
-        return _Grid(shape, tuple(range(len(shape))))
+        return Grid(shape, tuple(range(len(shape))))
     if granularity == "per_channel" or group_size is None:
-        return _Grid(shape, reduce)
-    axis = max(reduce, key=lambda each: shape[each])
+        return Grid(shape, reduce)
+    axis = max(reduce, key=shape.__getitem__)
     if shape[axis] % group_size:
         raise EngineError(
             "quantization-failed",
@@ -196,15 +123,15 @@ def _grid(weight: Tensor, granularity: Granularity, group_size: int | None, redu
             "choose a group_size that divides it, or per_channel",
         )
     split = (*shape[:axis], shape[axis] // group_size, group_size, *shape[axis + 1 :])
-    return _Grid(split, tuple(each + (each >= axis) for each in reduce), axis, group_size)
+    return Grid(split, tuple(other + (other >= axis) for other in reduce), axis, group_size)
 
 
-def _rounded(
-    weight: Tensor, grid: _Grid, range_: WeightRange, qmax: int
+def rounded_blocks(
+    weight: Tensor, grid: Grid, range_: WeightRange, qmax: int
 ) -> Iterator[tuple[Index, Tensor, Tensor, Tensor]]:
     """Block by block: where it lies in the grid, its float32 values, their integers (as floats) and their scales."""
     source = grid.view(weight.detach())
-    for pieces in _pieces(grid):
+    for pieces in blocks_of(grid):
         first = source[pieces[0]]
         if len(pieces) == 1:
             first = first.to(torch.float32)
@@ -217,7 +144,7 @@ def _rounded(
             yield index, piece, _round(piece, scale, qmax), scale
 
 
-def _pieces(grid: _Grid) -> Iterator[list[Index]]:
+def blocks_of(grid: Grid) -> Iterator[list[Index]]:
     """Blocks of at most ``BLOCK`` elements; each list holds the blocks of the same scales."""
     kept = [axis for axis in range(len(grid.shape)) if axis not in grid.reduce]
     steps, size = list(grid.shape), math.prod(grid.shape)
@@ -231,11 +158,12 @@ def _pieces(grid: _Grid) -> Iterator[list[Index]]:
         yield list(product(*inner))
 
 
-def _of_scale(index: Index, grid: _Grid) -> Index:
-    return tuple(slice(None) if axis in grid.reduce else each for axis, each in enumerate(index))
+def scale_index(index: Index, grid: Grid) -> Index:
+    """Where the scales of a block lie."""
+    return tuple(slice(None) if axis in grid.reduce else at for axis, at in enumerate(index))
 
 
-def _scale(pieces: list[Tensor], grid: _Grid, range_: WeightRange, qmax: int) -> Tensor:
+def _scale(pieces: list[Tensor], grid: Grid, range_: WeightRange, qmax: int) -> Tensor:
     """float32, size 1 on reduced axes: one step of the integers for each row of ``pieces``."""
     kept = [axis for axis in range(len(grid.shape)) if axis not in grid.reduce]
     order = (*kept, *sorted(grid.reduce))
@@ -245,9 +173,8 @@ def _scale(pieces: list[Tensor], grid: _Grid, range_: WeightRange, qmax: int) ->
 
 
 def _round(piece: Tensor, scale: Tensor, qmax: int) -> Tensor:
-    return (
-        torch.div(piece, scale).round_().clamp_(-qmax, qmax)
-    )  # a product with 1 / scale would overflow near denormals
+    """Divided by the scale: a product with 1 / scale would overflow near denormals."""
+    return torch.div(piece, scale).round_().clamp_(-qmax, qmax)
 
 
 def _bound(pieces: list[Tensor], range_: WeightRange, qmax: int) -> Tensor:
@@ -329,88 +256,8 @@ def _bits(piece: Tensor) -> Tensor:
     return piece.to(torch.float32).abs().view(torch.int32)
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """Means over one weight, in units of its largest magnitude; ``zeroed`` and ``saturated`` are shares."""
-
-    square: float
-    fourth: float
-    power: float
-    noise: float
-    zeroed: float
-    saturated: float
-    counts: tuple[int, ...]
-
-
-def _extent(weight: Tensor) -> tuple[float, float, float]:
-    """Smallest, largest and mean value."""
-    low, high, total = math.inf, -math.inf, 0.0
-    for block in _blocks(weight):
-        ends = torch.aminmax(block)
-        low, high = min(low, float(ends.min)), max(high, float(ends.max))
-        total += float(block.sum(dtype=torch.float64))
-    return low, high, total / weight.numel()
-
-
-def _sums(weight: Tensor, quantized: QuantizedWeight, grid: _Grid, about: tuple[float, float, float, float]) -> _Sums:
-    low, high, mean, unit = about
-    totals, counts = torch.zeros(6, dtype=torch.float64), torch.zeros(HISTOGRAM_BINS, dtype=torch.long)
-    source, values, scale = grid.view(weight.detach()), grid.view(quantized.values), grid.steps(quantized.scale)
-    for index in (index for pieces in _pieces(grid) for index in pieces):
-        block, rounded, steps = source[index].to(torch.float32), values[index], scale[_of_scale(index, grid)]
-        limit = steps * (QMAX[quantized.dtype] * (1 + 1e-6))
-        saturated = int((block.abs() > limit).count_nonzero())
-        zeroed = int(block.count_nonzero()) - int(rounded.count_nonzero())
-        scaled = block / unit  # so that no square over- or underflows
-        noise = _dot((rounded * (steps / unit)).sub_(scaled))
-        power, centred = _dot(scaled), scaled.sub(mean / unit)
-        square, fourth = _dot(centred), _dot(centred.square())
-        totals += torch.tensor([square, fourth, power, noise, zeroed, saturated], dtype=torch.float64)
-        counts += _counts(block, low, high)
-    binned = counts if low < high else counts[:1]
-    square, fourth, power, noise, zeroed_share, saturated_share = (totals / weight.numel()).tolist()
-    return _Sums(square, fourth, power, noise, zeroed_share, saturated_share, tuple(binned.tolist()))
-
-
-def _noise(weight: Tensor, granularity: Granularity, dtype: str, reduce: tuple[int, ...], unit: float) -> float:
-    """Mean squared error of the whole range at this granularity, in units of ``unit``."""
-    total, grid = 0.0, _grid(weight, granularity, None, reduce)
-    for _, block, rounded, scale in _rounded(weight, grid, "minmax", QMAX[dtype]):
-        total += _dot((rounded * (scale / unit)).sub_(block / unit))
-    return total / weight.numel()
-
-
-def _outliers(weight: Tensor, mean: float, limit: float, farthest: float) -> float:
-    """The share farther than ``limit`` from the mean; ``farthest`` tells when there is none to count."""
-    if farthest <= limit:
-        return 0.0
-    return sum(int(((block - mean).abs_() > limit).count_nonzero()) for block in _blocks(weight)) / weight.numel()
-
-
-def _blocks(weight: Tensor) -> Iterator[Tensor]:
-    for pieces in _pieces(_Grid(tuple(weight.shape), ())):
-        for index in pieces:
-            yield weight.detach()[index].to(torch.float32)
-
-
-def _counts(block: Tensor, low: float, high: float) -> Tensor:
-    """int64 [HISTOGRAM_BINS]; ``torch.histc`` took four times as long."""
-    width = (high - low) / HISTOGRAM_BINS
-    exact = block if 1e-30 < width < 1e30 else block.double()
-    bins = (exact - low).div_(width or 1.0).clamp_(0, HISTOGRAM_BINS - 1).to(torch.uint8)
-    return torch.bincount(bins.flatten(), minlength=HISTOGRAM_BINS)
-
-
-def _dot(block: Tensor) -> float:
-    flat = block.flatten()
-    return float(flat @ flat)
-
-
-def _edges(low: float, high: float) -> tuple[float, ...]:
-    return tuple(torch.linspace(low, high, HISTOGRAM_BINS + 1).tolist()) if low < high else (low, high)
-
-
-def _decibels(power: float, noise: float) -> float:
+def decibels(power: float, noise: float) -> float:
+    """Within +-150; -150 when the noise is not finite."""
     if not math.isfinite(noise):
         return -SQNR_CAP_DB
     if noise == 0.0:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +15,6 @@ from fewbit.contract.report import (
     Accuracy,
     Execution,
     Finding,
-    Latency,
     LayerReport,
     LoaderOutput,
     OutputSimilarity,
@@ -22,45 +23,39 @@ from fewbit.contract.report import (
     Size,
 )
 from workers.engine.artifacts.kinds import KINDS
-from workers.engine.data import Data
 from workers.engine.draft import Draft
-from workers.engine.measurement.kernels import Executed
+from workers.engine.measurement.kernels import ExecutedKernel
 from workers.engine.measurement.machine import peak_memory_bytes, provenance
-from workers.engine.measurement.verification import MEASURED_ROWS, Measured, representative
-from workers.engine.metrics.accuracy import labelled
+from workers.engine.measurement.verification import MEASURED_ROWS, MeasuredArtifact, Measurements, representative
+from workers.engine.metrics.accuracy import LabelMetrics, measure_on_labels
 from workers.engine.metrics.conclusion import conclusion
 from workers.engine.reporting import findings
 from workers.engine.reporting.gates import check_gates, verdict
-from workers.engine.reporting.patches import all_in_one
+from workers.engine.reporting.patches import merge_patches
 from workers.engine.task import Task
 
 
-def report_of(
-    task: Task,
-    draft: Draft,
-    data: Data,
-    measured: Mapping[str, Measured],
-    latency: Latency | None,
-    folder: Path,
-    seconds: dict[str, float],
-) -> Report:
-    """Put together everything that was measured."""
-    compared = {} if draft.random else measured
-    artifacts = tuple(_artifact(kind, compared.get(kind), folder) for kind in draft.artifacts)
+def assemble_report(task: Task, draft: Draft, measurements: Measurements, folder: Path) -> Report:
+    """The report from what the converting process knew (``draft``) and the verifying one measured."""
+    if draft.random:
+        measurements = replace(measurements, artifacts={})  # two calls differ: no distance says anything
+    measured, latency = measurements.artifacts, measurements.latency
+    artifacts = tuple(_artifact(kind, measured.get(kind), folder) for kind in draft.artifacts)
     size = _size(task.model_size, artifacts)
-    accuracy, accuracy_findings = _accuracy(task, data, compared, folder)
-    noted = (
+    accuracy, metric_findings = _accuracy(task, measurements, folder)
+    all_findings = (
         *draft.findings,
-        *accuracy_findings,
-        *_measured_findings(task, draft, data, latency),
+        *metric_findings,
+        *_measured_findings(task, draft, measurements),
         *findings.size_findings(artifacts, task.model_size),
     )
     gates = check_gates(task.spec.gates, draft.coverage, size, accuracy, latency)
+    timings_s = draft.timings_s | dict(measurements.seconds)
     return Report(
         job=task.job,
         model=task.model,
         spec=task.spec,
-        verdict=verdict(gates, noted),
+        verdict=verdict(gates, all_findings),
         gates=gates,
         coverage=draft.coverage,
         size=size,
@@ -68,30 +63,25 @@ def report_of(
         latency=latency,
         sensitivity=draft.sensitivity,
         calibration=draft.calibration,
-        layers=_with_kernels(draft.rows, measured),
+        layers=_add_kernels(draft.rows, measured),
         products=draft.products,
-        findings=noted,
-        patch=all_in_one(noted, task.spec),
+        findings=all_findings,
+        patch=merge_patches(all_findings, task.spec),
         artifacts=artifacts,
         provenance=provenance(
-            task.threads, task.spec.seed, draft.timings_s | seconds, max(draft.peak_memory_bytes, peak_memory_bytes())
+            task.threads, task.spec.seed, timings_s, max(draft.peak_memory_bytes, peak_memory_bytes())
         ),
     )
 
 
-def _accuracy(
-    task: Task, data: Data, measured: Mapping[str, Measured], folder: Path
-) -> tuple[Accuracy | None, tuple[Finding, ...]]:
-    if not measured:
+def _accuracy(task: Task, measurements: Measurements, folder: Path) -> tuple[Accuracy | None, tuple[Finding, ...]]:
+    if not measurements.artifacts:
         return None, ()
-    kind = representative(measured)
-    comparison, said = measured[kind].comparison, None
-    if data.labels is not None:
-        before, after = (np.load(folder / name, mmap_mode="r") for name in ("float.npy", MEASURED_ROWS))
-        said = labelled(wanted(task.spec), before, after, data.labels, task.spec.seed)
-    metrics, classes = (said.metrics, said.classes) if said else ((), ())
-    flips = said.flips if said and said.flips is not None else comparison.flips
-    output, synthetic = comparison.similarity, data.kind == "synthetic"
+    kind, data = representative(measurements.artifacts), measurements.data
+    comparison = measurements.artifacts[kind].comparison
+    on_labels = _measure_on_labels(task, data.labels, folder) if data.labels is not None else LabelMetrics()
+    flips = on_labels.flips if on_labels.flips is not None else comparison.flips
+    metrics, classes, output = on_labels.metrics, on_labels.classes, comparison.similarity
     return Accuracy(
         artifact=KINDS[kind].file,
         samples=data.samples,
@@ -102,36 +92,44 @@ def _accuracy(
         output=output,
         flips=flips,
         classes=classes,
-        conclusion=conclusion(metrics, output, flips, classes, data.samples, synthetic),
-    ), (said.findings if said else ())
+        conclusion=conclusion(metrics, output, flips, classes, data.samples, data.kind == "synthetic"),
+    ), on_labels.findings
 
 
-def _measured_findings(task: Task, draft: Draft, data: Data, latency: Latency | None) -> tuple[Finding, ...]:
+def _measure_on_labels(task: Task, labels: np.ndarray[Any, Any], folder: Path) -> LabelMetrics:
+    before, after = (np.load(folder / name, mmap_mode="r") for name in ("float.npy", MEASURED_ROWS))
+    return measure_on_labels(wanted(task.spec), before, after, labels, task.spec.seed)
+
+
+def _measured_findings(task: Task, draft: Draft, measurements: Measurements) -> tuple[Finding, ...]:
+    kind, latency = measurements.data.kind, measurements.latency
     return (
-        *((findings.synthetic_data(),) if data.kind == "synthetic" else ()),
-        *((findings.evaluated_on_calibration(),) if data.kind == "real" and task.spec.evaluation is None else ()),
+        *((findings.synthetic_data(),) if kind == "synthetic" else ()),
+        *((findings.evaluated_on_calibration(),) if kind == "real" and task.spec.evaluation is None else ()),
         *((findings.not_finite(),) if not draft.finite else ()),
         *(findings.latency_findings(latency) if latency else ()),
     )
 
 
-def _with_kernels(rows: tuple[LayerReport, ...], measured: Mapping[str, Measured]) -> tuple[LayerReport, ...]:
+def _add_kernels(rows: tuple[LayerReport, ...], measured: Mapping[str, MeasuredArtifact]) -> tuple[LayerReport, ...]:
     if not measured:
         return rows
     kind = representative(measured)
     executed = measured[kind].executed
-    total = sum(each.ms for each in executed.values()) or 1.0
-    return tuple(_with_kernel(row, executed.get(row.name), total, KINDS[kind].file) for row in rows)
+    total = sum(kernel.ms for kernel in executed.values()) or 1.0
+    return tuple(_add_kernel(row, executed.get(row.name), total, KINDS[kind].file) for row in rows)
 
 
-def _with_kernel(row: LayerReport, ran: Executed | None, total: float, artifact: str) -> LayerReport:
-    if ran is None:
+def _add_kernel(row: LayerReport, kernel: ExecutedKernel | None, total: float, artifact: str) -> LayerReport:
+    if kernel is None:
         return row
-    execution = Execution(artifact=artifact, kernel=ran.kernel, ms=round(ran.ms, 4), share=round(ran.ms / total, 4))
-    return row.model_copy(update={"executed": ran.kernel, "execution": execution})
+    execution = Execution(
+        artifact=artifact, kernel=kernel.kernel, ms=round(kernel.ms, 4), share=round(kernel.ms / total, 4)
+    )
+    return row.model_copy(update={"executed": kernel.kernel, "execution": execution})
 
 
-def _artifact(kind: str, measured: Measured | None, folder: Path) -> ReportArtifact:
+def _artifact(kind: str, measured: MeasuredArtifact | None, folder: Path) -> ReportArtifact:
     path = folder / "out" / KINDS[kind].file
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -151,5 +149,5 @@ def _loader(similarity: OutputSimilarity) -> LoaderOutput:
 
 
 def _size(before: int, artifacts: tuple[ReportArtifact, ...]) -> Size:
-    after = min((each.size for each in artifacts if KINDS[each.kind].runs), default=None)
+    after = min((artifact.size for artifact in artifacts if KINDS[artifact.kind].runs), default=None)
     return Size(before=before, after=after, ratio=round(after / before, 4) if after is not None else None)

@@ -1,76 +1,71 @@
-"""The diagnosis of a job: what is known of every layer beside its scheme, put into the rows of the report."""
+"""The diagnosis of a job: all that is known of each layer beside its scheme, put into the rows of the report."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor, fx
 
-from fewbit.contract.report import SQNR_CAP_DB, CalibrationReport, LayerError, LayerReport, SensitivitySummary
+from fewbit.contract.report import SQNR_CAP_DB, LayerError, LayerReport, SensitivitySummary
 from fewbit.contract.spec import ReportParts
-from fewbit.runtime.program import Program
-from workers.engine.calibration.activation_statistics import share_of, stats_of
-from workers.engine.calibration.calibrate import Calibrated
+from workers.engine.calibration.activation_statistics import activation_stats, subsample
+from workers.engine.calibration.conversion import Conversion
 from workers.engine.data import Batch, Data
-from workers.engine.graph.layers import Layer
 from workers.engine.graph.run import ProgramRun, primary_output
 from workers.engine.measurement.float_pass import Observation, output_rows
-from workers.engine.measurement.sensitivity import Sensitivity, sensitivity_of
-from workers.engine.quantization.quantize import QuantizedLayer
+from workers.engine.measurement.sensitivity import Sensitivity, measure_sensitivity
 from workers.engine.quantization.reference import Reference
-from workers.engine.quantization.repair import cleaned
+from workers.engine.quantization.repair import with_finite_weights
 from workers.engine.quantization.weights import sqnr_db
+from workers.engine.reporting.layer_rows import report_rows
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """``rows``: the layer table with what was found; ``expected``: what the quantized model gives for the first
-    batch."""
+    """``rows``: the layer table with all findings about single layers; ``expected``: the quantized model's output for
+    the first batch."""
 
     rows: tuple[LayerReport, ...]
     expected: np.ndarray[Any, Any]
     sensitivity: SensitivitySummary | None
-    calibration: CalibrationReport | None
 
 
 def diagnose(
-    program: Program,
+    conversion: Conversion,
     reference: Reference,
-    rows: Sequence[LayerReport],
-    layers: Sequence[Layer],
-    quantized: Sequence[QuantizedLayer],
-    calibrated: Calibrated,
-    seen: Observation,
+    observation: Observation,
     data: Data,
     parts: ReportParts,
     advance: Callable[[float], None],
 ) -> Diagnosis:
-    """``layers`` and ``quantized`` are of ``program``; ``rows`` are theirs, in order."""
-    expected, accumulated = follow(reference, next(data.batches()), seen, parts.errors)
-    sensitivity = sensitivity_of(parts.sensitivity, cleaned(program), quantized, calibrated.ranges, data, advance)
-    qparams = {node: fixed.qparams for node, fixed in calibrated.ranges.items()}
-    by_name = {layer.name: layer for layer in layers}
+    """Run the quantized model next to what was observed of the float one, and measure each layer's sensitivity."""
+    expected, accumulated = run_reference(reference, next(data.batches()), observation, parts.errors)
+    finite = replace(conversion, program=with_finite_weights(conversion.program))
+    sensitivity = measure_sensitivity(parts.sensitivity, finite, data, advance)
+    qparams = {node: fixed.qparams for node, fixed in conversion.ranges.items()}
+    rows = zip(conversion.layers, report_rows(conversion, observation), strict=True)
     return Diagnosis(
         rows=tuple(
             row.model_copy(
                 update={
-                    "activations": stats_of(by_name[row.name], seen.inputs, qparams, calibrated.inputs),
-                    "saturation": seen.layers[row.name].saturation,
-                    "error": _error(row, accumulated, sensitivity),
+                    "activations": activation_stats(layer, observation.inputs, qparams, conversion.calibration.inputs),
+                    "saturation": observation.layers[row.name].saturation,
+                    "error": _layer_error(row, accumulated, sensitivity),
                 }
             )
-            for row in rows
+            for layer, row in rows
         ),
         expected=expected,
         sensitivity=sensitivity.summary if sensitivity else None,
-        calibration=calibrated.report,
     )
 
 
-def _error(row: LayerReport, accumulated: Mapping[str, float], sensitivity: Sensitivity | None) -> LayerError | None:
+def _layer_error(
+    row: LayerReport, accumulated: Mapping[str, float], sensitivity: Sensitivity | None
+) -> LayerError | None:
     through = accumulated.get(row.name)
     own = sensitivity.own.get(row.name) if sensitivity else None
     spared = sensitivity.spared_db.get(row.name) if sensitivity else None
@@ -87,24 +82,24 @@ def _error(row: LayerReport, accumulated: Mapping[str, float], sensitivity: Sens
     )
 
 
-def follow(
-    reference: Reference, batch: Batch, seen: Observation, errors: bool
+def run_reference(
+    reference: Reference, batch: Batch, observation: Observation, errors: bool
 ) -> tuple[np.ndarray[Any, Any], dict[str, float]]:
-    """What the quantized model gives for a batch, a row a sample; and, by layer, how far its output has come from the
-    float model's by then, in dB (the worst of its calls that was seen)."""
-    calls = {each.node: each.name for each in reference.record.layers} | dict(reference.record.float_layers)
+    """The quantized model's output for a batch, a row per sample; and by layer, if ``errors`` are asked for, the SQNR
+    in dB of its output against the float model's, with all errors accumulated up to it (of the first call)."""
+    calls = {record.node: record.name for record in reference.record.layers} | dict(reference.record.float_layers)
     calls = calls if errors else {}
     nodes = {node: calls[node.name] for node in reference.program.graph.nodes if node.name in calls}
     accumulated: dict[str, float] = {}
 
     def around(node: fx.Node, compute: Callable[[], Any], _: Callable[[Any], Any]) -> Any:
         result = compute()
-        first = result[0] if isinstance(result, list | tuple) else result
-        wanted = seen.layers[nodes[node]].first_output
-        if wanted is not None and isinstance(first, Tensor) and nodes[node] not in accumulated:
-            given = share_of(first)
-            if given.shape == wanted.shape:
-                accumulated[nodes[node]] = round(sqnr_db(wanted, given), 2)
+        output = result[0] if isinstance(result, list | tuple) else result
+        expected = observation.layers[nodes[node]].first_output
+        if expected is not None and isinstance(output, Tensor) and nodes[node] not in accumulated:
+            actual = subsample(output)
+            if actual.shape == expected.shape:
+                accumulated[nodes[node]] = round(sqnr_db(expected, actual), 2)
         return result
 
     run = ProgramRun(reference.program, dict.fromkeys(nodes, around))

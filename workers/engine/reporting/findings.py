@@ -1,4 +1,4 @@
-"""Findings: what a person should know beyond the layer table."""
+"""Findings: what a user should know beyond the layer table."""
 
 from __future__ import annotations
 
@@ -9,45 +9,47 @@ import torch
 from fewbit.contract.report import Finding, Latency, LayerReport, ReportArtifact
 from fewbit.contract.spec import JobSpec
 from fewbit.runtime.program import Program
-from workers.engine.graph.layers import KNOWN_SPACES
+from workers.engine.calibration.conversion import Conversion
 from workers.engine.graph.names import op_name
+from workers.engine.graph.ops import KNOWN_NAMESPACES
 from workers.engine.graph.program import layer_path
-from workers.engine.graph.random_draws import draws
+from workers.engine.graph.random_draws import random_draws
 from workers.engine.graph.source_lines import source_line
-from workers.engine.quantization.quantize import QuantizedLayer
-from workers.engine.reporting.patches import left_float
+from workers.engine.graph.torch_internals import is_operator
+from workers.engine.reporting.patches import leave_float
 
 LEAST_OWN_SQNR_DB = 15.0
 WORTH_SHRINKING = 1 << 20  # bytes of the upload: below, a graph is larger than its weights
 WORTH_SPEEDING_UP_MS = 10.0  # below this call overhead and a busy machine weigh as much as the arithmetic
 
 
-def conversion_findings(
-    program: Program, rows: Sequence[LayerReport], quantized: Sequence[QuantizedLayer], spec: JobSpec
-) -> tuple[Finding, ...]:
+def conversion_findings(conversion: Conversion, rows: Sequence[LayerReport], spec: JobSpec) -> tuple[Finding, ...]:
     """All that is known before anything is measured."""
     full_range = [
-        each.layer.name for each in quantized if each.arithmetic.mode != "float" and not each.arithmetic.reduced
+        quantized.layer.name
+        for quantized in conversion.quantized
+        if quantized.arithmetic.mode != "float" and not quantized.arithmetic.reduced
     ]
     return (
-        *program_findings(program),
-        *random_in_forward(program),
+        *program_findings(conversion.program),
+        *random_in_forward(conversion.program),
         *layer_findings(rows, spec),
         *((full_range_activations(full_range),) if full_range else ()),
-        *custom_operators(program),
+        *custom_operators(conversion.program),
         *((calibrated_on_evaluation(),) if spec.method == "static" and spec.calibration is None else ()),
     )
 
 
 def program_findings(program: Program) -> Iterator[Finding]:
-    """What the graph itself says."""
+    """Findings about the graph."""
     for node in program.graph.nodes:
         if node.target is torch.ops.aten.dropout.default and node.args[2]:
             yield Finding(
                 severity="warning",
                 code="train-mode",
                 layer=layer_path(node)[0],
-                message="Dropout is active in the graph: the model was exported in train mode, and answers at random.",
+                message="Dropout is active in the graph: the model was exported in train mode, and its output is "
+                "random.",
                 remedy="Call model.eval() before torch.export.export.",
             )
             return
@@ -55,7 +57,7 @@ def program_findings(program: Program) -> Iterator[Finding]:
 
 def random_in_forward(program: Program) -> Iterator[Finding]:
     """Dropout has a finding of its own."""
-    found = [node for node in draws(program) if "dropout" not in node.target._opname]  # type: ignore[union-attr]
+    found = [node for node in random_draws(program) if "dropout" not in op_name(node)]
     if found:
         operator, line = op_name(found[0]), source_line(found[0])
         yield Finding(
@@ -69,7 +71,7 @@ def random_in_forward(program: Program) -> Iterator[Finding]:
 
 
 def layer_findings(rows: Sequence[LayerReport], spec: JobSpec) -> Iterator[Finding]:
-    """What the layer table says."""
+    """Findings about the layer table."""
     for row in rows:
         own = row.error.output_sqnr_db if row.error is not None else None
         if row.quantized and own is not None and own < LEAST_OWN_SQNR_DB:
@@ -79,7 +81,7 @@ def layer_findings(rows: Sequence[LayerReport], spec: JobSpec) -> Iterator[Findi
                 layer=row.name,
                 message=f"The layer's int8 output is only {own} dB from its float output on the same input.",
                 remedy="Leave this layer float.",
-                patch=left_float(spec, row.name),
+                patch=leave_float(spec, row.name),
             )
     fastpath = [row.name for row in rows if row.eager.reason is not None and row.eager.reason.code == "fastpath"]
     if fastpath:
@@ -87,9 +89,9 @@ def layer_findings(rows: Sequence[LayerReport], spec: JobSpec) -> Iterator[Findi
             severity="info",
             code="fastpath",
             layer=fastpath[0],
-            message=f"Plain quantize_dynamic would swap {_number(len(fastpath), 'layer', 'layers')} inside "
-            "nn.TransformerEncoderLayer, and "
-            "the model would then fail in eval under no_grad. The graph route is not affected.",
+            message=f"Plain quantize_dynamic would swap {_count(len(fastpath), 'layer', 'layers')} inside "
+            "nn.TransformerEncoderLayer, and the model would then fail in eval under no_grad. The graph route is not "
+            "affected.",
         )
 
 
@@ -97,8 +99,8 @@ def synthetic_data() -> Finding:
     return Finding(
         severity="info",
         code="synthetic-data",
-        message="No dataset was given. Closeness was measured on inputs made from the model's signature: "
-        "these numbers are weak, and say nothing about accuracy.",
+        message="No dataset was given. Closeness was measured on inputs made from the model's signature: these numbers "
+        "are weak, and say nothing about accuracy.",
         remedy="POST /datasets with real samples, and name them in evaluation.dataset.",
     )
 
@@ -118,15 +120,15 @@ def full_range_activations(names: Sequence[str]) -> Finding:
     return Finding(
         severity="info",
         code="saturation",
-        message=f"{_number(len(names), 'layer uses', 'layers use')} all eight bits of the activations, as the CPU "
-        "they are for adds up in 32 bits. On one without VNNI the same TorchScript artifact would saturate.",
+        message=f"{_count(len(names), 'layer uses', 'layers use')} all eight bits of the activations, because the CPU "
+        "of this job sums in 32 bits. On a CPU without VNNI the same TorchScript artifact would saturate.",
         remedy="If such a CPU will serve the model, set target to it (avx2 or avx512): seven bits never saturate.",
     )
 
 
 def latency_findings(latency: Latency) -> Iterator[Finding]:
-    """Artifacts slower than float, by their fastest runs: a busy machine slows some by chance. The .pt2 is portable by
-    design, not fast."""
+    """TorchScript slower than float, by the fastest run of each: a busy machine slows some runs by chance. The .pt2 is
+    portable by design, not fast."""
     measured = latency.artifacts.get("torchscript")
     if measured is None or measured.min <= latency.before_ms.min:
         return
@@ -159,9 +161,9 @@ def size_findings(artifacts: Sequence[ReportArtifact], before: int) -> Iterator[
 
 
 def custom_operators(program: Program) -> Iterator[Finding]:
-    """Operators that torch alone does not have."""
-    targets = {each.target for each in program.graph.nodes if isinstance(each.target, torch._ops.OpOverload)}
-    names = sorted({str(each) for each in targets if each.namespace not in KNOWN_SPACES})
+    """Operators that torch itself does not have."""
+    targets = {node.target for node in program.graph.nodes if is_operator(node.target)}
+    names = sorted({str(target) for target in targets if target.namespace not in KNOWN_NAMESPACES})
     if names:
         yield Finding(
             severity="warning",
@@ -191,5 +193,5 @@ def not_finite() -> Finding:
     )
 
 
-def _number(count: int, one: str, many: str) -> str:
+def _count(count: int, one: str, many: str) -> str:
     return f"{count} {one if count == 1 else many}"

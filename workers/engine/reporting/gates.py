@@ -23,7 +23,7 @@ def check_gates(
     if gates.max_size_ratio is not None:
         checked.append(_at_most("max_size_ratio", gates.max_size_ratio, size.ratio))
     if gates.min_speedup is not None:
-        value = max((each.speedup for each in latency.artifacts.values()), default=None) if latency else None
+        value = max((artifact.speedup for artifact in latency.artifacts.values()), default=None) if latency else None
         checked.append(_at_least("min_speedup", gates.min_speedup, value))
     return tuple(checked)
 

@@ -1,4 +1,4 @@
-"""JSON merge patches for the job spec (RFC 7396): what a finding offers, to be posted back as it is."""
+"""JSON merge patches for the job spec (RFC 7396), which a finding offers to be posted back unchanged."""
 
 from __future__ import annotations
 
@@ -9,28 +9,33 @@ from fewbit.contract.report import Finding
 from fewbit.contract.spec import JobSpec
 
 
-def rule(spec: JobSpec, *rules: Mapping[str, Any]) -> dict[str, Any]:
-    """A merge patch that adds ``rules``: RFC 7396 replaces arrays whole, so those already there go with it."""
-    return {"layers": [*(each.model_dump(mode="json", exclude_none=True) for each in spec.layers), *rules]}
+def add_rules(spec: JobSpec, *rules: Mapping[str, Any]) -> dict[str, Any]:
+    """A patch that adds ``rules``. RFC 7396 replaces whole arrays, so the spec's own rules are repeated in it."""
+    return {"layers": [*_own_rules(spec), *rules]}
 
 
-def left_float(spec: JobSpec, *names: str) -> dict[str, Any]:
-    return rule(spec, *({"match": exact(name), "quantize": False} for name in names))
+def leave_float(spec: JobSpec, *names: str) -> dict[str, Any]:
+    """A patch that excludes the layers of these names."""
+    return add_rules(spec, *({"match": exact_pattern(name), "quantize": False} for name in names))
 
 
-def exact(name: str) -> str:
-    """The pattern that matches this layer alone: ``[`` means a set of characters."""
-    return "".join(f"[{each}]" if each in "[*?" else each for each in name) or "*"
+def exact_pattern(name: str) -> str:
+    """The pattern that matches this layer alone: in patterns ``[`` opens a set of characters."""
+    return "".join(f"[{character}]" if character in "[*?" else character for character in name) or "*"
 
 
-def all_in_one(findings: Iterable[Finding], spec: JobSpec) -> dict[str, Any] | None:
-    """What the patches of all warnings and errors ask for, in one: rules added to those already there, in order."""
-    patches = [each.patch for each in findings if each.patch and each.severity != "info"]
+def merge_patches(findings: Iterable[Finding], spec: JobSpec) -> dict[str, Any] | None:
+    """One patch with what all warnings and errors ask for, rules in order; None when they ask for nothing."""
+    patches = [finding.patch for finding in findings if finding.patch and finding.severity != "info"]
     if not patches:
         return None
     already, merged = len(spec.layers), dict[str, Any]()
-    rules: list[Any] = [each.model_dump(mode="json", exclude_none=True) for each in spec.layers]
+    rules: list[Any] = _own_rules(spec)
     for patch in patches:
-        rules += [each for each in patch.get("layers", [])[already:] if each not in rules]
+        rules += [rule for rule in patch.get("layers", [])[already:] if rule not in rules]
         merged |= {key: value for key, value in patch.items() if key != "layers"}
     return merged | ({"layers": rules} if len(rules) > already else {})
+
+
+def _own_rules(spec: JobSpec) -> list[dict[str, Any]]:
+    return [rule.model_dump(mode="json", exclude_none=True) for rule in spec.layers]

@@ -15,12 +15,13 @@ from fewbit import JobSpec
 from fewbit.runtime.program import Program
 from tests.workers.engine.models import Attention, CalledTwice, CalledTwiceAlike, Functional, Tied, mlp
 from tests.workers.engine.runs import export, load_exported, run_engine
-from workers.engine.calibration.smooth import Smoothed, factors_of, smoothed
+from workers.engine.calibration.conversion import Conversion
+from workers.engine.calibration.smooth import smooth, smoothing_factors
 from workers.engine.data import Batch, Data
 from workers.engine.graph.layers import find_layers
 from workers.engine.graph.program import load
-from workers.engine.measurement.float_pass import outputs_of
-from workers.engine.quantization.plan import Planned, plan
+from workers.engine.measurement.float_pass import program_outputs
+from workers.engine.quantization.plan import plan
 from workers.engine.quantization.weights import sqnr_db
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch's own
@@ -74,23 +75,23 @@ def ids(seed: int, samples: int = 48) -> Tensor:
     return torch.randint(0, VOCABULARY, (samples, TOKENS), generator=torch.Generator().manual_seed(seed))
 
 
-def data_of(x: Tensor) -> Data:
+def make_data(x: Tensor) -> Data:
     return Data((x.numpy(),), (x.dtype,), None, len(x), 16, "real", False)
 
 
-def smooth(program: Program, x: Tensor, **spec: Any) -> Smoothed:
-    chosen = JobSpec.model_validate({"model": "m", **spec})
-    return smoothed(program, planned_of(program, chosen), chosen.smooth, lambda: data_of(x), lambda _: None)
+def smooth_on(program: Program, x: Tensor, **settings: Any) -> Conversion:
+    spec = JobSpec.model_validate({"model": "m", **settings})
+    return smooth(plan_conversion(program, spec), spec.smooth, lambda: make_data(x), lambda _: None)
 
 
-def planned_of(program: Program, spec: JobSpec) -> tuple[Planned, ...]:
+def plan_conversion(program: Program, spec: JobSpec) -> Conversion:
     layers, _ = find_layers(program)
-    return plan(layers, spec, full_range=False)
+    return Conversion(program, layers, plan(layers, spec, full_range=False))
 
 
 def closeness(program: Program, other: Program, x: Tensor) -> float:
     """dB."""
-    outputs = (torch.from_numpy(outputs_of(each, Batch((x,), 0, len(x)))) for each in (program, other))
+    outputs = (torch.from_numpy(program_outputs(model, Batch((x,), 0, len(x)))) for model in (program, other))
     return sqnr_db(*outputs)
 
 
@@ -167,42 +168,42 @@ def test_the_report_says_each_layers_alpha(tmp_path: Path) -> None:
         (Encoder(True), ids(3, 4)),
         (Tied(), torch.randint(0, 32, (4, 6))),
     ],
-    ids=lambda each: type(each).__name__,
+    ids=lambda value: type(value).__name__,
 )
 @pytest.mark.parametrize("decompose", [False, True])
 def test_nothing_changes_in_float(module: nn.Module, x: Tensor, decompose: bool, tmp_path: Path) -> None:
     program = load(export(module, (x,), tmp_path / "model.pt2", decompose=decompose))
-    found = smooth(program, x, smooth={"alpha": 0.8})
+    found = smooth_on(program, x, smooth={"alpha": 0.8})
     assert closeness(program, found.program, x) > 100
-    assert [each.name for each in found.layers] == [each.name for each in find_layers(program)[0]]
-    assert [each.layer for each in found.planned] == list(found.layers)
+    assert [layer.name for layer in found.layers] == [layer.name for layer in find_layers(program)[0]]
+    assert [layer.layer for layer in found.planned] == list(found.layers)
     torch.export.save(found.program.exported, tmp_path / "smooth.pt2")
     assert closeness(program, load(tmp_path / "smooth.pt2"), x) > 100
 
 
 def test_every_layer_that_multiplies_is_smoothed(tmp_path: Path) -> None:
-    found = smooth(load_exported(Encoder(False), (ids(0, 4),), tmp_path), ids(0), smooth={"alpha": 0.5})
-    assert set(found.alphas) == {each.name for each in found.layers if each.kind == "linear"}
+    found = smooth_on(load_exported(Encoder(False), (ids(0, 4),), tmp_path), ids(0), smooth={"alpha": 0.5})
+    assert set(found.alphas) == {layer.name for layer in found.layers if layer.kind == "linear"}
     assert set(found.alphas.values()) == {0.5}
 
 
 def test_a_norm_that_only_the_group_reads_takes_the_factors(tmp_path: Path) -> None:
     program = load_exported(Encoder(True), (ids(0, 4),), tmp_path)
-    found = smooth(program, ids(0), smooth={"alpha": 0.5})
+    found = smooth_on(program, ids(0), smooth={"alpha": 0.5})
     added = multiplications(found.program) - multiplications(program)
     assert added == len(("out", "down")) * 2 + len(("head",))  # before query, key, value and up there is none
 
 
 def test_a_norm_that_others_read_too_costs_one_multiplication_for_the_group(tmp_path: Path) -> None:
     program = load_exported(Encoder(False), (ids(0, 4),), tmp_path)
-    found = smooth(program, ids(0), smooth={"alpha": 0.5})
+    found = smooth_on(program, ids(0), smooth={"alpha": 0.5})
     added = multiplications(found.program) - multiplications(program)
     assert added == len(("query and key and value", "out", "up", "down")) * 2  # the last norm has one reader, the head
 
 
 def test_between_linear_layers_the_factors_go_through_the_relu(tmp_path: Path) -> None:
     program = load_exported(mlp(), (torch.randn(4, 64),), tmp_path)
-    found = smooth(program, torch.randn(64, 64), smooth={"alpha": 0.5}, method="static")
+    found = smooth_on(program, torch.randn(64, 64), smooth={"alpha": 0.5}, method="static")
     assert set(found.alphas) == {"0", "2", "4"}
     assert multiplications(found.program) == 1  # of the model's input
 
@@ -210,7 +211,7 @@ def test_between_linear_layers_the_factors_go_through_the_relu(tmp_path: Path) -
 def test_a_weight_scaled_as_a_whole_does_not_take_factors_of_its_rows(tmp_path: Path) -> None:
     program = load_exported(mlp(), (torch.randn(4, 64),), tmp_path)
     weights = {"granularity": "per_tensor"}
-    assert multiplications(smooth(program, torch.randn(64, 64), smooth={"alpha": 0.5}, weights=weights).program) == 3
+    assert multiplications(smooth_on(program, torch.randn(64, 64), smooth={"alpha": 0.5}, weights=weights).program) == 3
 
 
 # --- What is left alone ---
@@ -219,13 +220,13 @@ def test_a_weight_scaled_as_a_whole_does_not_take_factors_of_its_rows(tmp_path: 
 def test_a_tied_weight_is_left_alone(tmp_path: Path) -> None:
     x = torch.randint(0, 32, (4, 6))
     program = load_exported(Tied(), (x,), tmp_path)
-    assert smooth(program, x, smooth={"alpha": 0.5}).program is program
+    assert smooth_on(program, x, smooth={"alpha": 0.5}).program is program
 
 
 def test_a_layer_that_stays_float_reads_what_it_read_before(tmp_path: Path) -> None:
     program = load_exported(Encoder(True), (ids(0, 4),), tmp_path)
     rules = [{"match": "*.key", "quantize": False}]
-    found = smooth(program, ids(0), smooth={"alpha": 0.8}, layers=rules)
+    found = smooth_on(program, ids(0), smooth={"alpha": 0.8}, layers=rules)
     assert not any(name.endswith("key") for name in found.alphas)
     assert closeness(program, found.program, ids(1)) > 100
 
@@ -233,9 +234,9 @@ def test_a_layer_that_stays_float_reads_what_it_read_before(tmp_path: Path) -> N
 def test_bounds_in_the_units_of_a_weight_keep_it_as_it_is(tmp_path: Path) -> None:
     program = load_exported(mlp(), (torch.randn(4, 64),), tmp_path)
     rules = [{"match": "2", "weights": {"range": {"clip": [-1, 1]}}}]
-    found = smooth(program, torch.randn(64, 64), smooth={"alpha": 0.5}, layers=rules)
+    found = smooth_on(program, torch.randn(64, 64), smooth={"alpha": 0.5}, layers=rules)
     before, after = (
-        next(each.weight for each in layers if each.name == "2")
+        next(layer.weight for layer in layers if layer.name == "2")
         for layers in (find_layers(program)[0], found.layers)
     )  # fmt: skip
     assert set(found.alphas) == {"0", "4"}
@@ -250,7 +251,7 @@ def test_where_nothing_is_smoothed_no_data_is_read(spec: dict[str, Any], tmp_pat
     def unread() -> Data:
         raise AssertionError("data was read")
 
-    found = smoothed(program, planned_of(program, chosen), chosen.smooth, unread, lambda _: None)
+    found = smooth(plan_conversion(program, chosen), chosen.smooth, unread, lambda _: None)
     assert found.program is program
 
 
@@ -261,14 +262,14 @@ def test_a_group_that_gains_nothing_is_left_alone(tmp_path: Path) -> None:
     layer.weight.data[:, 0] = 1.0
     x = torch.randint(-1, 2, (32, 16)).float()
     program = load_exported(nn.Sequential(layer), (x,), tmp_path)
-    assert smooth(program, x, smooth={"alpha": "auto"}).alphas == {}
+    assert smooth_on(program, x, smooth={"alpha": "auto"}).alphas == {}
 
 
 def test_activations_that_are_not_finite_leave_the_group_alone(tmp_path: Path) -> None:
     x = torch.randn(8, 64)
     program = load_exported(mlp(), (x,), tmp_path)
     x[0, 0] = float("nan")
-    assert smooth(program, x, smooth={"alpha": 0.5}).alphas == {}
+    assert smooth_on(program, x, smooth={"alpha": 0.5}).alphas == {}
 
 
 # --- The factors ---
@@ -276,12 +277,12 @@ def test_activations_that_are_not_finite_leave_the_group_alone(tmp_path: Path) -
 
 def test_the_factors_are_the_papers_up_to_one_common_factor() -> None:
     largest, columns = torch.tensor([100.0, 1.0, 4.0]), torch.tensor([0.5, 2.0, 1.0])
-    factors = factors_of(largest, columns, 0.75)
+    factors = smoothing_factors(largest, columns, 0.75)
     wanted = largest**0.75 / columns**0.25
     np.testing.assert_allclose(factors / factors[1], wanted / wanted[1], rtol=1e-5)
     assert factors.max() * factors.min() == pytest.approx(1.0)
 
 
 def test_a_channel_that_is_never_used_keeps_its_values() -> None:
-    factors = factors_of(torch.tensor([0.0, 3.0, 5.0]), torch.tensor([1.0, 0.0, 2.0]), 0.5)
+    factors = smoothing_factors(torch.tensor([0.0, 3.0, 5.0]), torch.tensor([1.0, 0.0, 2.0]), 0.5)
     assert factors.tolist() == [1.0, 1.0, 1.0]

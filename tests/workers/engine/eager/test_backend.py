@@ -15,10 +15,10 @@ from fewbit import JobSpec, Report
 from fewbit.contract.capabilities import FORMATS
 from fewbit.contract.report import ReportModel
 from fewbit.contract.resources import InputSignature, ModelFormat
-from service.jobs.support import resolved, unsuited, unsupported
+from service.jobs.support import resolve_defaults, unsuited, unsupported
 from tests.workers import packed
 from tests.workers.engine.runs import EngineRun
-from workers.engine.eager.script import Positional, scripted
+from workers.engine.eager.script import Positional, to_torchscript
 from workers.engine.formats import READERS
 from workers.engine.pipeline import convert, verify
 from workers.engine.task import Task
@@ -70,11 +70,11 @@ def tokens(samples: int, length: int) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
-def quantized(run: EngineRun) -> set[str]:
+def quantized_layers(run: EngineRun) -> set[str]:
     return {row.name for row in run.report.layers if row.quantized}
 
 
-def executed(run: EngineRun) -> dict[str, str | None]:
+def kernels_by_layer(run: EngineRun) -> dict[str, str | None]:
     return {row.name: row.executed for row in run.report.layers}
 
 
@@ -82,7 +82,7 @@ def reasons(run: EngineRun) -> dict[str, str]:
     return {row.name: row.reason.code for row in run.report.layers if row.reason is not None}
 
 
-def loaded(run: EngineRun) -> torch.jit.ScriptModule:
+def load_script(run: EngineRun) -> torch.jit.ScriptModule:
     return torch.jit.load(run.artifact("model.ts.pt"))
 
 
@@ -93,14 +93,14 @@ def test_a_perceptron_is_what_quantize_dynamic_makes_of_it(tmp_path: Path) -> No
     module = packed.sequential()
     run = run_stock(tmp_path, module, {"input": noise(70, 8)})
 
-    assert executed(run) == {"0": "quantized::linear_dynamic", "2": "quantized::linear_dynamic"}
+    assert kernels_by_layer(run) == {"0": "quantized::linear_dynamic", "2": "quantized::linear_dynamic"}
     scheme = run.layer("0").scheme
     assert scheme is not None
     assert scheme.activations is not None
     assert (scheme.weights.granularity, scheme.activations.mode) == ("per_tensor", "dynamic")
     assert (scheme.activations.granularity, scheme.activations.reduce_range) == ("per_tensor", True)
     given = torch.from_numpy(noise(5, 8))
-    torch.testing.assert_close(loaded(run)(given), by_hand(module)(given), rtol=0, atol=1e-6)
+    torch.testing.assert_close(load_script(run)(given), by_hand(module)(given), rtol=0, atol=1e-6)
 
 
 def by_hand(module: nn.Module) -> nn.Module:
@@ -119,7 +119,7 @@ def test_the_report_is_whole(tmp_path: Path) -> None:
     assert report.accuracy.output.sqnr_db > 25
     assert report.latency is not None
     assert set(report.latency.artifacts) == {"torchscript"}
-    assert [(each.name, each.verified) for each in report.artifacts] == [("model.ts.pt", True)]
+    assert [(artifact.name, artifact.verified) for artifact in report.artifacts] == [("model.ts.pt", True)]
     for row in report.layers:
         assert row.error is not None
         assert row.error.output_sqnr_db is not None
@@ -149,16 +149,16 @@ def stored_sqnr(run: EngineRun, granularity: str) -> float:
 
 def test_an_encoder_runs_although_its_fast_path_would_not(tmp_path: Path) -> None:
     run = run_stock(tmp_path, packed.encoder(), {"src": noise(40, 6, 16)})
-    assert quantized(run) == {f"layers.{index}.linear{number}" for index in (0, 1) for number in (1, 2)}
+    assert quantized_layers(run) == {f"layers.{index}.linear{number}" for index in (0, 1) for number in (1, 2)}
     assert reasons(run) == {
         f"layers.{index}.self_attn.{projection}": "mha" for index in (0, 1) for projection in ("in_proj", "out_proj")
     }
-    kernels = executed(run)
-    assert {kernels[name] for name in quantized(run)} == {"quantized::linear_dynamic"}
+    kernels = kernels_by_layer(run)
+    assert {kernels[name] for name in quantized_layers(run)} == {"quantized::linear_dynamic"}
     assert all(kernels[name] in FLOAT_KERNELS for name in reasons(run))
-    assert "fastpath" in {each.code for each in run.report.findings}
+    assert "fastpath" in {finding.code for finding in run.report.findings}
     assert torch.backends.mha.get_fastpath_enabled()  # left as it was found
-    assert loaded(run)(torch.randn(3, 9, 16)).shape == (3, 9, 16)
+    assert load_script(run)(torch.randn(3, 9, 16)).shape == (3, 9, 16)
 
 
 FLOAT_KERNELS = {"aten::addmm", "aten::mm", "aten::linear", "aten::mkldnn_linear", "mkldnn::_linear_pointwise"}
@@ -176,13 +176,13 @@ def test_a_bert_folder_is_swapped_and_its_sizes_stay_free(tmp_path: Path) -> Non
     run = run_folder(tmp_path, "BertModel", tokens(40, 12))
     linears = {row.name for row in run.report.layers if row.type == "torch.nn.Linear"}
     assert len(linears) == 13
-    assert quantized(run) == linears
-    assert {executed(run)[name] for name in linears} == {"quantized::linear_dynamic"}
+    assert quantized_layers(run) == linears
+    assert {kernels_by_layer(run)[name] for name in linears} == {"quantized::linear_dynamic"}
     assert set(reasons(run).values()) == {"embedding-qconfig"}
     given = tokens(3, 7)
-    script, model = loaded(run), by_hand(packed.pretrained("BertModel"))
+    script, model = load_script(run), by_hand(packed.pretrained("BertModel"))
     with torch.no_grad():
-        wanted = model(**{name: torch.from_numpy(each) for name, each in given.items()})
+        wanted = model(**{name: torch.from_numpy(value) for name, value in given.items()})
         got = script(*map(torch.from_numpy, given.values()))
     torch.testing.assert_close(got["last_hidden_state"], wanted.last_hidden_state, rtol=1e-4, atol=1e-4)
 
@@ -190,16 +190,16 @@ def test_a_bert_folder_is_swapped_and_its_sizes_stay_free(tmp_path: Path) -> Non
 def test_calls_of_a_shared_module_that_stay_float_are_told(tmp_path: Path) -> None:
     shared = nn.Linear(8, 8)
     run = run_stock(tmp_path, nn.Sequential(shared, nn.ReLU(), shared), {"input": noise(40, 8)})
-    assert executed(run) == {"0": "quantized::linear_dynamic"}
-    (finding,) = [each for each in run.report.findings if each.code == "shared-module"]
+    assert kernels_by_layer(run) == {"0": "quantized::linear_dynamic"}
+    (finding,) = [finding for finding in run.report.findings if finding.code == "shared-module"]
     assert finding.layer == "0"
     assert "called as 2" in finding.message
 
 
 def test_layers_that_are_no_linear_are_told_by_their_float_kernels(tmp_path: Path) -> None:
     run = run_folder(tmp_path, "GPT2LMHeadModel", tokens(8, 6))
-    kernels = executed(run)
-    assert quantized(run) == {"lm_head"}
+    kernels = kernels_by_layer(run)
+    assert quantized_layers(run) == {"lm_head"}
     assert kernels.pop("lm_head") == "quantized::linear_dynamic"
     assert set(kernels.values()) == {"aten::index_select", "aten::mm"}
 
@@ -208,9 +208,9 @@ def test_an_excluded_layer_stays_float(tmp_path: Path) -> None:
     rule = {"match": "2", "quantize": False}
     for method in ("dynamic", "static"):
         run = run_stock(tmp_path / method, packed.sequential(), {"input": noise(40, 8)}, method=method, layers=[rule])
-        assert quantized(run) == {"0"}
+        assert quantized_layers(run) == {"0"}
         assert reasons(run) == {"2": "excluded-by-user"}
-        assert executed(run)["2"] in FLOAT_KERNELS
+        assert kernels_by_layer(run)["2"] in FLOAT_KERNELS
 
 
 # ---- static ----
@@ -218,7 +218,7 @@ def test_an_excluded_layer_stays_float(tmp_path: Path) -> None:
 
 def test_a_convolutional_network_is_calibrated_fused_and_packed(tmp_path: Path) -> None:
     run = run_stock(tmp_path, packed.convolutional(), {"input": noise(70, 3, 8, 8)}, method="static")
-    assert executed(run) == {"0": "quantized::conv2d_relu", "5": "quantized::linear"}
+    assert kernels_by_layer(run) == {"0": "quantized::conv2d_relu", "5": "quantized::linear"}
     scheme = run.layer("0").scheme
     assert scheme is not None
     assert scheme.activations is not None
@@ -229,15 +229,15 @@ def test_a_convolutional_network_is_calibrated_fused_and_packed(tmp_path: Path) 
         assert row.error is not None
         assert row.error.output_sqnr_db is not None
         assert row.error.output_sqnr_db > 20
-    assert "calibrated-on-evaluation" in {each.code for each in run.report.findings}
-    assert loaded(run)(torch.randn(3, 3, 8, 8)).shape == (3, 3)
+    assert "calibrated-on-evaluation" in {finding.code for finding in run.report.findings}
+    assert load_script(run)(torch.randn(3, 3, 8, 8)).shape == (3, 3)
 
 
 def test_what_fx_takes_as_one_piece_says_so(tmp_path: Path) -> None:
     layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
     module = nn.Sequential(nn.Linear(16, 16), layer, nn.Linear(16, 4))
     run = run_stock(tmp_path, module, {"input": noise(40, 6, 16)}, method="static")
-    assert quantized(run) == {"0", "2"}
+    assert quantized_layers(run) == {"0", "2"}
     assert set(reasons(run)) == {
         f"1.{name}" for name in ("self_attn.in_proj", "self_attn.out_proj", "linear1", "linear2")
     }
@@ -246,7 +246,7 @@ def test_what_fx_takes_as_one_piece_says_so(tmp_path: Path) -> None:
 
 def test_a_single_linear_is_found_where_fx_hides_it(tmp_path: Path) -> None:
     run = run_stock(tmp_path, nn.Linear(8, 4), {"input": noise(40, 8)}, method="static")
-    assert executed(run) == {"": "quantized::linear"}
+    assert kernels_by_layer(run) == {"": "quantized::linear"}
 
 
 def test_weights_that_are_not_finite_end_the_job_in_torchs_words(tmp_path: Path) -> None:
@@ -305,25 +305,25 @@ def assert_same(said: EngineRun, done: EngineRun) -> None:
 # ---- what the gateway makes of it ----
 
 
-def posted(**fields: Any) -> JobSpec:
+def eager_spec(**fields: Any) -> JobSpec:
     return JobSpec.model_validate({"model": "mdl_test", "backend": "eager", **fields})
 
 
 def test_the_stored_spec_has_torchs_defaults() -> None:
-    stored = resolved(posted())
+    stored = resolve_defaults(eager_spec())
     assert (stored.artifacts, stored.weights.granularity) == (("torchscript",), "per_tensor")
-    assert resolved(posted(method="static")).weights.granularity == "per_channel"
-    assert resolved(posted(weights={"granularity": "per_channel"})).weights.granularity == "per_channel"
+    assert resolve_defaults(eager_spec(method="static")).weights.granularity == "per_channel"
+    assert resolve_defaults(eager_spec(weights={"granularity": "per_channel"})).weights.granularity == "per_channel"
     graph = JobSpec(model="mdl_test")
-    assert resolved(graph) is graph
+    assert resolve_defaults(graph) is graph
 
 
 def test_the_stored_spec_can_be_posted_again() -> None:
     for method in ("dynamic", "static"):
-        stored = resolved(posted(method=method, evaluation={"dataset": "dst_test"}))
+        stored = resolve_defaults(eager_spec(method=method, evaluation={"dataset": "dst_test"}))
         again = JobSpec.model_validate_json(stored.model_dump_json())
         assert not list(unsupported(again))
-        assert resolved(again) == stored
+        assert resolve_defaults(again) == stored
 
 
 @pytest.mark.parametrize(
@@ -340,14 +340,14 @@ def test_the_stored_spec_can_be_posted_again() -> None:
     ],
 )
 def test_what_torch_does_not_do_by_default_is_refused(fields: dict[str, Any], pointer: str) -> None:
-    (error,) = unsupported(posted(**fields))
+    (error,) = unsupported(eager_spec(**fields))
     assert (error.pointer, error.code) == (pointer, "unsupported")
     assert "backend graph" in error.message
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_only_an_upload_that_is_a_module_can_be_swapped(format: ModelFormat) -> None:
-    codes = [(each.pointer, each.code) for each in unsuited(posted(), format)]
+    codes = [(problem.pointer, problem.code) for problem in unsuited(eager_spec(), format)]
     assert codes == ([] if READERS[format].module else [("/backend", "backend-needs-module")])
     assert not list(unsuited(JobSpec(model="mdl_test"), format))
 
@@ -361,7 +361,7 @@ def test_a_run_that_does_not_hold_for_other_sizes_is_not_delivered() -> None:
     module = Positional(packed.Sized().eval(), ["x"])  # a branch over the batch
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        script = scripted(module, (torch.randn(3, 8),), (BATCH,))
+        script = to_torchscript(module, (torch.randn(3, 8),), (BATCH,))
         for size in (1, 2, 3, 5):
             given = torch.randn(size, 8)
             torch.testing.assert_close(script(given), module(given))
@@ -378,4 +378,4 @@ def test_without_a_script_that_holds_the_job_fails() -> None:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(EngineError, match=r"no TorchScript form.*backend: graph"):
-            scripted(Positional(Unwritten().eval(), ["x"]), (torch.randn(3, 8),), (BATCH,))
+            to_torchscript(Positional(Unwritten().eval(), ["x"]), (torch.randn(3, 8),), (BATCH,))

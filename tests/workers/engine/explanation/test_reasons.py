@@ -52,11 +52,11 @@ class Sparse(nn.Module):
         return self.head(torch.mm(self.mixing, x.t()).t())
 
 
-def reasons_of(report: Report) -> dict[str, str | None]:
+def reason_codes(report: Report) -> dict[str, str | None]:
     return {row.name: row.reason.code if row.reason else None for row in report.layers}
 
 
-def verdicts_of(report: Report) -> dict[str, str | None]:
+def verdict_codes(report: Report) -> dict[str, str | None]:
     return {row.name: row.eager.reason.code if row.eager.reason else None for row in report.layers}
 
 
@@ -67,7 +67,7 @@ def found_in(report: Report) -> set[str]:
 def test_a_layer_excluded_by_the_job_points_to_the_entry_that_decided(tmp_path: Path) -> None:
     rules = [{"match": "*", "weights": {"range": "mse"}}, {"match": "4", "quantize": False}]
     run = run_engine(tmp_path, models.mlp(), EXAMPLE, layers=rules, artifacts=["pt2"])
-    assert reasons_of(run.report) == {"0": None, "2": None, "4": "excluded-by-user"}
+    assert reason_codes(run.report) == {"0": None, "2": None, "4": "excluded-by-user"}
     requested = run.layer("4").requested
     assert requested is not None
     assert (requested.quantized, requested.weights, requested.rule) == (False, None, "/layers/1")
@@ -88,7 +88,7 @@ def test_a_group_size_that_does_not_divide_has_its_patch(tmp_path: Path) -> None
 
 def test_a_custom_operator_hides_its_layer(tmp_path: Path) -> None:
     run = run_engine(tmp_path, Opaque(), (torch.randn(4, 8),), artifacts=["pt2"])
-    assert reasons_of(run.report) == {"hidden": "opaque-op", "head": None}
+    assert reason_codes(run.report) == {"hidden": "opaque-op", "head": None}
     assert "custom-operator" in found_in(run.report)
 
 
@@ -162,24 +162,24 @@ FORMATS = pytest.mark.parametrize("format", ["module", "torchscript"])
 
 @FORMATS
 def test_the_root_layer_of_any_upload_is_named(format: Any, tmp_path: Path) -> None:
-    assert verdicts_of(upload(tmp_path, format, nn.Linear(8, 4), input=torch.randn(4, 8))) == {"": "root-module"}
+    assert verdict_codes(upload(tmp_path, format, nn.Linear(8, 4), input=torch.randn(4, 8))) == {"": "root-module"}
 
 
 @FORMATS
 def test_convolutions_and_tables_of_any_upload_are_named(format: Any, tmp_path: Path) -> None:
     report = upload(tmp_path, format, packed.convolutional(), input=torch.randn(4, 3, 8, 8))
-    assert verdicts_of(report) == {"0": "not-linear-type", "5": None}
+    assert verdict_codes(report) == {"0": "not-linear-type", "5": None}
 
 
 @FORMATS
 def test_embeddings_of_any_upload_are_named(format: Any, tmp_path: Path) -> None:
     report = upload(tmp_path, format, packed.tokens(), input=torch.randint(0, 10, (4, 6)))
-    assert verdicts_of(report) == {"0": "embedding-qconfig", "1": None}
+    assert verdict_codes(report) == {"0": "embedding-qconfig", "1": None}
 
 
 @FORMATS
 def test_attention_of_any_upload_is_named(format: Any, tmp_path: Path) -> None:
-    codes = verdicts_of(upload(tmp_path, format, packed.encoder(), src=torch.randn(2, 5, 16)))
+    codes = verdict_codes(upload(tmp_path, format, packed.encoder(), src=torch.randn(2, 5, 16)))
     assert codes["layers.0.self_attn.in_proj"] == "mha"
     assert codes["layers.0.self_attn.out_proj"] == "mha"
 
@@ -192,8 +192,8 @@ def test_numbers_of_any_upload_are_named(format: Any, tmp_path: Path) -> None:
         model[1].weight[0, 0] = 1e4
         model[2].weight[0, 0] = float("nan")
     report = upload(tmp_path, format, model, input=torch.randn(4, 8))
-    assert verdicts_of(report) == {"0": "numeric", "1": "outlier", "2": "nan-inf"}
-    assert reasons_of(report)["2"] == "nan-inf"
+    assert verdict_codes(report) == {"0": "numeric", "1": "outlier", "2": "nan-inf"}
+    assert reason_codes(report)["2"] == "nan-inf"
 
 
 def test_a_qconfig_left_in_a_saved_model_shows_in_an_eager_job(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_qconfig_left_in_a_saved_model_shows_in_an_eager_job(tmp_path: Path) -
     path = packed.saved(model, tmp_path / "upload")
     data = {"input": np.zeros((4, 8), np.float32)}
     report = run_upload(tmp_path, path, "module", data, backend="eager", artifacts=["torchscript"]).report
-    assert reasons_of(report) == {"0": "not-swapped", "2": None}
+    assert reason_codes(report) == {"0": "not-swapped", "2": None}
 
 
 def test_a_table_has_no_static_pattern_in_an_eager_job(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_table_has_no_static_pattern_in_an_eager_job(tmp_path: Path) -> None:
     data = {"input": np.ones((4, 6), np.int64)}
     spec: dict[str, Any] = {"backend": "eager", "method": "static", "artifacts": ["torchscript"]}
     report = run_upload(tmp_path, path, "module", data, calibration=data, **spec).report
-    assert reasons_of(report) == {"0": "fx-no-pattern", "1": None}
+    assert reason_codes(report) == {"0": "fx-no-pattern", "1": None}
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_layers_of_a_transformers_folder_are_named(
 ) -> None:
     path = packed.zipped(packed.folder(packed.pretrained(architecture), tmp_path), tmp_path / "upload")
     report = run_upload(tmp_path, path, "transformers", artifacts=["pt2"], method="analyze").report
-    assert verdicts_of(report)[layer] == code
+    assert verdict_codes(report)[layer] == code
 
 
 # ---- Refused at upload ----

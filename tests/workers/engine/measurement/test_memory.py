@@ -55,7 +55,7 @@ def test_a_large_model_is_quantized_within_its_memory(model: Path, method: str, 
         threads=2,
     ).write(tmp_path)
     weights = WIDTH * WIDTH * LAYERS * 4
-    peaks = {stage: peak_of(stage, tmp_path) / weights for stage in ("convert", "verify")}
+    peaks = {stage: measure_peak(stage, tmp_path) / weights for stage in ("convert", "verify")}
     assert max(peaks.values()) < LARGEST_SHARE, peaks
     report = Report.model_validate_json((tmp_path / "report.json").read_bytes())
     assert all(row.quantized for row in report.layers)
@@ -63,7 +63,7 @@ def test_a_large_model_is_quantized_within_its_memory(model: Path, method: str, 
     assert report.size.ratio < 0.26
 
 
-def peak_of(stage: str, folder: Path) -> int:
+def measure_peak(stage: str, folder: Path) -> int:
     """Bytes the process grew by at most, from when it was ready for work."""
     command = [sys.executable, "-W", "ignore", "-c", STAGE, stage, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[4])

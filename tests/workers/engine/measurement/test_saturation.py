@@ -74,7 +74,7 @@ def require_no_saturation(folder: Path, done: subprocess.CompletedProcess[str]) 
     report = Report.model_validate_json((folder / "report.json").read_bytes())
     assert all(row.quantized for row in report.layers)
     assert any(row.scheme and row.scheme.activations and row.scheme.activations.reduce_range for row in report.layers)
-    decibels = {each.kind: each.output.sqnr_db for each in report.artifacts if each.output}
+    decibels = {artifact.kind: artifact.output.sqnr_db for artifact in report.artifacts if artifact.output}
     assert decibels["torchscript"] >= decibels["pt2"] - 1, "the lowered artifact against the reference graph"
     assert decibels["pt2"] > 25
 

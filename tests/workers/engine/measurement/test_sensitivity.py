@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from fewbit.contract.spec import JobSpec, ReportParts
 from fewbit.runtime.program import Program
 from tests.workers.engine.runs import export, run_engine
 from tests.workers.engine.trained import TRAININGS
-from workers.engine.calibration.calibrate import ranges_of
+from workers.engine.calibration.calibrate import calibrate
+from workers.engine.calibration.conversion import Conversion
 from workers.engine.data import Data, read_data
-from workers.engine.graph.canonicalize import canonical
+from workers.engine.graph.canonicalize import canonicalize
 from workers.engine.graph.layers import find_layers
 from workers.engine.graph.program import load, signature
 from workers.engine.graph.run import ProgramRun
-from workers.engine.measurement.sensitivity import Sensitivity, sensitivity_of
+from workers.engine.measurement.sensitivity import Sensitivity, measure_sensitivity
 from workers.engine.quantization.plan import plan
 from workers.engine.quantization.quantize import quantize
 
@@ -45,19 +46,20 @@ class Job:
     def sensitivity(self, how: str, method: str) -> Sensitivity:
         layers, _ = find_layers(self.program)
         planned = plan(layers, JobSpec.model_validate({"model": "m", "method": method}), full_range=True)
-        calibrated = ranges_of(self.program, planned, lambda: self.data, ReportParts(), ignored)
-        quantized = quantize(calibrated.planned, ignored)
-        found = sensitivity_of(how, self.program, quantized, calibrated.ranges, self.data, ignored)
-        assert found is not None
-        return found
+        conversion = Conversion(self.program, layers, planned)
+        conversion = calibrate(conversion, lambda: self.data, ReportParts(), ignore_progress)
+        conversion = replace(conversion, quantized=quantize(conversion.planned, ignore_progress))
+        sensitivity = measure_sensitivity(how, conversion, self.data, ignore_progress)
+        assert sensitivity is not None
+        return sensitivity
 
 
-def ignored(_: float) -> None:
-    """Nobody follows."""
+def ignore_progress(_: float) -> None:
+    return None
 
 
-def job_of(folder: Path, module: nn.Module, x: torch.Tensor, samples: int = 512) -> Job:
-    program = canonical(load(export(module, (x[:2],), folder / "model.pt2")))
+def exported_job(folder: Path, module: nn.Module, x: torch.Tensor, samples: int = 512) -> Job:
+    program = canonicalize(load(export(module, (x[:2],), folder / "model.pt2")))
     np.savez(folder / "evaluation.npz", x=x[:samples].numpy())
     return Job(program, read_data(folder / "evaluation.npz", signature(program), 32, None))
 
@@ -65,7 +67,7 @@ def job_of(folder: Path, module: nn.Module, x: torch.Tensor, samples: int = 512)
 @pytest.fixture(scope="module", params=MODELS)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Job:
     model = TRAININGS[request.param]()
-    return job_of(tmp_path_factory.mktemp(request.param), model.module, model.data.x_test)
+    return exported_job(tmp_path_factory.mktemp(request.param), model.module, model.data.x_test)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -84,7 +86,7 @@ def test_any_number_of_layers_costs_at_most_five_passes(tmp_path: Path) -> None:
         folder = tmp_path / str(depth)
         folder.mkdir()
         blocks = [part for _ in range(depth) for part in (nn.Linear(16, 16), nn.Tanh())]
-        job = job_of(folder, nn.Sequential(*blocks), torch.randn(128, 16))
+        job = exported_job(folder, nn.Sequential(*blocks), torch.randn(128, 16))
         found = job.sensitivity("estimate", "dynamic")
         assert found.summary.method == "estimate"
         assert len(found.own) == depth
@@ -98,10 +100,10 @@ def test_any_number_of_samples_costs_at_most_five_passes(
 ) -> None:
     """Counted here, not believed: every forward and backward pass, times its samples."""
     module = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 8))
-    program = canonical(load(export(module, (torch.randn(8, 16),), tmp_path / "model.pt2", dynamic=dynamic)))
+    program = canonicalize(load(export(module, (torch.randn(8, 16),), tmp_path / "model.pt2", dynamic=dynamic)))
     np.savez(tmp_path / "evaluation.npz", x=torch.randn(samples, 16).numpy())
     job = Job(program, read_data(tmp_path / "evaluation.npz", signature(program), 32, None))
-    spent = counted(monkeypatch)
+    spent = count_passes(monkeypatch)
     found = job.sensitivity("estimate", "dynamic")
     whole = samples if dynamic else -(-samples // 8) * 8
     assert 1 < sum(spent) / whole <= 5
@@ -143,7 +145,7 @@ def test_every_part_can_be_left_out(tmp_path: Path) -> None:
     assert report.accuracy is not None
 
 
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by the samples of each pass. A forward pass with taps counts twice: it makes each layer's error, too."""
     spent: list[int] = []
     forward, backward = ProgramRun.outputs, torch.autograd.grad
@@ -162,4 +164,4 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def _rank_correlation(one: Sensitivity, other: Sensitivity, names: Sequence[str]) -> float:
-    return float(spearmanr([one.own[each] for each in names], [other.own[each] for each in names])[0])
+    return float(spearmanr([one.own[name] for name in names], [other.own[name] for name in names])[0])

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fewbit.contract.report import Metric, OutputSimilarity
-from workers.engine.metrics.accuracy import labelled
+from workers.engine.metrics.accuracy import measure_on_labels
 from workers.engine.metrics.conclusion import conclusion
 
 CLOSE = OutputSimilarity(sqnr_db=31.24, cosine=0.9997, max_abs_error=0.1, top1_agreement=0.99)
@@ -33,7 +33,7 @@ def test_a_rise_is_a_gain_of_a_score_and_a_loss_of_an_error() -> None:
 def test_made_up_inputs_are_no_accuracy() -> None:
     said = conclusion((), CLOSE, (), (), 64, synthetic=True)
     assert said.startswith("The inputs were made up")
-    assert "no accuracy" in said
+    assert "not accuracy" in said
     assert "31.2 dB" in said
 
 
@@ -42,7 +42,7 @@ def test_a_class_that_loses_far_more_than_the_others_is_named() -> None:
     after = labels.copy()
     after[100:120] = 3  # of class 2
     after[0] = 1
-    found = labelled(("accuracy",), np.eye(4)[labels], np.eye(4)[after], labels, seed=0)
+    found = measure_on_labels(("accuracy",), np.eye(4)[labels], np.eye(4)[after], labels, seed=0)
     assert (found.classes[0].label, found.classes[0].delta) == (2, -0.4)
     assert found.flips is not None
     assert len(found.flips) == 21
@@ -57,6 +57,6 @@ def test_classes_that_lose_alike_are_not_named() -> None:
     labels = np.repeat(np.arange(4), 50)
     after = labels.copy()
     after[[0, 51, 102, 153]] = [1, 2, 3, 0]
-    found = labelled(("accuracy",), np.eye(4)[labels], np.eye(4)[after], labels, seed=0)
+    found = measure_on_labels(("accuracy",), np.eye(4)[labels], np.eye(4)[after], labels, seed=0)
     said = conclusion(found.metrics, CLOSE, found.flips or (), found.classes, 200, synthetic=False)
     assert "affected" not in said

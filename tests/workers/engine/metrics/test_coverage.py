@@ -12,8 +12,8 @@ import pytest
 
 from fewbit.contract.metrics import family
 from tests.workers.engine.metrics.outputs import Array, Outputs
-from workers.engine.metrics.fitting import fitted
-from workers.engine.metrics.registry import drawn, measured
+from workers.engine.metrics.fitting import fit
+from workers.engine.metrics.registry import measure, resampler
 from workers.engine.metrics.resampling import MOST_DRAWS, paired_bootstrap
 
 PAIRS = 2000
@@ -55,7 +55,7 @@ def taggers(random: np.random.Generator, samples: int) -> Outputs:
     return Outputs(np.eye(3)[before], np.eye(3)[after], labels)
 
 
-def covered(name: str, process: Process, samples: int, truth: float) -> float:
+def measure_coverage(name: str, process: Process, samples: int, truth: float) -> float:
     return float(np.mean(list(_hits(name, process, samples, truth))))
 
 
@@ -68,11 +68,11 @@ def _hits(name: str, process: Process, samples: int, truth: float) -> Iterator[b
 
 
 def interval(name: str, data: Outputs, seed: int) -> tuple[float, float]:
-    """What ``measured`` reports, without the values, which take longer."""
-    rows = fitted(family(name), data.before, data.after, data.labels)
-    if name == "accuracy" and rows.is_one_a_sample:
-        return measured(name, data.before, data.after, data.labels, seed).ci95 or (np.nan, np.nan)
-    found = paired_bootstrap(drawn(name, rows).statistic, rows.samples, MOST_DRAWS, seed)
+    """What ``measure`` reports, without the values, which take longer."""
+    rows = fit(family(name), data.before, data.after, data.labels)
+    if name == "accuracy" and rows.is_one_per_sample:
+        return measure(name, data.before, data.after, data.labels, seed).ci95 or (np.nan, np.nan)
+    found = paired_bootstrap(resampler(name, rows).statistic, rows.samples, MOST_DRAWS, seed)
     assert found is not None
     return found.low, found.high
 
@@ -85,8 +85,8 @@ def true_difference(name: str, process: Process) -> float:
 def value(name: str, data: Outputs, outputs: Array) -> float:
     if name == "f1_score":
         predicted = outputs.argmax(1)
-        both = [((predicted == each) & (data.labels == each)).sum() for each in range(3)]
-        sums = [(predicted == each).sum() + (data.labels == each).sum() for each in range(3)]
+        both = [((predicted == label) & (data.labels == label)).sum() for label in range(3)]
+        sums = [(predicted == label).sum() + (data.labels == label).sum() for label in range(3)]
         return float(np.mean([2 * one / other for one, other in zip(both, sums, strict=True)]))
     if name == "accuracy":
         return float((outputs.argmax(-1) == data.labels).mean())
@@ -108,4 +108,4 @@ def test_the_interval_covers_the_true_difference_as_often_as_it_says(
     name: str, process: Process, samples: int, truth: float | None
 ) -> None:
     difference = true_difference(name, process) if truth is None else truth
-    assert 0.93 <= covered(name, process, samples, difference) <= 0.97
+    assert 0.93 <= measure_coverage(name, process, samples, difference) <= 0.97

@@ -13,9 +13,9 @@ import torch
 from fewbit.contract import metrics as names
 from tests.workers.engine.metrics.outputs import FORMS, Array, Outputs, regression, retrieval
 from workers.engine.metrics.counts import COUNTED
-from workers.engine.metrics.fitting import Fitted, NotApplicable, fitted
+from workers.engine.metrics.fitting import FittedRows, NotApplicable, fit
 from workers.engine.metrics.ranks import CURVES
-from workers.engine.metrics.registry import drawn, measured
+from workers.engine.metrics.registry import measure, resampler
 from workers.engine.metrics.retrieval import RANKED
 from workers.engine.metrics.sums import ERRORS, FROM_MOMENTS
 
@@ -57,9 +57,9 @@ def test_a_class_metric_is_torchmetrics(name: str, form: str) -> None:
     expected = torchmetrics_class_metric(name, task, data.before, data.labels) if applies else None
     if expected is None:
         with pytest.raises(NotApplicable):
-            measured(name, data.before, data.after, data.labels, seed=0)
+            measure(name, data.before, data.after, data.labels, seed=0)
         return
-    metric = measured(name, data.before, data.after, data.labels, seed=0)
+    metric = measure(name, data.before, data.after, data.labels, seed=0)
     assert metric.before == pytest.approx(expected, abs=2e-6)
     after = torchmetrics_class_metric(name, task, data.after, data.labels)
     assert metric.after == pytest.approx(after, abs=2e-6)
@@ -73,12 +73,12 @@ def test_a_class_metric_is_torchmetrics(name: str, form: str) -> None:
 def test_a_regression_metric_is_torchmetrics(name: str, columns: int) -> None:
     data = regression(columns=columns)
     if name == "cosine_similarity":
-        sides = (torch.from_numpy(each.reshape(150, -1)).double() for each in (data.before, data.labels))
+        sides = (torch.from_numpy(values.reshape(150, -1)).double() for values in (data.before, data.labels))
         expected = float(of_numbers.cosine_similarity(*sides, reduction="mean"))
     else:
         function: Callable[..., Any] = getattr(of_numbers, name)
         expected = float(function(torch.from_numpy(data.before).double(), torch.from_numpy(data.labels)).mean())
-    metric = measured(name, data.before, data.after, data.labels, seed=0)
+    metric = measure(name, data.before, data.after, data.labels, seed=0)
     assert metric.before == pytest.approx(expected, rel=1e-6)
     assert metric.p_value is not None
     assert ("3 columns" in metric.note) == bool(columns)
@@ -94,23 +94,23 @@ def test_a_retrieval_metric_is_the_mean_of_torchmetrics_over_samples(name: str, 
     top = {"top_k": cutoff} if cutoff else {}
     pairs = zip(torch.from_numpy(data.before), torch.from_numpy(data.labels), strict=True)
     expected = np.mean([float(function(scores, labels, **top)) for scores, labels in pairs])
-    metric = measured(f"{name}@{cutoff}" if cutoff else name, data.before, data.after, data.labels, seed=0)
+    metric = measure(f"{name}@{cutoff}" if cutoff else name, data.before, data.after, data.labels, seed=0)
     assert metric.before == pytest.approx(expected, abs=1e-6)
 
 
 def test_candidates_of_equal_score_share_their_gain() -> None:
     scores, labels = np.array([[0.5, 0.5, 0.2, 0.5]], np.float32), np.array([[0, 0, 1, 3]])
     expected = of_rankings.retrieval_normalized_dcg(torch.from_numpy(scores[0]), torch.from_numpy(labels[0]))
-    metric = measured("retrieval_normalized_dcg", scores, scores, labels, seed=0)
+    metric = measure("retrieval_normalized_dcg", scores, scores, labels, seed=0)
     assert metric.before == pytest.approx(float(expected), abs=1e-6)
     assert (metric.ci95, metric.p_value) == (None, None)  # of one sample
 
 
-def draws_of(rows: Fitted, random: np.random.Generator) -> Array:
+def random_draws(rows: FittedRows, random: np.random.Generator) -> Array:
     return random.multinomial(rows.samples, np.full(rows.samples, 1 / rows.samples), size=4).astype(np.float64)
 
 
-def repeated(data: Outputs, counts: Array) -> Outputs:
+def repeat_samples(data: Outputs, counts: Array) -> Outputs:
     chosen = np.repeat(np.arange(len(data.labels)), counts.astype(np.int64))
     return Outputs(data.before[chosen], data.after[chosen], data.labels[chosen])
 
@@ -120,30 +120,30 @@ def repeated(data: Outputs, counts: Array) -> Outputs:
 def test_a_draw_of_a_class_metric_is_its_value_on_the_drawn_samples(name: str, form: str) -> None:
     data = FORMS[form]()
     try:
-        measured(name, data.before, data.after, data.labels, seed=0)
+        measure(name, data.before, data.after, data.labels, seed=0)
     except NotApplicable:
         return
-    agrees_with_repeated(name, data)
+    assert_agrees_with_repeats(name, data)
 
 
 @pytest.mark.parametrize("columns", [0, 3])
 @pytest.mark.parametrize("name", OF_NUMBERS)
 def test_a_draw_of_a_regression_metric_is_its_value_on_the_drawn_samples(name: str, columns: int) -> None:
-    agrees_with_repeated(name, regression(columns=columns))
+    assert_agrees_with_repeats(name, regression(columns=columns))
 
 
 @pytest.mark.parametrize("name", sorted(RANKED))
 def test_a_draw_of_a_retrieval_metric_is_its_value_on_the_drawn_samples(name: str) -> None:
-    agrees_with_repeated(name, retrieval())
+    assert_agrees_with_repeats(name, retrieval())
 
 
-def agrees_with_repeated(name: str, data: Outputs) -> None:
-    rows = fitted(names.family(name), data.before, data.after, data.labels)
-    draws = draws_of(rows, np.random.default_rng(1))
-    before, after = drawn(name, rows).statistic(draws)
+def assert_agrees_with_repeats(name: str, data: Outputs) -> None:
+    rows = fit(names.family(name), data.before, data.after, data.labels)
+    draws = random_draws(rows, np.random.default_rng(1))
+    before, after = resampler(name, rows).statistic(draws)
     for index, counts in enumerate(draws):
-        drawn_data = repeated(data, counts)
-        metric = measured(name, drawn_data.before, drawn_data.after, drawn_data.labels, seed=0)
+        repeated_data = repeat_samples(data, counts)
+        metric = measure(name, repeated_data.before, repeated_data.after, repeated_data.labels, seed=0)
         assert before[index] == pytest.approx(metric.before, abs=2e-5)
         assert after[index] == pytest.approx(metric.after, abs=2e-5)
 

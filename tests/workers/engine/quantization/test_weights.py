@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from fewbit.contract.spec import Weights
 from workers.engine.quantization import weights as module
-from workers.engine.quantization.weights import clip_bound, quantize_weight, sqnr_db, weight_stats
+from workers.engine.quantization.weight_statistics import weight_stats
+from workers.engine.quantization.weights import clip_bound, quantize_weight, sqnr_db
 from workers.errors import EngineError
 
 LAYOUTS = {

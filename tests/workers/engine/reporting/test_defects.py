@@ -79,11 +79,11 @@ def nan(model: Twelve) -> None:
     _block(model, 3).up.weight.data[1, 1] = float("nan")
 
 
-def tied(model: Twelve) -> None:
+def tie_weights(model: Twelve) -> None:
     _block(model, 2).down.weight = _block(model, 1).down.weight
 
 
-def untouched(_: Twelve) -> None:
+def leave_untouched(_: Twelve) -> None:
     """The branch that calibration never takes is there in every model."""
 
 
@@ -92,12 +92,12 @@ PLANTED: dict[str, tuple[Callable[[Twelve], None], str]] = {
     "numeric": (tiny, "blocks.1.up"),
     "activation-outlier": (loud, "blocks.2.up"),
     "nan-inf": (nan, "blocks.3.up"),
-    "not-calibrated": (untouched, "rare"),
-    "tied": (tied, "blocks.2.down"),
+    "not-calibrated": (leave_untouched, "rare"),
+    "tied": (tie_weights, "blocks.2.down"),
 }
 
 
-def report_of(folder: Path, *plants: Callable[[Twelve], None], calibrated: int = 64, **spec: Any) -> Report:
+def report_on(folder: Path, *plants: Callable[[Twelve], None], calibrated: int = 64, **spec: Any) -> Report:
     """The first ``calibrated`` samples fix the ranges; 64 of them never take the other branch."""
     torch.manual_seed(0)
     model = Twelve()
@@ -111,28 +111,28 @@ def report_of(folder: Path, *plants: Callable[[Twelve], None], calibrated: int =
 
 
 def found(report: Report, code: str, layer: str) -> list[Finding]:
-    return [each for each in report.findings if each.code == code and each.layer == layer]
+    return [finding for finding in report.findings if finding.code == code and finding.layer == layer]
 
 
-def merged(document: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+def merge_patch(document: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
     """RFC 7396."""
     result = dict(document)
     for key, value in patch.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = merged(result[key], value) if both else value
+        result[key] = merge_patch(result[key], value) if both else value
     return result
 
 
 def _error(report: Report, layer: str) -> tuple[float, float]:
     """How close the model's output is, then the layer's own."""
     assert report.accuracy is not None
-    row = next(each for each in report.layers if each.name == layer)
+    row = next(row for row in report.layers if row.name == layer)
     own = row.error.output_sqnr_db if row.error else None
     return report.accuracy.output.sqnr_db, own if own is not None else -150.0
 
 
 def test_all_defects_of_one_model_are_named_in_one_report(tmp_path: Path) -> None:
-    report = report_of(tmp_path / "all", *(plant for plant, _ in PLANTED.values()))
+    report = report_on(tmp_path / "all", *(plant for plant, _ in PLANTED.values()))
     for code, (_, layer) in PLANTED.items():
         assert len(found(report, code, layer)) == 1, f"{code} at {layer}"
 
@@ -141,10 +141,10 @@ def test_all_defects_of_one_model_are_named_in_one_report(tmp_path: Path) -> Non
 def test_the_patch_of_a_finding_posted_back_mends_it(code: str, tmp_path: Path) -> None:
     plant, layer = PLANTED[code]
     calibrated = 64 if code == "not-calibrated" else len(X)
-    before = report_of(tmp_path / "before", plant, calibrated=calibrated)
+    before = report_on(tmp_path / "before", plant, calibrated=calibrated)
     (finding,) = found(before, code, layer)
     assert finding.patch is not None
-    after = report_of(tmp_path / "after", plant, calibrated=calibrated, **merged({}, finding.patch))
+    after = report_on(tmp_path / "after", plant, calibrated=calibrated, **merge_patch({}, finding.patch))
     assert not found(after, code, layer)
     assert _error(after, layer)[0] >= _error(before, layer)[0] - 0.05
     assert max(now - then for now, then in zip(_error(after, layer), _error(before, layer), strict=True)) > 0.1
@@ -152,10 +152,10 @@ def test_the_patch_of_a_finding_posted_back_mends_it(code: str, tmp_path: Path) 
 
 def test_the_report_s_own_patch_mends_all_warnings_at_once(tmp_path: Path) -> None:
     plants = [PLANTED[code][0] for code in ("outlier", "numeric", "activation-outlier", "nan-inf", "not-calibrated")]
-    before = report_of(tmp_path / "before", *plants)
+    before = report_on(tmp_path / "before", *plants)
     assert before.patch is not None
-    after = report_of(tmp_path / "after", *plants, **merged({}, before.patch))
-    assert not [each.code for each in after.findings if each.severity != "info"]
+    after = report_on(tmp_path / "after", *plants, **merge_patch({}, before.patch))
+    assert not [finding.code for finding in after.findings if finding.severity != "info"]
     assert after.verdict == "pass"
 
 
@@ -166,11 +166,11 @@ def test_a_healthy_model_has_no_defect(method: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     report = run_engine(tmp_path, Twelve(), (torch.randn(4, 32),), {"x": healthy},
                         calibration={"x": healthy[::-1].copy()}, method=method, artifacts=["pt2"]).report  # fmt: skip
-    assert [each.code for each in report.findings if each.severity != "info"] == []
+    assert [finding.code for finding in report.findings if finding.severity != "info"] == []
 
 
 def test_rules_already_in_the_spec_stay_in_the_patch(tmp_path: Path) -> None:
     rules = [{"match": "inp", "quantize": False}]
-    report = report_of(tmp_path / "job", tiny, layers=rules)
+    report = report_on(tmp_path / "job", tiny, layers=rules)
     (finding,) = found(report, "numeric", "blocks.1.up")
     assert finding.patch == {"layers": [*rules, {"match": "blocks.1.up", "quantize": False}]}

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch.export's
 
 
 def found(report: Report, code: str) -> list[Finding]:
-    return [each for each in report.findings if each.code == code]
+    return [finding for finding in report.findings if finding.code == code]
 
 
 def perceptron() -> nn.Module:
@@ -52,7 +52,7 @@ def test_eight_bit_activations_are_a_note_where_another_cpu_would_saturate(
     tmp_path: Path, target: str, saturates: bool
 ) -> None:
     notes = found(job(tmp_path / target, target=target).report, "saturation")
-    assert [each.severity for each in notes] == (["info"] if saturates else [])
+    assert [finding.severity for finding in notes] == (["info"] if saturates else [])
     if saturates:
         assert notes[0].message.startswith("3 layers use all eight bits")
 
@@ -81,4 +81,4 @@ def test_slower_is_a_warning_only_where_a_batch_takes_long(
         threads=1, batch=1, before_ms=Percentiles(min=float_ms, p50=float_ms, p95=float_ms),
         artifacts={"torchscript": ArtifactLatency(min=int8_ms, p50=int8_ms, p95=int8_ms, speedup=float_ms / int8_ms)},
     )  # fmt: skip
-    assert [each.severity for each in latency_findings(latency)] == severities
+    assert [finding.severity for finding in latency_findings(latency)] == severities

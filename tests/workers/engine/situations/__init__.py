@@ -12,5 +12,5 @@ from tests.workers.engine.situations.structure import STRUCTURE
 __all__ = ["SITUATIONS", "Situation"]
 
 SITUATIONS: dict[str, Situation] = {
-    each.name: each for each in (*PRODUCTS, *MODULES, *STRUCTURE, *REGIONS, *NUMBERS, *ARCHITECTURES)
+    situation.name: situation for situation in (*PRODUCTS, *MODULES, *STRUCTURE, *REGIONS, *NUMBERS, *ARCHITECTURES)
 }

@@ -18,7 +18,7 @@ TINY: dict[str, Any] = {
 }
 
 
-def settled(model: nn.Module) -> nn.Module:
+def prepare_for_export(model: nn.Module) -> nn.Module:
     """As a user exports it: eval mode, and weights large enough that layers do something (0.02 is the default)."""
     with torch.no_grad():
         for parameter in model.parameters():
@@ -30,20 +30,20 @@ def settled(model: nn.Module) -> nn.Module:
 def bert(**options: Any) -> nn.Module:
     from transformers import BertConfig, BertForSequenceClassification
 
-    return settled(BertForSequenceClassification(BertConfig(**TINY, max_position_embeddings=16, **options)))
+    return prepare_for_export(BertForSequenceClassification(BertConfig(**TINY, max_position_embeddings=16, **options)))
 
 
 def headless_bert() -> nn.Module:
     from transformers import BertConfig, BertModel
 
-    return settled(BertModel(BertConfig(**TINY, max_position_embeddings=16, return_dict=False)))
+    return prepare_for_export(BertModel(BertConfig(**TINY, max_position_embeddings=16, return_dict=False)))
 
 
 def albert() -> nn.Module:
     from transformers import AlbertConfig, AlbertModel
 
     config = AlbertConfig(**TINY, embedding_size=8, max_position_embeddings=16, return_dict=False)
-    return settled(AlbertModel(config))
+    return prepare_for_export(AlbertModel(config))
 
 
 def gpt2() -> nn.Module:
@@ -52,14 +52,14 @@ def gpt2() -> nn.Module:
     config = GPT2Config(
         vocab_size=32, n_positions=16, n_embd=16, n_layer=2, n_head=2, use_cache=False, bos_token_id=0, eos_token_id=1
     )
-    return settled(GPT2LMHeadModel(config))
+    return prepare_for_export(GPT2LMHeadModel(config))
 
 
 def llama() -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(**TINY, num_key_value_heads=1, max_position_embeddings=16, use_cache=False)
-    return settled(LlamaForCausalLM(config))
+    return prepare_for_export(LlamaForCausalLM(config))
 
 
 def mixtral(experts: str) -> nn.Module:
@@ -69,21 +69,21 @@ def mixtral(experts: str) -> nn.Module:
         **TINY, num_key_value_heads=1, max_position_embeddings=16, num_local_experts=4, num_experts_per_tok=2,
         use_cache=False, experts_implementation=experts,
     )  # fmt: skip
-    return settled(MixtralForCausalLM(config))
+    return prepare_for_export(MixtralForCausalLM(config))
 
 
 def t5() -> nn.Module:
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, use_cache=False)
-    return settled(T5ForConditionalGeneration(config))
+    return prepare_for_export(T5ForConditionalGeneration(config))
 
 
 def vit() -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
     sizes = {name: size for name, size in TINY.items() if name != "vocab_size"}
-    return settled(ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4)))
+    return prepare_for_export(ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4)))
 
 
 def whisper() -> nn.Module:
@@ -95,7 +95,7 @@ def whisper() -> nn.Module:
         max_target_positions=8, use_cache=False, pad_token_id=0, bos_token_id=1, eos_token_id=2,
         decoder_start_token_id=1,
     )  # fmt: skip
-    return settled(WhisperForConditionalGeneration(config))
+    return prepare_for_export(WhisperForConditionalGeneration(config))
 
 
 def nothing() -> tuple[Tensor, ...]:

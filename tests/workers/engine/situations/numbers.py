@@ -113,7 +113,7 @@ def positive(inputs: int) -> tuple[Tensor, ...]:
     return (torch.rand(3, inputs) + 1.0,)
 
 
-def spiked() -> tuple[Tensor, ...]:
+def spiked_input() -> tuple[Tensor, ...]:
     """One channel a hundred times the others, as in large language models."""
     x = torch.randn(3, 5, 16)
     x[..., 3] *= 100
@@ -149,7 +149,7 @@ NUMBERS = (
               float_layers={"0": "nan-inf"}),
     Situation("outlier weight", "outlier", weight(lambda w: w[2, 3].fill_(1e4)), normal(3, 16), gemms=2),
     Situation("outlier channel", "outlier", weight(lambda w: w[:, 5].mul_(200)), normal(3, 16), gemms=2),
-    Situation("outlier activations", "outlier", weight(lambda w: w), spiked, gemms=2),
+    Situation("outlier activations", "outlier", weight(lambda w: w), spiked_input, gemms=2),
     Situation("tiny weights", "numeric", holding(lambda: torch.randn(8, 8) * 1e-8, bias=False), normal(3, 8)),
     Situation("minute weights", "numeric", holding(lambda: torch.randn(8, 8) * 1e-35, bias=False), normal(3, 8)),
     Situation("huge weights", "numeric", holding(lambda: torch.randn(8, 8) * 1e30), normal(3, 8)),

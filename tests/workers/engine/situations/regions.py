@@ -61,45 +61,45 @@ def autocast_under_no_grad(inner: nn.Module, x: Tensor) -> Tensor:
 
 
 def condition(inner: nn.Module, x: Tensor) -> Tensor:
-    return torch.cond(x.sum() > -1e9, inner, lambda each: each * 1.5, (x,))
+    return torch.cond(x.sum() > -1e9, inner, lambda x: x * 1.5, (x,))
 
 
 def nested_condition(inner: nn.Module, x: Tensor) -> Tensor:
-    def upper(each: Tensor) -> Tensor:
-        return torch.cond(each.mean() > -1e9, inner, torch.sin, (each,))
+    def upper(x: Tensor) -> Tensor:
+        return torch.cond(x.mean() > -1e9, inner, torch.sin, (x,))
 
     return torch.cond(x.sum() > -1e9, upper, torch.cos, (x,))
 
 
-def mapped(inner: nn.Module, x: Tensor) -> Tensor:
+def map_region(inner: nn.Module, x: Tensor) -> Tensor:
     from torch._higher_order_ops.map import map as each_of
 
     return each_of(inner, x)
 
 
-def scanned(inner: nn.Module, x: Tensor) -> Tensor:
+def scan_region(inner: nn.Module, x: Tensor) -> Tensor:
     from torch._higher_order_ops.scan import scan
 
-    def step(carry: Tensor, each: Tensor) -> tuple[Tensor, Tensor]:
-        carry = torch.tanh(inner(carry + each))
+    def step(carry: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        carry = torch.tanh(inner(carry + row))
         return carry, carry.clone()
 
     return scan(step, torch.zeros_like(x[0]), x)[1]
 
 
-def looped(inner: nn.Module, x: Tensor) -> Tensor:
+def loop_region(inner: nn.Module, x: Tensor) -> Tensor:
     from torch._higher_order_ops.while_loop import while_loop
 
     def going(count: Tensor, _: Tensor) -> Tensor:
         return count < 3
 
-    def step(count: Tensor, each: Tensor) -> tuple[Tensor, Tensor]:
-        return count + 1, torch.tanh(inner(each))
+    def step(count: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        return count + 1, torch.tanh(inner(row))
 
     return while_loop(going, step, (torch.zeros((), dtype=torch.int64), x))[1]
 
 
-def checkpointed(inner: nn.Module, x: Tensor) -> Tensor:
+def checkpoint_region(inner: nn.Module, x: Tensor) -> Tensor:
     return checkpoint(inner, x, use_reentrant=False)
 
 
@@ -120,8 +120,8 @@ REGIONS = (
     only_pt2("autocast under no_grad", "autocast", autocast_under_no_grad),
     only_pt2("cond", "higher-order-op", condition),
     only_pt2("cond in cond", "higher-order-op", nested_condition),
-    only_pt2("map", "higher-order-op", mapped, dynamic=False),
-    only_pt2("scan", "higher-order-op", scanned, dynamic=False),
-    only_pt2("while_loop", "higher-order-op", looped),
-    region("checkpoint", "higher-order-op", checkpointed),
+    only_pt2("map", "higher-order-op", map_region, dynamic=False),
+    only_pt2("scan", "higher-order-op", scan_region, dynamic=False),
+    only_pt2("while_loop", "higher-order-op", loop_region),
+    region("checkpoint", "higher-order-op", checkpoint_region),
 )

@@ -38,7 +38,7 @@ class Linear(nn.Module):
         return x @ self.weight + self.bias
 
 
-def transposed() -> nn.Module:
+def transposed_weight() -> nn.Module:
     """GPT-2's layer, whose weight is [in, out]."""
     from transformers.pytorch_utils import Conv1D
 
@@ -58,7 +58,9 @@ class Called(nn.Module):
         return self.call(self, torch.relu(self.first(x)))
 
 
-def called(call: Callable[[Any, Tensor], Tensor], **attributes: Callable[[nn.Linear], Any]) -> Callable[[], nn.Module]:
+def module_with(
+    call: Callable[[Any, Tensor], Tensor], **attributes: Callable[[nn.Linear], Any]
+) -> Callable[[], nn.Module]:
     """Each attribute is made from one more linear, nn.Linear(8, 8), and set in the plain way."""
 
     def setup(model: Any) -> None:
@@ -69,21 +71,21 @@ def called(call: Callable[[Any, Tensor], Tensor], **attributes: Callable[[nn.Lin
     return lambda: Called(setup, call)
 
 
-def repeated() -> nn.Module:
+def repeated_layer() -> nn.Module:
     linear = nn.Linear(8, 8)
     return nn.Sequential(linear, nn.ReLU(), linear, nn.ReLU(), linear)
 
 
-def shared() -> nn.Module:
+def shared_layer() -> nn.Module:
     linear = nn.Linear(8, 8)
     return nn.Sequential(nn.Sequential(linear, nn.ReLU()), nn.Sequential(linear, nn.Tanh()))
 
 
-def traced() -> nn.Module:
+def traced_child() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 8), torch.jit.trace(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), torch.randn(2, 8)))
 
 
-def materialised() -> nn.Module:
+def materialised_layer() -> nn.Module:
     model = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(4))
     model(torch.randn(2, 8))
     return model
@@ -111,7 +113,7 @@ class Dispatching(nn.Module):
         return x
 
 
-def patched() -> nn.Module:
+def patched_forward() -> nn.Module:
     """As accelerate's hooks do it: the forward of one instance replaced."""
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
     original = model[0].forward
@@ -119,7 +121,7 @@ def patched() -> nn.Module:
     return model
 
 
-def hooked() -> nn.Module:
+def hooked_layer() -> nn.Module:
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
     model[0].register_forward_hook(lambda module, args, output: output + 1.0)
     model[2].register_forward_pre_hook(lambda module, args: (args[0] * 2.0,))
@@ -218,7 +220,7 @@ def residual() -> nn.Module:
     )  # fmt: skip
 
 
-def configured() -> nn.Module:
+def configured_module() -> nn.Module:
     """A layer that an earlier attempt excluded for good."""
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
     model[0].qconfig = None
@@ -234,51 +236,52 @@ STRUCTURE = (
     Situation("subclass", "subclass", lambda: nn.Sequential(Own(8, 8), Own(8, 4)), normal(3, 8), gemms=2),
     Situation("subclass with its own forward", "subclass", lambda: nn.Sequential(Doubling(8, 8)), normal(3, 8)),
     Situation("another class called Linear", "lookalike", lambda: nn.Sequential(Linear(8, 8)), normal(3, 8)),
-    Situation("Conv1D of Transformers", "lookalike", transposed, normal(3, 5, 8)),
+    Situation("Conv1D of Transformers", "lookalike", transposed_weight, normal(3, 5, 8)),
     Situation("unregistered, in a list", "unregistered",
-              called(lambda m, x: m.hidden[0](x), hidden=lambda each: [each]), normal(3, 8), gemms=2),
+              module_with(lambda m, x: m.hidden[0](x), hidden=lambda fc: [fc]), normal(3, 8), gemms=2),
     Situation("unregistered, in a partial", "unregistered",
-              called(lambda m, x: m.hidden(x), hidden=partial), normal(3, 8), gemms=2),
+              module_with(lambda m, x: m.hidden(x), hidden=partial), normal(3, 8), gemms=2),
     Situation("alias in a list", "alias",
-              called(lambda m, x: m.all[0](x), layer=lambda each: each, all=lambda each: [each]), normal(3, 8),
+              module_with(lambda m, x: m.all[0](x), layer=lambda fc: fc, all=lambda fc: [fc]), normal(3, 8),
               gemms=2),
     Situation("alias by a second name", "alias",
-              called(lambda m, x: m.other(x), layer=lambda each: each, other=lambda each: each), normal(3, 8), gemms=2),
+              module_with(lambda m, x: m.other(x), layer=lambda fc: fc, other=lambda fc: fc), normal(3, 8), gemms=2),
     Situation("alias by a bound method", "alias",
-              called(lambda m, x: m.bound(x), layer=lambda each: each, bound=lambda each: each.forward), normal(3, 8),
+              module_with(lambda m, x: m.bound(x), layer=lambda fc: fc, bound=lambda fc: fc.forward), normal(3, 8),
               gemms=2),
-    Situation("repeated in a Sequential", "alias", repeated, normal(3, 8)),
-    Situation("traced child", "script-child", traced, normal(3, 8), gemms=2),
+    Situation("repeated in a Sequential", "alias", repeated_layer, normal(3, 8)),
+    Situation("traced child", "script-child", traced_child, normal(3, 8), gemms=2),
     Situation("data parallel", "wrapper", lambda: nn.DataParallel(nn.Linear(8, 4)).module, normal(3, 8)),
-    Situation("lazy, after one forward", "lazy", materialised, normal(3, 8), gemms=2),
+    Situation("lazy, after one forward", "lazy", materialised_layer, normal(3, 8), gemms=2),
     Situation("plain tensor", "plain-tensor",
-              called(lambda m, x: F.linear(x, m.table), table=lambda each: each.weight.detach()), normal(3, 8),
+              module_with(lambda m, x: F.linear(x, m.table), table=lambda fc: fc.weight.detach()), normal(3, 8),
               gemms=2),
     Situation("buffer", "plain-tensor",
-              called(lambda m, x: x @ m.table, table=lambda each: nn.Buffer(each.weight.detach())), normal(3, 8),
+              module_with(lambda m, x: x @ m.table, table=lambda fc: nn.Buffer(fc.weight.detach())), normal(3, 8),
               gemms=2),
-    Situation("shared by two parents", "shared", shared, normal(3, 8)),
+    Situation("shared by two parents", "shared", shared_layer, normal(3, 8)),
     Situation("tied head", "tied", Tied, ids(3, 5)),
     Situation("weight read as an attribute", "weight-attr-read",
-              called(lambda m, x: m.fc(x.to(m.fc.weight.dtype)) + F.linear(x, m.fc.weight), fc=lambda each: each),
+              module_with(lambda m, x: m.fc(x.to(m.fc.weight.dtype)) + F.linear(x, m.fc.weight), fc=lambda fc: fc),
               normal(3, 8), gemms=2),
     Situation("isinstance dispatch", "type-dispatch", Dispatching, normal(3, 8), gemms=2),
     Situation("next of parameters", "no-parameters",
-              called(lambda m, x: m.fc(x.to(next(m.parameters()).dtype)), fc=lambda each: each), normal(3, 8), gemms=2),
-    Situation("input by keyword", "signature", called(lambda m, x: m.fc(input=x), fc=lambda each: each), normal(3, 8),
+              module_with(lambda m, x: m.fc(x.to(next(m.parameters()).dtype)), fc=lambda fc: fc), normal(3, 8),
+              gemms=2),
+    Situation("input by keyword", "signature", module_with(lambda m, x: m.fc(input=x), fc=lambda fc: fc), normal(3, 8),
               gemms=2),
     Situation("input by its name", "signature", Named, normal(3, 8)),
-    Situation("patched forward", "state-lost", patched, normal(3, 8), gemms=2),
+    Situation("patched forward", "state-lost", patched_forward, normal(3, 8), gemms=2),
     Situation("attribute called scale", "state-lost",
-              called(lambda m, x: m.fc(x) * m.scale, fc=lambda each: each, scale=lambda _: 0.25), normal(3, 8),
+              module_with(lambda m, x: m.fc(x) * m.scale, fc=lambda fc: fc, scale=lambda _: 0.25), normal(3, 8),
               gemms=2),
-    Situation("hooks", "hooks", hooked, normal(3, 8), gemms=2),
+    Situation("hooks", "hooks", hooked_layer, normal(3, 8), gemms=2),
     Situation("weight norm", "parametrized", with_(parametrizations.weight_norm, linear), normal(3, 8)),
     Situation("weight norm, old", "parametrized", with_(nn.utils.weight_norm, linear), normal(3, 8)),
     Situation("spectral norm", "parametrized", with_(parametrizations.spectral_norm, linear), normal(3, 8)),
     Situation("spectral norm, old", "parametrized", with_(nn.utils.spectral_norm, linear), normal(3, 8)),
     Situation("orthogonal", "parametrized", with_(parametrizations.orthogonal, linear), normal(3, 8)),
-    Situation("pruned", "parametrized", with_(lambda each: prune.l1_unstructured(each, "weight", 0.5), linear),
+    Situation("pruned", "parametrized", with_(lambda fc: prune.l1_unstructured(fc, "weight", 0.5), linear),
               normal(3, 8)),
     Situation("weight norm of a convolution", "parametrized",
               with_(parametrizations.weight_norm, lambda: nn.Conv1d(4, 8, 3)), normal(3, 4, 8)),
@@ -288,11 +291,11 @@ STRUCTURE = (
     Situation("loop over a shape", "trace-fail", Looping, normal(3, 4, 8), {"mask": torch.ones(3, 8)}),
     Situation("linear and batch norm", "fusion", folded_away, normal(3, 8), gemms=2),
     Situation("convolution, batch norm, relu", "fusion", residual, normal(3, 3, 8, 8), gemms=3),
-    Situation("qconfig left behind", "config-precedence", configured, normal(3, 8), gemms=2),
+    Situation("qconfig left behind", "config-precedence", configured_module, normal(3, 8), gemms=2),
     Situation("tensor with a history", "deepcopy",
-              called(lambda m, x: m.fc(x) + m.shift, fc=lambda each: each, shift=lambda each: each.bias * 2),
+              module_with(lambda m, x: m.fc(x) + m.shift, fc=lambda fc: fc, shift=lambda fc: fc.bias * 2),
               normal(3, 8), gemms=2),
-    Situation("wrapped for fx", "fx-leaf", called(lambda m, x: leaf(m.fc, x), fc=lambda each: each), normal(3, 8),
+    Situation("wrapped for fx", "fx-leaf", module_with(lambda m, x: leaf(m.fc, x), fc=lambda fc: fc), normal(3, 8),
               gemms=2),
     Situation("decomposed", "decomposed", folded_away, normal(3, 8), gemms=2, decompose=True),
     Situation("decomposed LSTM", "decomposed", lambda: First(nn.LSTM(8, 8, batch_first=True)), normal(3, 5, 8),

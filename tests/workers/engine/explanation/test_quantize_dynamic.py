@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.workers.engine import models
 from tests.workers.engine.runs import load_exported
-from workers.engine.explanation.eager_verdict import eager_verdict
+from workers.engine.explanation.quantize_dynamic import predict_quantize_dynamic
 from workers.engine.graph.layers import find_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -41,14 +41,14 @@ def swapped_by_eager(model: nn.Module) -> set[str]:
 def test_the_verdict_is_what_quantize_dynamic_does(situation: str, tmp_path: Path) -> None:
     model, example = SITUATIONS[situation]
     layers, _ = find_layers(load_exported(model, (example,), tmp_path))
-    said = {layer.name for layer in layers if eager_verdict(layer).quantized}
+    said = {layer.name for layer in layers if predict_quantize_dynamic(layer).quantized}
     assert said == swapped_by_eager(model)
 
 
 def test_each_class_that_is_not_exactly_a_linear_has_its_own_code(tmp_path: Path) -> None:
     model = models.Kinds()
     layers, _ = find_layers(load_exported(model, (torch.randn(3, 8),), tmp_path))
-    codes = {layer.name: getattr(eager_verdict(layer).reason, "code", None) for layer in layers}
+    codes = {layer.name: getattr(predict_quantize_dynamic(layer).reason, "code", None) for layer in layers}
     assert codes == {
         "plain": None,
         "subclass": "subclass",
@@ -63,7 +63,7 @@ def test_each_class_that_is_not_exactly_a_linear_has_its_own_code(tmp_path: Path
 def test_the_fast_path_verdict_is_true(tmp_path: Path) -> None:
     model, x = models.Attention().eval(), torch.randn(2, 4, 8)
     layers, _ = find_layers(load_exported(model, (x,), tmp_path))
-    verdict = next(eager_verdict(layer) for layer in layers if layer.name == "encoder.layers.0.linear1")
+    verdict = next(predict_quantize_dynamic(layer) for layer in layers if layer.name == "encoder.layers.0.linear1")
     assert verdict.reason is not None
     assert verdict.reason.code == "fastpath"
     broken = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model))

@@ -1,0 +1,102 @@
+"""Every set of ATen operators the engine asks for. Those the runtime needs too: ``fewbit/runtime/operators.py``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fewbit.runtime.operators import ADDS, CLAMPS, KEEPS_VALUES, RELUS
+
+__all__ = ["ADDS", "CLAMPS", "KEEPS_VALUES", "RELUS"]
+
+aten = torch.ops.aten
+
+# --- Layers ---
+
+EMBEDDING_BAGS = frozenset((
+    aten.embedding_bag.default, aten.embedding_bag.padding_idx, aten._embedding_bag.default,
+    aten._embedding_bag_forward_only.default,
+))  # fmt: skip
+EMBEDDINGS = EMBEDDING_BAGS | {aten.embedding.default}
+
+PLAIN_CONVOLUTIONS = frozenset((
+    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default,
+    aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding,
+))  # fmt: skip
+TRANSPOSED_CONVOLUTIONS = frozenset(
+    (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+)
+CONVOLUTIONS = PLAIN_CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS | {aten.convolution.default}
+
+INTEGER_RECURRENT = frozenset((aten.lstm.input, aten.gru.input))
+"""Those with int8 kernels."""
+RECURRENT = INTEGER_RECURRENT | {aten.rnn_tanh.input, aten.rnn_relu.input}
+CELLS = frozenset((
+    aten.gru_cell.default, aten.rnn_tanh_cell.default, aten.rnn_relu_cell.default, aten.lstm_cell.default,
+))  # fmt: skip
+
+BATCHED_PRODUCTS = frozenset((aten.bmm.default, aten.matmul.default))
+PRODUCTS = BATCHED_PRODUCTS | {
+    aten.mm.default, aten.baddbmm.default, aten.einsum.default, aten.linear.default, aten.addmm.default,
+    aten.scaled_dot_product_attention.default,
+}  # fmt: skip
+"""What may multiply two activations."""
+
+LINEARS_IN_OTHER_WORDS = frozenset((aten.einsum.default, aten.tensordot.default))
+GROUPED_PRODUCT = "transformers.grouped_mm_fallback.default"
+"""An operator that torch alone does not have, by its name."""
+
+KNOWN_NAMESPACES = frozenset(("aten", "prim", "prims", "higher_order", "quantized_decomposed"))
+"""Operators of any other are custom ones, of which nothing is known."""
+
+# --- Views and what passes values on ---
+
+SAME_MEMORY = frozenset((aten.detach.default, aten.alias.default, aten.detach_.default))
+"""Views of a whole value, in its own shape."""
+
+DROPOUTS = frozenset((aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default))
+"""In eval mode they return their input itself."""
+
+VIEWS = frozenset(
+    (aten.t.default, aten.permute.default, aten.transpose.int, aten.detach.default, aten.alias.default)
+)  # fmt: skip
+"""Views that keep every element of a constant."""
+
+TRANSPOSITIONS = frozenset((aten.transpose.int, aten.permute.default))
+
+EXPANSIONS = frozenset((
+    aten.expand.default, aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.unsqueeze.default,
+    aten.clone.default,
+))  # fmt: skip
+"""What decompositions write around a matrix that multiplies a batch."""
+
+OVERLAPPING = frozenset((aten.unfold.default, aten.as_strided.default))
+"""Views whose elements may share memory, besides those with a stride of 0."""
+
+PASSING = frozenset((
+    aten.dropout.default, aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.clone.default,
+    aten.contiguous.default, aten.transpose.int, aten.permute.default, aten.unsqueeze.default, aten.squeeze.dim,
+    aten.max_pool2d.default, aten.max_pool1d.default, aten.avg_pool2d.default, aten.avg_pool1d.default,
+    aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool1d.default, aten.mean.dim, aten.slice.Tensor,
+    aten.select.int,
+))  # fmt: skip
+"""Calls after which nothing is smaller than before."""
+
+# --- Activations ---
+
+NONNEGATIVE = frozenset((
+    aten.relu.default, aten.relu6.default, aten.softmax.int, aten._softmax.default, aten.sigmoid.default,
+    aten.exp.default, aten.abs.default, aten.softplus.default, aten.square.default,
+))  # fmt: skip
+BOUNDED_BELOW = frozenset(
+    (aten.gelu.default, aten.silu.default, aten.hardswish.default, aten.mish.default, aten.elu.default)
+)
+"""Negative only a little."""
+
+BATCH_NORMS = frozenset((aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default))
+
+OUTPUT_CHANNEL_AXIS: dict[Any, int] = {
+    aten.linear.default: 0, **dict.fromkeys(PLAIN_CONVOLUTIONS, 0), **dict.fromkeys(TRANSPOSED_CONVOLUTIONS, 1),
+}  # fmt: skip
+"""Of the weight of each call that a batch norm can be folded into."""
