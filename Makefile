@@ -34,8 +34,9 @@ images: .venv/installed  ## build both images, run docker-compose.yml, quantize 
 	@if [ "$$(id -u)" = 0 ] && command -v debootstrap >/dev/null; then $(BIN)/pytest -m images; \
 	  else echo "Not tried on Debian's own Pythons: that wants root and debootstrap."; fi
 
-fuzz: .venv/installed  ## half an hour of changed files for every parser in front of the sandbox
+fuzz: .venv/installed  ## half an hour of changed files for every parser in front of the sandbox; 2,000 drawn programs
 	@$(BIN)/python -m tests.fuzz --minutes 30
+	@FEWBIT_PROGRAMS=2000 OMP_NUM_THREADS=1 $(BIN)/pytest tests/workers/engine/programs/test_generated_programs.py
 
 check: .venv/installed  ## lint, format, types, import rules, the OpenAPI document, known vulnerabilities
 	@$(BIN)/ruff check .

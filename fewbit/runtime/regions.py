@@ -84,9 +84,8 @@ class _Casts:
         dtypes: dict[fx.Node, Any] = {}
         for node in body.graph.nodes:
             value = node.meta.get("val")
-            if node.op == "get_attr" or (
-                node.op == "call_function" and node.target is not METADATA_CHECK and value is None
-            ):
+            unknown = node.op == "call_function" and value is None and node.target is not METADATA_CHECK
+            if node.op == "get_attr" or unknown:
                 return False
             if not isinstance(value, Tensor):
                 continue  # a check, a size, or several results whose readers are looked at

@@ -29,7 +29,7 @@ def attention_3d(self: Any, x: Tensor) -> Tensor:
 
 def attention_4d_masked(self: Any, x: Tensor) -> Tensor:
     b, s, _ = x.shape
-    q, k, v = (each.view(b, s, 2, 8).transpose(1, 2) for each in self.q(x).chunk(3, -1))
+    q, k, v = (part.view(b, s, 2, 8).transpose(1, 2) for part in self.q(x).chunk(3, -1))
     y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return self.o(y.transpose(1, 2).reshape(b, s, 16))
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.workers.engine.healthy import MODELS, arrays
+from tests.workers.engine.reporting.healthy import MODELS, arrays
 from tests.workers.engine.runs import run_engine
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
