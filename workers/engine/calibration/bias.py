@@ -25,18 +25,12 @@ from workers.engine.calibration.data_pass import run_calibration
 from workers.engine.data import Data
 from workers.engine.graph.editor import GraphEditor
 from workers.engine.graph.layers import Layer, Use
+from workers.engine.graph.ops import BIAS_THIRD, PLAIN_PRODUCTS
 from workers.engine.quantization.quantize import QuantizedLayer
 from workers.engine.quantization.reference import FixedRange
 from workers.engine.quantization.simulation import simulate_layer
 
 aten = torch.ops.aten
-WITH_BIAS_THIRD = frozenset(
-    (aten.linear.default, aten.convolution.default,
-     aten.conv1d.default, aten.conv2d.default, aten.conv3d.default,
-     aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding,
-     aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
-)  # fmt: skip
-PRODUCTS = frozenset((aten.mm.default, aten.matmul.default))
 
 
 def correct_biases(
@@ -131,7 +125,7 @@ def _takes_bias(program: Program, use: Use) -> bool:
         value = program.constant(use.bias)
         return value is not None and value.dim() == 1 and not use.left
     flat = rank(use.input) == 2 and not use.left
-    return use.node.target in WITH_BIAS_THIRD or (use.node.target in PRODUCTS and flat)
+    return use.node.target in BIAS_THIRD or (use.node.target in PLAIN_PRODUCTS and flat)
 
 
 def _correct_layer(editor: GraphEditor, program: Program, layer: Layer, error: Tensor) -> Layer:
@@ -162,7 +156,7 @@ def _set_bias(node: fx.Node, bias: fx.Node) -> None:
     """Let the call add ``bias``; it keeps its name."""
     if node.target is aten.addmm.default:
         node.args = (bias, *node.args[1:])
-    elif node.target in PRODUCTS:
+    elif node.target in PLAIN_PRODUCTS:
         node.target, node.args = aten.addmm.default, (bias, *node.args)
     else:
         node.args = (*node.args[:2], bias, *node.args[3:])

@@ -33,7 +33,7 @@ from workers.engine.calibration.data_pass import run_calibration
 from workers.engine.data import Data
 from workers.engine.graph.editor import GraphEditor, after
 from workers.engine.graph.layers import find_layers
-from workers.engine.graph.ops import VIEWS
+from workers.engine.graph.ops import CHANNELWISE, PRODUCERS, VIEWS
 from workers.engine.quantization.observers import fake_quantize, observer_for
 from workers.engine.quantization.plan import Planned
 from workers.engine.quantization.simulation import per_token
@@ -49,12 +49,6 @@ ROWS = 512  # of each group's input, spread over the calibration data
 MOST_KEPT = 2**26  # elements of rows over all groups: 256 MB
 OUTPUTS = 128  # of each layer's output channels, to compare by
 LEAST_RANGE = 1e-5  # of a channel's largest magnitude, relative to the largest channel's
-
-PRODUCERS: dict[Any, tuple[int, int]] = {
-    aten.layer_norm.default: (2, 1), aten.native_layer_norm.default: (2, 1), aten.linear.default: (1, 2),
-}  # fmt: skip
-"""Calls whose result is divided by dividing their weight and bias: the position of the two, and the weight's rank."""
-CHANNELWISE = frozenset((aten.contiguous.default, aten.clone.default, aten.relu.default))
 
 
 def smooth(

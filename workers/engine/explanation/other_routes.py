@@ -18,17 +18,11 @@ from fewbit.runtime.program import Program, mutates, rank
 from fewbit.runtime.regions import REGION
 from workers.engine.explanation.quantize_dynamic import LINEAR
 from workers.engine.graph.layers import Layer, Product
+from workers.engine.graph.ops import GEMMS, RELUS, SCALAR_ADDS, SCALE_AND_SHIFT, TRIVIAL_STEPS
 from workers.engine.graph.program import layer_path
 
 aten = torch.ops.aten
 MOST_NAMED = 50  # layers listed in one finding
-GEMMS = frozenset((aten.linear.default, aten.addmm.default, aten.mm.default, aten.bmm.default, aten.matmul.default))
-QUIET = frozenset((aten.t.default, aten.view.default, aten.reshape.default, aten.expand.default, aten.permute.default,
-                   aten.unsqueeze.default, aten.squeeze.dim, aten._to_copy.default, aten.clone.default,
-                   aten.to.dtype, aten.detach.default, aten.alias.default, aten.mul.Tensor,
-                   aten.add.Tensor))  # fmt: skip
-RELUS = frozenset((aten.relu.default, aten.relu_.default))
-ADDED = frozenset((aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.rsub.Scalar))
 
 
 @dataclass(frozen=True)
@@ -123,7 +117,7 @@ def _before_added_scalar(model: Model) -> list[str]:
         layer.name
         for layer in model.linears
         for use in layer.uses
-        if any(user.target in ADDED and _has_scalar(user) for user in use.node.users)
+        if any(user.target in SCALAR_ADDS and _has_scalar(user) for user in use.node.users)
     ]
 
 
@@ -190,7 +184,7 @@ def _with_extra_operations(model: Model) -> list[str]:
 def _is_extra_operation(program: Program, node: fx.Node) -> bool:
     if layer_path(node)[1] != LINEAR or program.constant(node) is not None or not _is_floating(node):
         return False
-    return node.target not in QUIET or (node.target in ARITHMETIC and not _is_decomposition(program, node))
+    return node.target not in TRIVIAL_STEPS or (node.target in SCALE_AND_SHIFT and not _is_decomposition(program, node))
 
 
 def _is_floating(node: fx.Node) -> bool:
@@ -224,8 +218,6 @@ def _shared_by_parents(model: Model) -> list[str]:
             parents.setdefault(source.modules, {})[path.rpartition(".")[0]] = layer.name
     return [name for names in parents.values() if len(names) > 1 for name in names.values()]
 
-
-ARITHMETIC = frozenset((aten.mul.Tensor, aten.add.Tensor))
 
 REMARKS = (
     Remark(

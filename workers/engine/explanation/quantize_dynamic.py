@@ -6,9 +6,7 @@ module of the call is replaced. A reason next to it says why the replacement doe
 
 from __future__ import annotations
 
-import operator
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from fewbit.contract.resources import Reason
 from fewbit.runtime.kernels import MAX_IN_FEATURES
 from fewbit.runtime.program import rank
 from workers.engine.graph.layers import Layer
+from workers.engine.graph.ops import PARTS_AND_VIEWS
 from workers.engine.graph.program import layer_path, module_classes
 from workers.engine.graph.source_lines import Frame, frames
 
@@ -395,7 +394,7 @@ def _is_computed_weight(layer: Layer) -> bool:
         return True
     operand = layer.uses[0].operands[0]
     while operand.op == "call_function":
-        if operand.target not in VIEWS:
+        if operand.target not in PARTS_AND_VIEWS:
             return True
         operand = operand.all_input_nodes[0]
     return False
@@ -453,16 +452,3 @@ def _other_operator(layer: Layer) -> Reason:
 
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _views() -> Iterator[Any]:
-    aten = torch.ops.aten
-    yield from (aten.numpy_T.default, aten.mT.default)
-    yield from (aten.t.default, aten.permute.default, aten.transpose.int, aten.detach.default, aten.alias.default)
-    yield from (aten.view.default, aten.reshape.default, aten.expand.default, aten.unsqueeze.default)
-    yield from (aten.clone.default, aten.to.dtype, aten._to_copy.default, aten.contiguous.default, aten.select.int)
-    yield from (aten.slice.Tensor, aten.squeeze.dim, aten._unsafe_view.default, aten.to.dtype_layout)
-    yield from (aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int, aten.chunk.default)
-
-
-VIEWS = frozenset((*_views(), operator.getitem))

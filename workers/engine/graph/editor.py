@@ -22,7 +22,7 @@ from workers.engine.graph.torch_internals import (
     fake_mode_of,
     fake_tensor,
 )
-from workers.engine.graph.tracing import Number, TensorFunction, keeps_first_argument, traced
+from workers.engine.graph.tracing import ELEMENTWISE, Number, TensorFunction, traced
 
 aten = torch.ops.aten
 
@@ -121,7 +121,7 @@ class GraphEditor:
         keywords: Any = fx.node.map_arg(dict(step.kwargs), copies.__getitem__)
         if step.target is aten.to.dtype:
             return self.cast(like, *arguments)
-        if arguments[0] in made and not keywords and keeps_first_argument(step):
+        if arguments[0] in made and not keywords and step.meta[ELEMENTWISE]:
             return self.call_elementwise(step.target, *arguments)
         return self.call(like, step.target, *arguments, **keywords)
 

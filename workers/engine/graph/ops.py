@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -50,6 +51,16 @@ GROUPED_PRODUCT = "transformers.grouped_mm_fallback.default"
 KNOWN_NAMESPACES = frozenset(("aten", "prim", "prims", "higher_order", "quantized_decomposed"))
 """Operators of any other are custom ones, of which nothing is known."""
 
+PLAIN_PRODUCTS = frozenset((aten.mm.default, aten.matmul.default))
+GEMMS = PLAIN_PRODUCTS | {aten.linear.default, aten.addmm.default, aten.bmm.default}
+BIAS_THIRD = CONVOLUTIONS | {aten.linear.default}
+"""Layers whose third argument is the bias."""
+
+PRODUCERS: dict[Any, tuple[int, int]] = {
+    aten.layer_norm.default: (2, 1), aten.native_layer_norm.default: (2, 1), aten.linear.default: (1, 2),
+}  # fmt: skip
+"""Calls whose result is divided by dividing their weight and bias: the position of the two, and the weight's rank."""
+
 # --- Views and what passes values on ---
 
 SAME_MEMORY = frozenset((aten.detach.default, aten.alias.default, aten.detach_.default))
@@ -73,6 +84,27 @@ EXPANSIONS = frozenset((
 
 OVERLAPPING = frozenset((aten.unfold.default, aten.as_strided.default))
 """Views whose elements may share memory, besides those with a stride of 0."""
+
+PARTS_AND_VIEWS = VIEWS | {
+    aten.numpy_T.default, aten.mT.default, aten.view.default, aten.reshape.default, aten.expand.default,
+    aten.unsqueeze.default, aten.clone.default, aten.to.dtype, aten._to_copy.default, aten.contiguous.default,
+    aten.select.int, aten.slice.Tensor, aten.squeeze.dim, aten._unsafe_view.default, aten.to.dtype_layout,
+    aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int, aten.chunk.default, operator.getitem,
+}  # fmt: skip
+"""What gives a tensor again, a part of it, or a copy."""
+
+CHANNELWISE = frozenset((aten.contiguous.default, aten.clone.default, aten.relu.default))
+"""What a positive factor of a channel passes through."""
+
+SCALE_AND_SHIFT = frozenset((aten.mul.Tensor, aten.add.Tensor))
+TRIVIAL_STEPS = SCALE_AND_SHIFT | {
+    aten.t.default, aten.view.default, aten.reshape.default, aten.expand.default, aten.permute.default,
+    aten.unsqueeze.default, aten.squeeze.dim, aten._to_copy.default, aten.clone.default, aten.to.dtype,
+    aten.detach.default, aten.alias.default,
+}  # fmt: skip
+"""What decompositions write around a layer."""
+
+SCALAR_ADDS = frozenset((aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.rsub.Scalar))
 
 PASSING = frozenset((
     aten.dropout.default, aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.clone.default,

@@ -17,6 +17,9 @@ PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 7
 STAND_INS = (0.37411, 0.61057, 0.82193, 0.93481)
 """What numbers are while a function is traced; none of them is a constant of any function."""
 
+ELEMENTWISE = "fewbit_elementwise"
+"""In the metadata of a traced call: whether its result has the shape and dtype of its first argument."""
+
 TensorFunction = Callable[..., Any]
 Prototype = tuple[tuple[int, ...], torch.dtype]
 Function = TypeVar("Function", bound=TensorFunction)
@@ -62,6 +65,7 @@ def _traced(
     places = {value: Number(name) for name, value in stand_ins.items()}
     for step in graph.nodes:
         step.args = tuple(places.get(given, given) if isinstance(given, float) else given for given in step.args)
+        step.meta[ELEMENTWISE] = _keeps_first_argument(step)
     return graph
 
 
@@ -77,8 +81,7 @@ def _prototypes(values: list[torch.Tensor], exact: bool) -> tuple[Prototype, ...
     return tuple((tuple(map(size_of, value.shape)), value.dtype) for value in values)
 
 
-def keeps_first_argument(step: fx.Node) -> bool:
-    """Whether the result of this traced call has the shape and dtype of its first argument, element by element."""
+def _keeps_first_argument(step: fx.Node) -> bool:
     first = step.args[0] if step.args else None
     if not isinstance(first, fx.Node) or not is_operator(step.target) or torch.Tag.pointwise not in step.target.tags:
         return False

@@ -76,6 +76,18 @@ def test_every_new_node_says_what_it_gives(program: Program, scheme: PerToken) -
             assert fakes[node].dtype is node.meta["val"].dtype
 
 
+def test_the_result_of_a_view_with_gaps_has_none(program: Program) -> None:
+    """Strides are of what the call gives, not of the view it reads."""
+    editor = GraphEditor(program)
+    doubled = editor.graph.find_nodes(op="call_function", target=torch.ops.aten.mul.Tensor)[0]
+    numbers = {"scale": 0.02, "zero_point": 128.0, "qmin": 0.0, "qmax": 255.0}
+    with editor.graph.inserting_before(after(doubled)):
+        view = editor.call(doubled, torch.ops.aten.select.int, doubled, 1, 0)
+        result = editor.insert(doubled, quantize_at, view, numbers=numbers)
+    assert view.meta["val"].stride() == (48, 1)
+    assert result.meta["val"].stride() == (8, 1)
+
+
 def test_a_function_of_several_results_gives_as_many_nodes(program: Program) -> None:
     editor = GraphEditor(program)
     doubled = editor.graph.find_nodes(op="call_function", target=torch.ops.aten.mul.Tensor)[0]
