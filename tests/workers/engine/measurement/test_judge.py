@@ -121,6 +121,26 @@ def test_artifacts_are_held_against_the_upload_not_against_what_the_engine_took_
     assert after == before
 
 
+def test_a_repaired_model_is_held_against_the_upload_with_the_same_repair(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Perceptron()
+    model.second.weight.data[1, 1] = float("nan")
+    rows, repair = {"x": torch.randn(64, 16).numpy()}, {"non_finite": "repair"}
+    run = run_engine(
+        tmp_path, model, (torch.randn(2, 16),), rows, artifacts=KINDS, report={"latency": False}, weights=repair
+    )
+    model.second.weight.data[1, 1] = 0.0
+    floats = model(torch.from_numpy(rows["x"])).detach().numpy()
+    assert np.allclose(np.load(run.folder / "float.npy"), floats, atol=1e-5)
+    assert {artifact.kind for artifact in run.report.artifacts} == set(KINDS)
+    np.save(run.folder / "float.npy", floats + 1)
+    np.save(run.folder / "expected.npy", np.load(run.folder / "expected.npy") + 1)
+    report = judged_again(run)
+    assert np.allclose(np.load(run.folder / "float.npy"), floats, atol=1e-5)
+    before, after = ({file.name: file.output for file in told.artifacts} for told in (run.report, report))
+    assert after == before
+
+
 def save_with_second_doubled(reference: Reference, path: Path) -> tuple[Call, ...]:
     layers = tuple(
         layer.model_copy(update={"alpha": 2.0}) if layer.name == "second" else layer
