@@ -132,3 +132,14 @@ OUTPUT_CHANNEL_AXIS: dict[Any, int] = {
     aten.linear.default: 0, **dict.fromkeys(PLAIN_CONVOLUTIONS, 0), **dict.fromkeys(TRANSPOSED_CONVOLUTIONS, 1),
 }  # fmt: skip
 """Of the weight of each call that a batch norm can be folded into."""
+
+# --- Random numbers, by base name ---
+
+DRAWS = frozenset((
+    "rand", "rand_like", "randn", "randn_like", "randint", "randint_like", "randperm", "bernoulli", "normal",
+    "normal_functional", "multinomial", "poisson", "binomial", "uniform", "exponential", "geometric", "cauchy",
+    "log_normal", "random", "_standard_gamma", "_sample_dirichlet", "rand_and_normalize",
+))  # fmt: skip
+DRAWS_IN_TRAINING = frozenset((
+    "dropout", "native_dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "rrelu",
+))  # fmt: skip

@@ -7,16 +7,8 @@ from collections.abc import Iterator
 from torch import fx
 
 from fewbit.runtime.program import Program, argument
+from workers.engine.graph.ops import DRAWS, DRAWS_IN_TRAINING
 from workers.engine.graph.torch_internals import base_name, is_operator
-
-DRAWS = frozenset((
-    "rand", "rand_like", "randn", "randn_like", "randint", "randint_like", "randperm", "bernoulli", "normal",
-    "normal_functional", "multinomial", "poisson", "binomial", "uniform", "exponential", "geometric", "cauchy",
-    "log_normal", "random", "_standard_gamma", "_sample_dirichlet", "rand_and_normalize",
-))  # fmt: skip
-DRAWS_IN_TRAINING = frozenset((
-    "dropout", "native_dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "rrelu",
-))  # fmt: skip
 
 
 def random_draws(program: Program) -> tuple[fx.Node, ...]:
