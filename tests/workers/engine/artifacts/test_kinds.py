@@ -46,18 +46,18 @@ def held_tensors(path: Path) -> list[torch.Tensor]:
     """Every tensor that the TorchScript program reads, packed int8 weights aside."""
     module = torch.jit.load(path)
     held = (getattr(module, name) for name in set(re.findall(r"self\.(c\d+_\w+)", module.code)))
-    return [each for each in held if isinstance(each, torch.Tensor)]
+    return [value for value in held if isinstance(value, torch.Tensor)]
 
 
 def test_an_all_linear_model_is_at_most_0_30_of_its_float_weights(mlp: EngineRun) -> None:
-    weights = sum(each.numel() * 4 for each in models.mlp().parameters())
+    weights = sum(parameter.numel() * 4 for parameter in models.mlp().parameters())
     assert mlp.artifact("model.ts.pt").stat().st_size <= 0.30 * weights
 
 
 def test_no_float_copy_of_a_quantized_weight_is_left_in_torchscript(attention: EngineRun) -> None:
     floats = held_tensors(attention.artifact("model.ts.pt"))
     assert floats
-    assert max(each.dim() for each in floats) == 1
+    assert max(value.dim() for value in floats) == 1
     with zipfile.ZipFile(attention.artifact("model.ts.pt")) as archive:
         data = sum(entry.file_size for entry in archive.infolist() if "/data/" in entry.filename)
     int8 = sum(row.shape[0] * row.shape[1] for row in attention.report.layers)
@@ -67,7 +67,7 @@ def test_no_float_copy_of_a_quantized_weight_is_left_in_torchscript(attention: E
 def test_no_float_copy_of_a_quantized_weight_is_left_in_pt2(attention: EngineRun) -> None:
     exported = torch.export.load(attention.artifact("model.pt2"))
     held = {**exported.state_dict, **exported.constants}
-    assert {each.dtype for each in held.values() if each.dim() == 2 and each.shape[1] > 1} == {torch.int8}
+    assert {value.dtype for value in held.values() if value.dim() == 2 and value.shape[1] > 1} == {torch.int8}
     assert not any(row.name and f"{row.name}.weight" in held for row in attention.report.layers)
 
 
@@ -97,7 +97,7 @@ def test_a_sample_gets_the_same_answer_whatever_else_is_in_its_batch(attention: 
     x[7] *= 100
     with torch.no_grad():
         together = run([x])[0]
-        alone = torch.cat([run([each.unsqueeze(0)])[0] for each in x])
+        alone = torch.cat([run([sample.unsqueeze(0)])[0] for sample in x])
     assert torch.allclose(together, alone, atol=1e-5)
 
 
@@ -119,7 +119,7 @@ def test_dict_outputs_and_several_inputs_keep_their_form(tmp_path: Path) -> None
     example = (torch.randn(2, 8), torch.ones(2, 8, dtype=torch.bool))
     run = run_engine(tmp_path, models.Structured(), example)
     outputs = torch.jit.load(run.artifact("model.ts.pt"))(torch.randn(3, 8), torch.ones(3, 8, dtype=torch.bool))
-    assert {name: tuple(each.shape) for name, each in outputs.items()} == {"logits": (3, 4), "hidden": (3, 8)}
+    assert {name: tuple(output.shape) for name, output in outputs.items()} == {"logits": (3, 4), "hidden": (3, 8)}
     module = torch.export.load(run.artifact("model.pt2")).module()
     outputs = module(torch.randn(3, 8), torch.ones(3, 8, dtype=torch.bool))
     assert set(outputs) == {"logits", "hidden"}
@@ -149,7 +149,9 @@ def test_int8_stays_close_to_float_in_every_situation(model: nn.Module, example:
     assert quantizable
     assert all(row.quantized and row.executed for row in quantizable)
     assert all(row.executed == KERNEL for row in quantizable if row.scheme.activations)  # type: ignore[union-attr]
-    told = [each for each in run.report.findings if each.severity != "info" and each.code != "slower-than-float"]
+    told = [
+        finding for finding in run.report.findings if finding.severity != "info" and finding.code != "slower-than-float"
+    ]
     assert not told  # how fast it is depends on what else this machine does
 
 

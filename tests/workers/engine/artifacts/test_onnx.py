@@ -85,12 +85,12 @@ def kernels(path: Path, folder: Path) -> Counter[str]:
 
 def answers(run: EngineRun, *inputs: Tensor) -> np.ndarray:
     session = onnxruntime.InferenceSession(run.artifact("model.onnx"), providers=["CPUExecutionProvider"])
-    given = {each.name: value.numpy() for each, value in zip(session.get_inputs(), inputs, strict=True)}
+    given = {declared.name: value.numpy() for declared, value in zip(session.get_inputs(), inputs, strict=True)}
     return np.asarray(session.run(None, given)[0])
 
 
 def sqnr_of(run: EngineRun, kind: str) -> float:
-    output = next(each.output for each in run.report.artifacts if each.kind == kind)
+    output = next(artifact.output for artifact in run.report.artifacts if artifact.kind == kind)
     assert output is not None
     return output.sqnr_db
 
@@ -126,11 +126,13 @@ def test_int4_weights_stay_int4_in_the_file_and_in_memory(tmp_path: Path) -> Non
         tmp_path, models.mlp(), (torch.randn(2, 64),), method="weight_only", weights=GROUPS_OF_32, artifacts=["onnx"],
         threads=1,
     )  # fmt: skip
-    weights = {each.data_type for each in onnx.load(run.artifact("model.onnx")).graph.initializer if len(each.dims) > 1}
+    weights = {
+        weight.data_type for weight in onnx.load(run.artifact("model.onnx")).graph.initializer if len(weight.dims) > 1
+    }
     assert onnx.TensorProto.INT4 in weights
     assert kernels(run.artifact("model.onnx"), tmp_path)["MatMulNBits"] == 3
     assert run.artifact("model.onnx").stat().st_size < 0.25 * sum(
-        4 * each.numel() for each in models.mlp().parameters()
+        4 * parameter.numel() for parameter in models.mlp().parameters()
     )
 
 
@@ -141,14 +143,14 @@ def test_equal_weights_are_stored_once_in_int4(tmp_path: Path) -> None:
         tmp_path, model, (torch.randn(2, 32),), method="weight_only", weights=GROUPS_OF_32, artifacts=BOTH, threads=1
     )
     held = onnx.load(run.artifact("model.onnx")).graph.initializer
-    assert [each.data_type for each in held if tuple(each.dims) == (32, 32)] == [onnx.TensorProto.INT4]
+    assert [weight.data_type for weight in held if tuple(weight.dims) == (32, 32)] == [onnx.TensorProto.INT4]
     assert sqnr_of(run, "onnx") > sqnr_of(run, "pt2") - 1
 
 
 def test_a_small_weight_stays_in_integers(tmp_path: Path) -> None:
     run = run_engine(tmp_path, nn.Linear(16, 8), (torch.randn(2, 16),), method="weight_only", artifacts=["onnx"])
     held = onnx.load(run.artifact("model.onnx")).graph.initializer
-    assert [each.data_type for each in held if sorted(each.dims) == [8, 16]] == [onnx.TensorProto.INT8]
+    assert [weight.data_type for weight in held if sorted(weight.dims) == [8, 16]] == [onnx.TensorProto.INT8]
 
 
 def test_int4_tables_are_gathered_packed(tmp_path: Path) -> None:
@@ -159,7 +161,7 @@ def test_int4_tables_are_gathered_packed(tmp_path: Path) -> None:
     )  # fmt: skip
     assert sqnr_of(run, "onnx") > sqnr_of(run, "pt2") - 1
     held = onnx.load(run.artifact("model.onnx")).graph.initializer
-    assert onnx.TensorProto.UINT8 in {each.data_type for each in held if tuple(each.dims) == (64, 16)}
+    assert onnx.TensorProto.UINT8 in {weight.data_type for weight in held if tuple(weight.dims) == (64, 16)}
 
 
 def test_weights_that_are_integers_only_in_store_lose_nothing_more(tmp_path: Path) -> None:
@@ -185,29 +187,29 @@ def test_it_is_as_close_to_float_as_the_reference(
     method: str, model: nn.Module, example: Tensor, tmp_path: Path
 ) -> None:
     run = run_engine(tmp_path, model, (example,), method=method, artifacts=BOTH, threads=1)
-    assert [each.kind for each in run.report.artifacts] == BOTH
+    assert [artifact.kind for artifact in run.report.artifacts] == BOTH
     assert sqnr_of(run, "onnx") > sqnr_of(run, "pt2") - 1
 
 
 def test_no_weight_is_stored_in_float(tmp_path: Path) -> None:
     run = run_engine(tmp_path, models.mlp(), (torch.randn(2, 64),), artifacts=["onnx"], threads=1)
     held = onnx.load(run.artifact("model.onnx")).graph.initializer
-    assert {each.data_type for each in held if len(each.dims) > 1} == {onnx.TensorProto.INT8}
+    assert {weight.data_type for weight in held if len(weight.dims) > 1} == {onnx.TensorProto.INT8}
 
 
 def test_a_table_tied_to_the_head_is_stored_once(tmp_path: Path) -> None:
     run = run_engine(tmp_path, models.Tied(), (torch.zeros(3, 5, dtype=torch.long),), artifacts=["onnx"], threads=1)
     held = onnx.load(run.artifact("model.onnx")).graph.initializer
-    assert [tuple(each.dims) for each in held if each.data_type == onnx.TensorProto.INT8 and len(each.dims) > 1] == [
-        (32, 8)
-    ]
+    assert [
+        tuple(weight.dims) for weight in held if weight.data_type == onnx.TensorProto.INT8 and len(weight.dims) > 1
+    ] == [(32, 8)]
 
 
 def test_inputs_have_the_names_of_the_arguments_and_any_batch_goes(tmp_path: Path) -> None:
     example = (torch.randn(2, 8), torch.ones(2, 8, dtype=torch.bool))
     run = run_engine(tmp_path, models.Structured(), example, artifacts=["onnx"], threads=1)
     session = onnxruntime.InferenceSession(run.artifact("model.onnx"), providers=["CPUExecutionProvider"])
-    assert [each.name for each in session.get_inputs()] == ["x", "mask"]
+    assert [declared.name for declared in session.get_inputs()] == ["x", "mask"]
     for batch in (1, 7):
         assert answers(run, torch.randn(batch, 8), torch.ones(batch, 8, dtype=torch.bool)).shape == (batch, 4)
 
@@ -216,7 +218,7 @@ def test_a_sample_gets_the_same_answer_whatever_else_is_in_its_batch(tmp_path: P
     run = run_engine(tmp_path, models.mlp(), (torch.randn(2, 64),), artifacts=["onnx"], threads=1)
     x = torch.randn(9, 64)
     x[4] *= 100
-    alone = np.concatenate([answers(run, each.unsqueeze(0)) for each in x])
+    alone = np.concatenate([answers(run, sample.unsqueeze(0)) for sample in x])
     np.testing.assert_allclose(answers(run, x), alone, rtol=1e-5, atol=1e-5)
 
 
@@ -243,11 +245,11 @@ def test_what_onnx_cannot_express_is_named_and_the_rest_is_delivered(
     model: nn.Module, example: Tensor, named: str, tmp_path: Path
 ) -> None:
     run = run_engine(tmp_path, model, (example,), artifacts=BOTH, threads=1)
-    finding = next(each for each in run.report.findings if each.code == "artifact-not-written")
+    finding = next(row for row in run.report.findings if row.code == "artifact-not-written")
     assert "model.onnx" in finding.message
     assert named in finding.message
     assert ".." not in finding.message
-    assert [each.kind for each in run.report.artifacts] == ["pt2"]
+    assert [artifact.kind for artifact in run.report.artifacts] == ["pt2"]
     assert not run.artifact("model.onnx").exists()
 
 

@@ -85,7 +85,7 @@ def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
     manifest, tensors = stored(make(tmp_path, models.Tied(), torch.zeros(3, 5, dtype=torch.long)))
     assert len(manifest.layers) == 2
     assert len({layer.weights[0].values for layer in manifest.layers.values()}) == 1
-    assert sum(each.dtype == np.int8 and each.size == 32 * 8 for each in tensors.values()) == 1
+    assert sum(tensor.dtype == np.int8 and tensor.size == 32 * 8 for tensor in tensors.values()) == 1
 
 
 def test_one_changed_scale_is_found_and_its_layer_named(tmp_path: Path) -> None:

@@ -35,9 +35,14 @@ OTHER_VALUES: tuple[Any, ...] = (None, [], {}, 7, -1, "s0 * s1", {"as_int": 3}, 
 @pytest.mark.parametrize("name", SITUATIONS)
 def test_every_program_is_read_as_torch_reads_it(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    each = SITUATIONS[name]
+    situation = SITUATIONS[name]
     file = export(
-        each.build().eval(), each.example(), tmp_path / "model.pt2", each.dynamic, each.keywords, each.decompose
+        situation.build().eval(),
+        situation.example(),
+        tmp_path / "model.pt2",
+        situation.dynamic,
+        situation.keywords,
+        situation.decompose,
     ).read_bytes()
     ours, torchs = read_exported(io.BytesIO(file)), torch.export.load(io.BytesIO(file))
     assert described(ours) == described(torchs)
@@ -78,9 +83,9 @@ def damage(description: Any, chance: random.Random) -> None:
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, each in items:
+    for key, item in items:
         yield value, key
-        yield from places(each)
+        yield from places(item)
 
 
 def with_description(path: Path, change: Callable[[Any], None]) -> bytes:
@@ -101,7 +106,7 @@ def described(program: ExportedProgram) -> list[Any]:
     """All that a program says, in values that compare."""
     nodes = [
         (node.name, node.op, str(node.target), str(node.args), str(node.kwargs),
-         [value_described(each) for each in pytree.tree_leaves(node.meta.get("val"))],
+         [value_described(leaf) for leaf in pytree.tree_leaves(node.meta.get("val"))],
          str(node.meta.get("nn_module_stack")))
         for node in program.graph.nodes
     ]  # fmt: skip

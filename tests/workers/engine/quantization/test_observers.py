@@ -22,7 +22,7 @@ from workers.engine.quantization.observers import (
 from workers.errors import EngineError
 
 RANGES: tuple[Any, ...] = ("minmax", "moving_average", "histogram", "mse", "entropy", {"percentile": 99.9})
-ORDERLESS = tuple(each for each in RANGES if each != "moving_average")
+ORDERLESS = tuple(range_ for range_ in RANGES if range_ != "moving_average")
 
 
 def watching(range_: Any, *batches: Tensor) -> Observer:
@@ -115,7 +115,7 @@ def test_mse_is_within_two_percent_of_the_best_bounds_there_are(name: str, reduc
 @pytest.mark.parametrize("name", signals())
 def test_histogram_is_never_worse_than_minmax(name: str) -> None:
     x = signals()[name]
-    found, widest = (error(x, watching(each, x).qparams("uint8", True)) for each in ("histogram", "minmax"))
+    found, widest = (error(x, watching(name, x).qparams("uint8", True)) for name in ("histogram", "minmax"))
     assert found <= widest * 1.02
 
 
@@ -161,9 +161,9 @@ def published_divergence(counts: list[float], size: int) -> float:
     reference = [*counts[: size - 1], sum(counts[size - 1 :])]
     candidate = [0.0] * size
     for level in range(128):
-        members = [each for each in range(size) if each * 128 // size == level and reference[each]]
-        for each in members:
-            candidate[each] = sum(counts[other] for other in members) / len(members)
+        members = [bin_ for bin_ in range(size) if bin_ * 128 // size == level and reference[bin_]]
+        for bin_ in members:
+            candidate[bin_] = sum(counts[other] for other in members) / len(members)
     total, kept = sum(reference), sum(candidate)
     pairs = [(p / total, max(q / kept, 1e-12)) for p, q in zip(reference, candidate, strict=True) if p]
     return sum(p * math.log(p / q) for p, q in pairs)

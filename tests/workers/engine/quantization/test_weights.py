@@ -68,7 +68,7 @@ def test_per_group_splits_the_longest_axis_summed_over(layout: str) -> None:
     quantized = quantize_weight(weight, asked(dtype="int4", granularity="per_group", group_size=8), reduce)
     axis = reduce[0]
     assert (quantized.axis, quantized.group_size) == (axis, 8)
-    others = tuple(each for each in reduce if each != axis)
+    others = tuple(dim for dim in reduce if dim != axis)
     for group, members in enumerate(weight.split(8, axis)):
         largest = members.abs().amax((axis, *others), keepdim=True)
         assert quantized.scale.narrow(axis, group, 1).equal(largest / 7)
