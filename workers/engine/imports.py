@@ -21,6 +21,7 @@ LATER = (
     "safetensors.torch",
     "scipy.special",
     "torch._export.converter",
+    "torchmetrics.functional",
     "torchmetrics.functional.classification",
     "torchmetrics.functional.regression",
     "transformers.integrations.moe",

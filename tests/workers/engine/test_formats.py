@@ -175,7 +175,7 @@ def test_missing_weights_are_named_and_not_made_up(tmp_path: Path) -> None:
         ({"architectures": ["NoSuchModel"]}, "NoSuchModel"),
         ({"architectures": ["AutoModel"]}, "AutoModel"),
         ({"architectures": ["Trainer"]}, "Trainer"),
-        ({"architectures": ["GPT2Model"]}, "no 'bert' model"),
+        ({"architectures": ["GPT2Model"]}, "not a 'bert' model"),
         ({"vocab_size": 7}, "cannot load"),
     ],
 )
