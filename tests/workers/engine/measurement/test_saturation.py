@@ -93,8 +93,20 @@ def test_any_worker_quantizes_for_a_target_without_vnni(method: str, tmp_path: P
 
 
 def test_full_range_for_the_wrong_cpu_is_not_delivered(tmp_path: Path) -> None:
-    """Which also shows that the CPU made here saturates."""
+    """Which also shows that the CPU made here saturates. The portable .pt2 computes in float, and is delivered."""
     task(tmp_path, method="static", target="vnni")
+    done = without_vnni(tmp_path, "convert", "verify")
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = Report.model_validate_json((tmp_path / "report.json").read_bytes())
+    assert [artifact.kind for artifact in report.artifacts] == ["pt2"]
+    assert not (tmp_path / "out" / "model.ts.pt").exists()
+    assert any(
+        finding.code == "artifact-not-written" and "model.ts.pt" in finding.message for finding in report.findings
+    )
+
+
+def test_a_job_of_which_nothing_is_right_fails(tmp_path: Path) -> None:
+    task(tmp_path, method="static", target="vnni", artifacts=["torchscript"])
     done = without_vnni(tmp_path, "convert", "verify")
     assert done.returncode != 0
     assert "verification-failed" in done.stderr
