@@ -82,9 +82,9 @@ def create_app(settings: ServiceSettings | None = None, store: StoreSettings | N
         redirect_slashes=False,
         exception_handlers={HTTPException: refuse, RequestValidationError: refuse},
     )
-    for room in ROUTERS:
+    for endpoints in ROUTERS:
         # Not include_router: the routes are flat as they are, and each nested router is one more match per request.
-        app.router.routes.extend(room.router.routes)
+        app.router.routes.extend(endpoints.router.routes)
     app.add_middleware(KeyAuth, digests=service_settings.key_digests if service_settings.auth == "on" else None)
     app.add_middleware(Bounds, hosts=service_settings.host_names, idle_s=service_settings.idle_s)
     app.add_middleware(Envelope)

@@ -19,7 +19,7 @@ from workers.engine.artifacts.onnx import load_onnx, save_onnx
 from workers.engine.artifacts.pt2 import save_pt2
 from workers.engine.artifacts.safetensors import check_safetensors, save_safetensors
 from workers.engine.artifacts.torchscript import save_torchscript
-from workers.engine.graph.pt2_reader import fast_reading, read_exported
+from workers.engine.graph.pt2_reader import fast_reading, read_exported_file
 from workers.engine.graph.torch_internals import pytree
 from workers.engine.quantization.reference import Reference
 
@@ -57,9 +57,7 @@ def load_torchscript(path: Path) -> Run:
 
 
 def load_pt2(path: Path) -> Run:
-    with path.open("rb") as file:
-        exported = read_exported(file)
-    return run_exported(exported)
+    return run_exported(read_exported_file(path))
 
 
 def run_exported(exported: ExportedProgram) -> Run:

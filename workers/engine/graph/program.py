@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 from fewbit.contract.resources import InputSignature
 from fewbit.runtime.program import Program, program_of
-from workers.engine.graph.pt2_reader import read_exported
+from workers.engine.graph.pt2_reader import read_exported_file
 from workers.engine.graph.torch_internals import SCHEMA_VERSION
 from workers.errors import EngineError, first_line
 
@@ -24,8 +24,7 @@ def load(path: Path) -> Program:
     """Read a ``.pt2``. Raises ``EngineError('invalid-model')`` when it is none this torch can read."""
     _require_schema(path)
     try:
-        with path.open("rb") as file:
-            exported = read_exported(file)
+        exported = read_exported_file(path)
     except Exception as error:  # torch raises many kinds here; the file is the user's, so all are theirs to fix
         raise EngineError(
             "invalid-model", f"torch {torch.__version__} cannot load this .pt2: {first_line(error)}"

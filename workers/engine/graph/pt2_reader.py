@@ -11,6 +11,7 @@ import functools
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 from unittest.mock import patch
 
@@ -31,6 +32,12 @@ def read_exported(file: IO[bytes]) -> ExportedProgram:
     """``torch.export.load``: raises what it raises."""
     with fast_reading():
         return torch.export.load(file)
+
+
+def read_exported_file(path: Path) -> ExportedProgram:
+    """The same of a file, whatever its name ends in: torch warns of a path that does not end in ``.pt2``."""
+    with path.open("rb") as file:
+        return read_exported(file)
 
 
 @contextmanager

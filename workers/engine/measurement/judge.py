@@ -21,10 +21,11 @@ from fewbit.contract.report import Finding
 from workers.engine.artifacts.kinds import KINDS, Run, run_exported
 from workers.engine.data import Data
 from workers.engine.draft import Draft
-from workers.engine.graph.pt2_reader import read_exported
+from workers.engine.graph.pt2_reader import read_exported_file
 from workers.engine.measurement.parting import parting_layer
 from workers.engine.measurement.verification import (
     AGREEMENT_DB,
+    AnswersDiffer,
     LoadedArtifacts,
     MeasuredArtifact,
     Rows,
@@ -99,7 +100,7 @@ def _measure_all(
         try:
             measured[kind] = measure_artifact(kind, artifacts, draft, data, standard, advance_kind)
         except EngineError as error:
-            rejected[kind] = Rejection(error.detail, disagrees=" dB from float" in error.detail)
+            rejected[kind] = Rejection(error.detail, disagrees=isinstance(error, AnswersDiffer))
     return measured, rejected
 
 
@@ -148,7 +149,7 @@ def _upload_rows(path: Path, draft: Draft, data: Data) -> Iterator[Rows]:
 
 
 def _load_upload(path: Path, repaired: Collection[str]) -> Run:
-    exported = _read_upload(path)
+    exported = read_exported_file(path)
     for value in _weights(exported, repaired):
         with torch.no_grad():
             value.copy_(finite(value))  # in place: the same tensor may have several names
@@ -158,18 +159,13 @@ def _load_upload(path: Path, repaired: Collection[str]) -> Run:
 def _can_repair(path: Path, repaired: Collection[str]) -> bool:
     """Whether the upload holds the repaired weights under the same names, and none is infinite: the engine repairs
     after folding batch norms, and then another number takes the place of infinity."""
-    weights = _weights(_read_upload(path), repaired)
+    weights = _weights(read_exported_file(path), repaired)
     return len(weights) == len(set(repaired)) and not any(bool(torch.isinf(weight).any()) for weight in weights)
 
 
 def _weights(exported: ExportedProgram, names: Collection[str]) -> list[Tensor]:
     values = (exported.state_dict.get(name, exported.constants.get(name)) for name in sorted(set(names)))
     return [value for value in values if isinstance(value, Tensor)]
-
-
-def _read_upload(path: Path) -> ExportedProgram:
-    with path.open("rb") as file:
-        return read_exported(file)
 
 
 # --- The artifacts against one another ---
